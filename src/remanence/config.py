@@ -1,0 +1,146 @@
+"""`MemoryConfig`: the sizes and rules of a memory, under the papers' names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError
+
+_CHOICES = {
+    "tap": ("output", "input"),
+    "write_context": ("last", "pool"),
+    "drop": ("random", "oldest"),
+    "split": ("sentence", "fixed"),
+    "score": ("block", "vector"),
+    "store_dtype": ("float32", "float16", "bfloat16"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Sizes and rules of a memory. The defaults of M+ at 8B are in the papers; these suit a small model.
+
+    Sizes
+        K: vectors a write adds to every layer (M+ §3.1).
+        N: vectors the short-term pool of a layer holds (M+ §3.1). 0 < K <= N.
+        K0: long-term vectors a layer reads for a question (M+ §3.2).
+        chunk_tokens: most tokens written at once, c. K <= c; K = c keeps every token, K < c compresses.
+        window_tokens: most tokens a prompt holds: the text not yet written, the question and the answer.
+        store_tokens: remembered tokens after which the oldest writes leave the long-term store; None keeps all.
+
+    Rules
+        tap: the hidden state of layer l that is kept, its "output" (the papers) or its "input" (verbatim memory).
+        write_context: what a chunk sees while it is written: the "last" K vectors (the papers) or the whole "pool".
+        drop: which vectors leave a full pool: "random" per layer (the papers) or the "oldest".
+        split: where text is cut into chunks: at the last "sentence" end that leaves a chunk of K..c tokens,
+            or "fixed", after exactly c tokens.
+        long_term: keep what the pool drops (M+); False is MemoryLLM.
+        start: every layer reads a start vector first (the papers' `bos_embedding`).
+        offset: a learned vector is added to the last K positions of every layer while writing (the papers).
+
+    Retriever (M+ §3.2; "block" is ours, see docs/method.md)
+        score: "vector" scores each vector by the mean of sigmoids over the question's tokens (the paper);
+            "block" scores a whole write by the mean over the question's tokens of its best key.
+        retriever_dim: width of queries and keys.
+        key_group: neighbouring vectors that share one key (block scores only); K must be a multiple.
+        score_bias: a; clamp(a * (score - best), -8, 0) is added to the attention logits of a memory slot.
+        null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
+
+    Storage
+        store_dtype: number format of long-term vectors and keys.
+        keep_text: keep the text of each write, so that answers can name their sources.
+    """
+
+    K: int = 32
+    N: int = 128
+    K0: int = 128
+    chunk_tokens: int = 64
+    window_tokens: int = 256
+    store_tokens: int | None = None
+
+    tap: str = "output"
+    write_context: str = "last"
+    drop: str = "random"
+    split: str = "sentence"
+    long_term: bool = True
+    start: bool = True
+    offset: bool = True
+
+    score: str = "block"
+    retriever_dim: int = 32
+    key_group: int = 1
+    score_bias: float = 0.0
+    null_slope: float = 0.0
+
+    store_dtype: str = "float32"
+    keep_text: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("K", "N", "chunk_tokens", "window_tokens", "retriever_dim", "key_group"):
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
+                raise ConfigError(f"{name} must be a positive whole number, not {getattr(self, name)!r}.")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")
+        if self.K > self.N:
+            raise ConfigError(
+                f"K = {self.K} new vectors do not fit a short-term pool of N = {self.N}; make N at least K."
+            )
+        if self.K > self.chunk_tokens:
+            raise ConfigError(
+                f"K = {self.K} vectors cannot come from a chunk of {self.chunk_tokens} tokens; "
+                "make chunk_tokens at least K."
+            )
+        if self.K0 < 0 or (self.long_term and self.K0 == 0):
+            raise ConfigError(f"K0 is {self.K0}; a memory with a long-term store must read at least one vector of it.")
+        if self.K % self.key_group or (self.key_group > 1 and self.score == "vector"):
+            raise ConfigError(
+                f"key_group = {self.key_group} needs block scores and must divide K = {self.K}; use 1 or a divisor."
+            )
+        if self.chunk_tokens >= self.window_tokens:
+            raise ConfigError(
+                f"window_tokens = {self.window_tokens} must exceed chunk_tokens = {self.chunk_tokens}: "
+                "text waits in the window until it fills a chunk."
+            )
+        if self.store_tokens is not None and self.store_tokens < self.chunk_tokens:
+            raise ConfigError(f"store_tokens = {self.store_tokens} is less than one chunk; raise it or use None.")
+
+    @property
+    def keys_per_write(self) -> int:
+        """Retriever keys that one write leaves per layer."""
+        return self.K // self.key_group
+
+    @classmethod
+    def verbatim(cls, *, chunk_tokens: int = 64, pool_tokens: int = 1024, **changes: Any) -> MemoryConfig:
+        """Verbatim memory (DESIGN "two ends of one scale"): every token's layer inputs are kept.
+
+        While nothing has left the pool the logits equal those of the plain model with the whole text in context.
+        """
+        settings: dict[str, Any] = dict(
+            K=chunk_tokens, N=pool_tokens, K0=4 * chunk_tokens, chunk_tokens=chunk_tokens,
+            window_tokens=4 * chunk_tokens, tap="input", write_context="pool", drop="oldest", split="fixed",
+            offset=False,
+        )  # fmt: skip
+        return cls(**{**settings, **changes})
+
+    def replace(self, **changes: Any) -> MemoryConfig:
+        """A copy with some fields changed, checked again."""
+        return self.from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MemoryConfig:
+        """The inverse of `to_dict`. Raises `ConfigError` on a field it does not know."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else "."
+                raise ConfigError(f"unknown memory setting {name!r}{hint}")
+        return cls(**values)

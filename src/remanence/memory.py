@@ -1,0 +1,293 @@
+"""One user's memory: the short-term pool θ and the long-term store Θ of every layer. Plain tensor code.
+
+The algorithm (MemoryLLM §3, M+ §3):
+
+1. A write brings K new vectors to every layer; they join the end of the layer's short-term pool.
+2. A pool that would exceed N first lets the excess go: random vectors, drawn for each layer on its own; the others keep
+   their order, so a pool is always in the order of writing.
+3. What a pool lets go is not lost: it moves to the layer's long-term store (in MemoryLLM, `long_term=False`, it is).
+4. For a question, the K0 long-term vectors with the best scores are read, oldest first, before the whole pool.
+
+Vectors are numbered: the k-th vector of write w is *row* w * K + k in every layer. A row is its vector's provenance and
+age, and its place in the long-term store, so a write is one block there and nothing is ever searched for.
+
+Legend:  L layers   W writes   K vectors a write   G keys a write   n vectors in the pool   D hidden size   R key size
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import MemoryConfig
+from .errors import IncompatibleMemory, MemoryCorrupt
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_TRIM_WRITES = 256  # expired writes are cut off the store this many at a time
+
+
+@dataclass(frozen=True)
+class Write:
+    """What is known of one write.
+
+    index: its number, from 0. source: the label it was given. time: seconds since the epoch.
+    first_token: how many tokens were remembered before it. tokens: how many it holds. text: its text, or None.
+    """
+
+    index: int
+    source: str
+    time: float
+    first_token: int
+    tokens: int
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """Tokens that wait in the window until there is a chunk to write: one piece of one source."""
+
+    source: str
+    time: float
+    ids: tuple[int, ...]
+
+
+class Memory:
+    """One user's memory. Handed to a `MemoryModel`; knows tensors, no model and no disk.
+
+    Args:
+        config: sizes and rules.
+        layers: decoder layers, L. width: hidden size, D.
+        model: fingerprint of the model that writes it; another model refuses it.
+        seed: of the random drops, which are the memory's own, so that a saved memory goes on as if never closed.
+        dtype, device: of the short-term pool. The long-term store is in host memory as `config.store_dtype`.
+    """
+
+    def __init__(
+        self,
+        config: MemoryConfig,
+        *,
+        layers: int,
+        width: int,
+        model: str = "",
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, self.layers, self.width, self.model = config, layers, width, model
+        self.pool_LnD = torch.zeros(layers, 0, width, dtype=dtype, device=device)
+        self.pool_rows_Ln = torch.zeros(layers, 0, dtype=torch.long)
+        self.writes: list[Write] = []
+        self.pending: list[Pending] = []
+        self.first_write = 0  # older writes have left the long-term store
+        self._base = 0  # the write at the head of the arrays
+        store = _DTYPES[config.store_dtype]
+        self._vectors_LXD = torch.zeros(layers, 0, width, dtype=store)
+        self._keys_LXR = torch.zeros(layers, 0, config.retriever_dim)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    # Sizes ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def write_count(self) -> int:
+        """Writes so far, W."""
+        return len(self.writes)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in memory, without those pending."""
+        return self.writes[-1].first_token + self.writes[-1].tokens if self.writes else 0
+
+    @property
+    def pending_ids(self) -> list[int]:
+        """The tokens that wait for a write, in order."""
+        return [i for piece in self.pending for i in piece.ids]
+
+    @property
+    def pool_size(self) -> int:
+        """Vectors in each layer's short-term pool, at most N."""
+        return self.pool_LnD.shape[1]
+
+    @property
+    def long_term_size(self) -> int:
+        """Vectors in each layer's long-term store (in the layer that holds the fewest)."""
+        if not self.config.long_term:
+            return 0
+        kept = (self.write_count - self.first_write) * self.config.K
+        in_pool = (self.pool_rows_Ln >= self.first_write * self.config.K).sum(1).max()  # they differ after an expiry
+        return kept - int(in_pool)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of vectors and keys, pool and store."""
+        K, G = self.config.K, self.config.keys_per_write
+        kept = self.write_count - self.first_write if self.config.long_term else 0
+        a_write = K * self.width * self._vectors_LXD.element_size() + G * self._keys_LXR.shape[2] * 4
+        return kept * self.layers * a_write + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
+    def add(self, vectors_LKD: Tensor, keys_LGR: Tensor | None, write: Write) -> None:
+        """Take in one write: grow the pool, let the excess go to the long-term store.
+
+        Args:
+            vectors_LKD: the K new vectors of every layer.
+            keys_LGR: their retriever keys, or None for a memory without a long-term store.
+            write: its record; `write.index` must be `write_count`.
+        """
+        K, N = self.config.K, self.config.N
+        if write.index != self.write_count or vectors_LKD.shape != (self.layers, K, self.width):
+            raise IncompatibleMemory(
+                f"write {write.index} with vectors {tuple(vectors_LKD.shape)} does not continue this memory: expected "
+                f"write {self.write_count} with {(self.layers, K, self.width)}."
+            )
+        rows = torch.arange(write.index * K, (write.index + 1) * K).expand(self.layers, -1)
+        excess = self.pool_size + K - N
+        if self.config.long_term:
+            self._reserve()
+            x = (write.index - self._base) * self.config.keys_per_write
+            if keys_LGR is not None:
+                self._keys_LXR[:, x : x + self.config.keys_per_write] = keys_LGR
+        if excess > 0:
+            self._drop(excess)
+        self.pool_LnD = torch.cat([self.pool_LnD, vectors_LKD.to(self.pool_LnD)], 1)
+        self.pool_rows_Ln = torch.cat([self.pool_rows_Ln, rows], 1)
+        self.writes.append(write)
+        self._expire()
+
+    def _drop(self, excess: int) -> None:
+        """Let `excess` vectors of every layer's pool go."""
+        layers, size = self.pool_rows_Ln.shape
+        if self.config.drop == "oldest":
+            order = torch.arange(size).roll(-excess).expand(layers, -1)
+        else:
+            order = torch.rand(layers, size, generator=self._generator).argsort(1)
+        kept, gone = order[:, : size - excess].sort(1).values, order[:, size - excess :]
+        flat = torch.arange(layers)[:, None] * size
+        pool, rows = self.pool_LnD.flatten(0, 1), self.pool_rows_Ln.flatten()
+        if self.config.long_term:
+            gone_rows = rows[flat + gone] - self._base * self.config.K
+            capacity = self._vectors_LXD.shape[1]
+            at = (gone_rows + torch.arange(layers)[:, None] * capacity)[gone_rows >= 0]  # not what has expired
+            moved = pool.index_select(0, (flat + gone)[gone_rows >= 0].to(pool.device))
+            self._vectors_LXD.view(-1, self.width).index_copy_(0, at, moved.to("cpu", self._vectors_LXD.dtype))
+        self.pool_LnD = pool.index_select(0, (flat + kept).flatten().to(pool.device)).unflatten(0, (layers, -1))
+        self.pool_rows_Ln = rows[flat + kept]
+
+    def _reserve(self) -> None:
+        """Room for one more write in the long-term arrays; they double, so a write costs the same at any size."""
+        needed = self.write_count + 1 - self._base
+        K, G = self.config.K, self.config.keys_per_write
+        if needed * K > self._vectors_LXD.shape[1]:
+            room = max(64, 2 * needed)
+            vectors = self._vectors_LXD.new_zeros(self.layers, room * K, self.width)
+            keys = self._keys_LXR.new_zeros(self.layers, room * G, self._keys_LXR.shape[2])
+            vectors[:, : self._vectors_LXD.shape[1]] = self._vectors_LXD
+            keys[:, : self._keys_LXR.shape[1]] = self._keys_LXR
+            self._vectors_LXD, self._keys_LXR = vectors, keys
+
+    def _expire(self) -> None:
+        """Let the oldest writes leave the long-term store once it holds more than `store_tokens`."""
+        cap = self.config.store_tokens
+        if cap is None:
+            return
+        while self.tokens - self.writes[self.first_write].first_token > cap:
+            self.first_write += 1
+        spare = self.first_write - self._base
+        if self.config.long_term and spare >= _TRIM_WRITES:
+            self._vectors_LXD = self._vectors_LXD[:, spare * self.config.K :].clone()
+            self._keys_LXR = self._keys_LXR[:, spare * self.config.keys_per_write :].clone()
+            self._base = self.first_write
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    def keys(self, layer: int) -> Tensor:
+        """Retriever keys of the writes `first_write` .. W-1 in order [X, R], X = (W - first_write) * G."""
+        G = self.config.keys_per_write
+        return self._keys_LXR[layer, (self.first_write - self._base) * G : (self.write_count - self._base) * G]
+
+    def best_rows(self, layer: int, scores: Tensor) -> Tensor:
+        """Rows of the K0 long-term vectors of a layer with the best scores, oldest first [min(K0, long-term size)].
+
+        Args:
+            layer: index.
+            scores: one a write from `first_write` on (block scores), or one a vector (vector scores).
+        """
+        K = self.config.K
+        wanted = min(self.config.K0, self.long_term_size)
+        if wanted == 0:
+            return torch.zeros(0, dtype=torch.long)
+        first, rows = self.first_write * K, self.pool_rows_Ln[layer]
+        in_pool = torch.zeros((self.write_count - self.first_write) * K, dtype=torch.bool)
+        in_pool[rows[rows >= first] - first] = True
+        if self.config.score == "vector":
+            best = scores.masked_fill(in_pool, -torch.inf).topk(wanted).indices
+        else:
+            # Whole writes, best first, less what is still in the pool. Only writes with vectors in the pool can fall
+            # short of K, so this many are enough.
+            shared = len(torch.unique(rows // K))
+            blocks = scores.topk(min(len(scores), -(-wanted // K) + shared)).indices
+            best = (blocks[:, None] * K + torch.arange(K)).flatten()
+            best = best[~in_pool[best]][:wanted]
+        return best.sort().values + first
+
+    def long_term(self, layer: int, rows: Tensor) -> Tensor:
+        """Long-term vectors by row [len(rows), D]."""
+        return self._vectors_LXD[layer].index_select(0, rows - self._base * self.config.K)
+
+    # As a whole -------------------------------------------------------------------------------------------------------
+
+    def copy(self) -> Memory:
+        """An independent copy; both go on alike from here."""
+        return Memory.from_parts({k: v.clone() for k, v in self.tensors().items()}, self.meta())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that make it whole, with `meta`."""
+        used, G = self.write_count - self._base, self.config.keys_per_write
+        return {
+            "pool": self.pool_LnD,
+            "pool_rows": self.pool_rows_Ln,
+            "vectors": self._vectors_LXD[:, : used * self.config.K],
+            "keys": self._keys_LXR[:, : used * G],
+            "generator": self._generator.get_state(),
+        }
+
+    def meta(self) -> dict[str, Any]:
+        """The plain values that make it whole, with `tensors`; JSON-ready."""
+        return {
+            "config": self.config.to_dict(),
+            "layers": self.layers,
+            "width": self.width,
+            "model": self.model,
+            "first_write": self.first_write,
+            "base": self._base,
+            "writes": [dataclasses.asdict(write) for write in self.writes],
+            "pending": [dataclasses.asdict(piece) for piece in self.pending],
+        }
+
+    @classmethod
+    def from_parts(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Memory:
+        """The inverse of `tensors` and `meta`. Raises `MemoryCorrupt` if they do not fit together."""
+        config = MemoryConfig.from_dict(meta["config"])
+        memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
+        memory.writes = [Write(**write) for write in meta["writes"]]
+        memory.pending = [Pending(p["source"], p["time"], tuple(p["ids"])) for p in meta["pending"]]
+        memory.first_write, memory._base = meta["first_write"], meta["base"]
+        used = (memory.write_count - memory._base) if config.long_term else 0
+        pool = tensors["pool"].shape[1]
+        expected = {
+            "pool": (memory.layers, pool, memory.width),
+            "pool_rows": (memory.layers, pool),
+            "vectors": (memory.layers, used * config.K, memory.width),
+            "keys": (memory.layers, used * config.keys_per_write, config.retriever_dim),
+        }
+        for name, shape in expected.items():
+            if tuple(tensors[name].shape) != shape:
+                raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")
+        memory.pool_LnD, memory.pool_rows_Ln = tensors["pool"], tensors["pool_rows"]
+        memory._vectors_LXD, memory._keys_LXR = tensors["vectors"], tensors["keys"]
+        memory._generator.set_state(tensors["generator"])
+        return memory

@@ -1,0 +1,524 @@
+"""`MemoryModel`: a stock decoder that writes to, and reads from, a memory that is handed to it.
+
+Legend:  B prompts   T tokens   P memory slots   L layers   K vectors a write   D hidden size
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time as clock
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .config import MemoryConfig
+from .errors import ConfigError, IncompatibleMemory, InputError
+from .hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache
+from .memory import Memory, Pending, Write
+from .retriever import Retriever, block_scores, slot_bias, vector_scores
+
+FORMAT = 1
+SETTINGS, WEIGHTS = "remanence.json", "memory.safetensors"
+BUILTIN = Path(__file__).parent / "builtin"
+_SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A past write that an answer read.
+
+    write: its number. score: mean over the layers that read it of (its score - the score of "nothing relevant").
+    layers: how many layers read it. label, time, text: as they were given to `memorize`. where: "long-term",
+    "short-term" or "window" (text that is not written yet; its write is -1 and its score 0).
+    """
+
+    write: int
+    score: float
+    layers: int
+    label: str
+    time: float
+    text: str | None
+    where: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `ask` returns.
+
+    text: the answer. sources: what was read, best first. score: the best source's score, above zero when the retriever
+    found something more relevant than nothing; an application can gate on it. ids: the generated tokens.
+    """
+
+    text: str
+    sources: list[Source]
+    score: float
+    ids: list[int] = field(repr=False)
+
+
+class MemoryModel(nn.Module):
+    """A causal language model with a memory that is an argument, never a part of the weights.
+
+    Args:
+        base: a Hugging Face decoder; its files and classes stay untouched.
+        tokenizer: its tokenizer.
+        config: sizes and rules of the memories it writes.
+        prompt: the text around a question; `{question}` is replaced. None asks with the chat template if there is one.
+        name: what it is called in saved memories.
+
+    Raises:
+        ConfigError: a decoder family that cannot be attached to.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: MemoryConfig,
+        *,
+        prompt: str | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        self.base, self.tokenizer, self.config = base, tokenizer, config
+        self.prompt, self.name = prompt, name or base.config.name_or_path or base.config.model_type
+        self.attachment = Attachment(base)
+        layers, width = len(self.attachment.layers), base.config.hidden_size
+        self.start = nn.Parameter(torch.zeros(layers, width)) if config.start else None
+        self.offset = nn.Parameter(torch.zeros(width)) if config.offset else None
+        self.retriever = Retriever(layers, width, config.retriever_dim)
+        self.to(base.device)
+        if self.start is not None:
+            self._start_as_bos()
+        self._sentence_ends: frozenset[int] | None = None
+        self._fingerprint = ""
+
+    @torch.no_grad()
+    def _start_as_bos(self) -> None:
+        """An untrained start vector is the BOS token's hidden state at each layer, so the attention sink stays."""
+        assert self.start is not None
+        first = self.tokenizer.bos_token_id
+        if first is None:
+            first = self.tokenizer.eos_token_id or 0
+        seen: list[Tensor] = []
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args, kw: seen.append(args[0] if args else kw["hidden_states"]),
+                                            with_kwargs=True)
+            for layer in self.attachment.layers
+        ]  # fmt: skip
+        try:
+            self.attachment.decoder(torch.tensor([[first]], device=self.base.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.start.copy_(torch.stack([hidden[0, 0] for hidden in seen]))
+
+    # Memories ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells this model's memories from other models': a hash over its settings and samples of its weights."""
+        if not self._fingerprint:
+            digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+            for key, value in self.state_dict().items():
+                flat = value.detach().flatten()
+                sample = flat[:: max(1, len(flat) // 256)].float().cpu()
+                digest.update(f"{key}{tuple(value.shape)}".encode() + sample.numpy().tobytes())
+            self._fingerprint = f"{self.name}-{digest.hexdigest()[:16]}"
+        return self._fingerprint
+
+    def new_memory(self, *, seed: int = 0) -> Memory:
+        """An empty memory for this model; `seed` of its random drops."""
+        return Memory(
+            self.config,
+            layers=len(self.attachment.layers),
+            width=self.base.config.hidden_size,
+            model=self.fingerprint,
+            seed=seed,
+            dtype=self.base.dtype,
+            device=self.base.device,
+        )
+
+    def check(self, memory: Memory) -> None:
+        """Raise `IncompatibleMemory` unless this model wrote the memory."""
+        if memory.model != self.fingerprint:
+            raise IncompatibleMemory(
+                f"this memory was written by model {memory.model!r}; this is {self.fingerprint!r}. "
+                "Open it with the model that wrote it, or start a new memory."
+            )
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
+    def memorize(
+        self,
+        memory: Memory,
+        text: str,
+        *,
+        source: str = "",
+        time: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Remember a text of any length. What does not fill a chunk stays verbatim in the window until more comes.
+
+        Args:
+            memory: takes the text.
+            text: any text, also empty.
+            source: a label for answers to name.
+            time: seconds since the epoch; now if None.
+            progress: called with (tokens done, tokens in all) after every write.
+
+        Returns:
+            The number of tokens in the text.
+        """
+        self.check(memory)
+        time = clock.time() if time is None else time
+        ids = tuple(self.tokenizer(text.strip(), add_special_tokens=False, verbose=False).input_ids)
+        if ids:
+            memory.pending.append(Pending(source, time, ids))
+        waiting = memory.pending_ids
+        done, total = 0, len(waiting)
+        try:
+            while len(waiting) - done >= self.config.chunk_tokens:
+                chunk = waiting[done : done + self.config.chunk_tokens]
+                chunk = chunk[: self._cut(chunk)]
+                self._write(memory, chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+        finally:
+            self._take(memory, done)
+        return len(ids)
+
+    def _cut(self, chunk: list[int]) -> int:
+        """Where to end a chunk: after the last sentence end that leaves at least K tokens."""
+        if self.config.split == "sentence":
+            if self._sentence_ends is None:
+                vocabulary = self.tokenizer.get_vocab().items()
+                self._sentence_ends = frozenset(i for token, i in vocabulary if _SENTENCE_END.search(token))
+            for end in range(len(chunk), self.config.K - 1, -1):
+                if chunk[end - 1] in self._sentence_ends:
+                    return end
+        return len(chunk)
+
+    @staticmethod
+    def _take(memory: Memory, count: int) -> None:
+        """Remove the first `count` tokens from what is pending."""
+        while count and memory.pending:
+            piece = memory.pending.pop(0)
+            if len(piece.ids) > count:
+                memory.pending.insert(0, Pending(piece.source, piece.time, piece.ids[count:]))
+            count -= min(count, len(piece.ids))
+
+    def _write(self, memory: Memory, chunk: list[int]) -> None:
+        """Write one chunk; its label and time are those of the text at its beginning."""
+        label = memory.pending[0]
+        ids = torch.tensor([chunk], device=self.base.device)
+        with torch.no_grad():
+            vectors_LKD = torch.cat(self.write_pass(ids, [p[None] for p in self._context(memory)]))
+            keys = self._keys(vectors_LKD) if self.config.long_term else None
+        text = self.tokenizer.decode(chunk).strip() if self.config.keep_text else None
+        memory.add(
+            vectors_LKD,
+            keys,
+            Write(memory.write_count, label.source, label.time, memory.tokens, len(chunk), text),
+        )
+
+    def _context(self, memory: Memory) -> Tensor:
+        """What a chunk sees while it is written: the last K vectors of every layer, or the whole pool [L, n, D]."""
+        pool = memory.pool_LnD
+        return pool[:, -self.config.K :] if self.config.write_context == "last" else pool
+
+    def write_pass(self, ids_BT: Tensor, context: list[Tensor]) -> list[Tensor]:
+        """One write pass (M+ §3.1): the K new vectors of every layer [B, K, D].
+
+        Args:
+            ids_BT: chunks of equal length, at least K.
+            context: per layer, the vectors that the chunks see [B, n, D]; the start vector is put before them.
+        """
+        if ids_BT.shape[1] < self.config.K:
+            raise ConfigError(f"a chunk of {ids_BT.shape[1]} tokens cannot give K = {self.config.K} vectors.")
+        source = VectorSource(self.attachment, [self._with_start(l, c) for l, c in enumerate(context)])
+        cache = WriteCache(source, len(context), self.config.K, self.config.tap, self.offset)
+        with self.attachment.hooks():
+            self.attachment.decoder(ids_BT, past_key_values=cache, use_cache=True)
+        return cache.kept
+
+    def _with_start(self, layer: int, vectors_BnD: Tensor) -> Tensor:
+        if self.start is None:
+            return vectors_BnD
+        return torch.cat([self.start[layer].expand(len(vectors_BnD), 1, -1).to(vectors_BnD.dtype), vectors_BnD], 1)
+
+    def _keys(self, vectors_LKD: Tensor) -> Tensor:
+        """Retriever keys of one write [L, G, R]."""
+        return torch.cat(
+            [
+                self.retriever.keys(layer, self.attachment.norm(layer, vectors[None]).float(), self.config.key_group)
+                for layer, vectors in enumerate(vectors_LKD)
+            ]
+        ).cpu()
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self, memories: Sequence[Memory], asks_BT: Tensor | None = None) -> Iterator[MemoryCache]:
+        """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
+
+        The attention mask then covers `cache.source.length` slots before the prompt (`cache.source.mask()`).
+
+        Args:
+            memories: one per row of the batch.
+            asks_BT: the prompt tokens that query the retriever; all if None.
+        """
+        for memory in memories:
+            self.check(memory)
+        with self.attachment.hooks():
+            yield MemoryCache(ReadSource(self, memories, asks_BT), len(self.attachment.layers))
+
+    @contextmanager
+    def plain(self) -> Iterator[PreTrainedModel]:
+        """The base model as it was, bit for bit."""
+        yield self.base
+
+    def generate(
+        self, memories: Sequence[Memory], prompts: Sequence[list[int]], *, asks: Sequence[int] | None = None, **options: Any
+    ) -> tuple[Tensor, ReadSource]:
+        """Generate from one prompt per memory, with any option of Hugging Face's `generate`.
+
+        Args:
+            memories: one per prompt.
+            prompts: token ids.
+            asks: how many of each prompt's last tokens query the retriever; all if None.
+            options: for `generate`; `streamer`, sampling and stopping among them.
+
+        Returns:
+            The generated tokens [B, new], without the prompts; and what was read.
+        """
+        if len(memories) != len(prompts):
+            raise ConfigError(f"{len(memories)} memories for {len(prompts)} prompts; give one memory per prompt.")
+        if not all(prompts):
+            raise InputError("a prompt is empty; ask something.")
+        device, width = self.base.device, max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        ids = torch.full((len(prompts), width), pad, device=device)
+        mask = torch.zeros_like(ids)
+        asking = torch.zeros_like(ids, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
+            mask[row, width - len(prompt) :] = 1
+            asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
+        with torch.no_grad(), self.reading(memories, asking) as cache:
+            out = self.base.generate(
+                ids,
+                attention_mask=torch.cat([cache.source.mask(), mask], 1),
+                past_key_values=cache,
+                pad_token_id=pad,
+                **options,
+            )
+        return out[:, width:], cache.source
+
+    def ask(self, memory: Memory, question: str, *, max_new_tokens: int = 32, **options: Any) -> Answer:
+        """Answer a question from memory.
+
+        Args:
+            memory: read, not changed.
+            question: any text that fits the window with what is pending.
+            max_new_tokens: most tokens of the answer.
+            options: for Hugging Face's `generate`; greedy by default.
+
+        Raises:
+            InputError: an empty question, or one longer than the window.
+        """
+        return self.ask_batch([memory], [question], max_new_tokens=max_new_tokens, **options)[0]
+
+    def ask_batch(
+        self, memories: Sequence[Memory], questions: Sequence[str], *, max_new_tokens: int = 32, **options: Any
+    ) -> list[Answer]:
+        """Answer one question per memory in one go; equal to asking each alone."""
+        prompts, asks = [], []
+        for memory, question in zip(memories, questions, strict=True):
+            asked = self._prompt(question)
+            prompt = memory.pending_ids + asked
+            if len(prompt) + max_new_tokens > self.config.window_tokens:
+                raise InputError(
+                    f"the question takes {len(asked)} tokens, with {len(prompt) - len(asked)} waiting to be written and "
+                    f"{max_new_tokens} for the answer more than the window of {self.config.window_tokens}; shorten it, "
+                    "or memorize the long part first."
+                )
+            prompts.append(prompt)
+            asks.append(len(asked))
+        options = {"do_sample": False} | options
+        out, source = self.generate(memories, prompts, asks=asks, max_new_tokens=max_new_tokens, **options)
+        answers = []
+        for row, ids in enumerate(out.tolist()):
+            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            sources = source.sources(row)
+            read = [s.score for s in sources if s.where != "window"]
+            answers.append(Answer(text, sources, max(read, default=0.0), ids))
+        return answers
+
+    def _prompt(self, question: str) -> list[int]:
+        """Token ids of a question."""
+        if not question.strip():
+            raise InputError("the question is empty; ask something.")
+        if self.prompt is None and self.tokenizer.chat_template:
+            turns = [{"role": "user", "content": question}]
+            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+            return ids[1:] if ids[:1] == [self.tokenizer.bos_token_id] else ids  # the start vector stands for BOS
+        text = (self.prompt or "{question}").replace("{question}", question.strip())
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    # As files ---------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write base model, tokenizer, memory weights and settings to a folder that `from_pretrained` takes."""
+        folder = Path(folder)
+        self.base.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("base.")}
+        save_file(own, folder / WEIGHTS)
+        settings = {"format": FORMAT, "name": self.name, "prompt": self.prompt, "memory": self.config.to_dict()}
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path = "builtin", *, memory: MemoryConfig | None = None, **options: Any
+    ) -> MemoryModel:
+        """Load a model with its memory weights, or attach an untrained, verbatim memory to any decoder.
+
+        Args:
+            model: "builtin", a folder written by `save_pretrained`, or a folder or hub id of a Hugging Face decoder.
+            memory: sizes and rules, for a model without trained memory; verbatim memory if None.
+            options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...).
+
+        Raises:
+            ConfigError: no such model, or settings that this version does not know.
+        """
+        folder = BUILTIN if str(model) == "builtin" else Path(model)
+        try:
+            base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(model))
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"cannot load model {str(model)!r}: {reason} Give 'builtin', a folder or a hub id of a decoder."
+            ) from error
+        base.eval()
+        if not (folder / SETTINGS).exists():
+            return cls(base, tokenizer, memory or MemoryConfig.verbatim(), name=str(model))
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if settings["format"] > FORMAT:
+            raise ConfigError(
+                f"model {str(model)!r} has format {settings['format']}, this version reads up to {FORMAT}; "
+                "upgrade remanence."
+            )
+        config = MemoryConfig.from_dict(settings["memory"])
+        self = cls(base, tokenizer, config, prompt=settings["prompt"], name=settings["name"])
+        self.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+        return self.eval()
+
+
+class ReadSource:
+    """The `Source` of a read (M+ §3.2): per row and layer [start; retrieved, oldest first; pool].
+
+    Rows with less memory are padded in front. Positions count from 0 at each row's first slot, so that the newest
+    vector is always next to the prompt.
+    """
+
+    def __init__(self, model: MemoryModel, memories: Sequence[Memory], asks_BT: Tensor | None) -> None:
+        self.model, self.memories, self.asks_BT = model, memories, asks_BT
+        config = model.config
+        self._long = [min(config.K0, m.long_term_size) for m in memories]
+        own = [int(config.start) + long + m.pool_size for long, m in zip(self._long, memories, strict=True)]
+        self.length = max(own)
+        device = model.base.device
+        self._padding = torch.tensor([self.length - n for n in own], device=device)
+        self._positions_BP = (torch.arange(self.length, device=device)[None] - self._padding[:, None]).clamp_min(0)
+        self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
+
+    def mask(self) -> Tensor:
+        """Which slots exist [B, P]."""
+        return (torch.arange(self.length, device=self._padding.device)[None] >= self._padding[:, None]).long()
+
+    def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
+        """Retrieve with the hidden states that enter the layer, and make its slots."""
+        model, config = self.model, self.model.config
+        repeats = len(hidden_BTD) // len(self.memories)  # several answers a prompt: each row is there that many times
+        hidden_BTD = hidden_BTD[::repeats]
+        asks_BT = self.asks_BT if self.asks_BT is not None else hidden_BTD.new_ones(hidden_BTD.shape[:2]).bool()
+        vectors = hidden_BTD.new_zeros(len(self.memories), self.length, hidden_BTD.shape[-1])
+        bias = hidden_BTD.new_zeros(len(self.memories), self.length) if config.score_bias else None
+        entries = []
+        for b, memory in enumerate(self.memories):
+            scores, null = self._scores(layer, memory, hidden_BTD[b, asks_BT[b]])
+            rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
+            pad = int(self._padding[b])
+            if config.start:
+                vectors[b, pad] = model.start[layer]
+            first = pad + int(config.start)
+            if len(rows):
+                vectors[b, first : first + len(rows)] = memory.long_term(layer, rows).to(vectors)
+            vectors[b, first + len(rows) :] = memory.pool_LnD[layer]
+            rows = torch.cat([rows, memory.pool_rows_Ln[layer]])
+            if bias is not None and len(rows):
+                known = self._of_rows(memory, scores, rows)
+                best = torch.maximum(known.max(), torch.tensor(null))
+                bias[b, first:] = slot_bias(known, best, config.score_bias).to(bias)
+                bias[b, pad:first] = slot_bias(torch.tensor(null), best, config.score_bias).to(bias)
+            entries.append((rows, scores, null))
+        self.read.append(entries)
+        slots = model.attachment.slots(layer, vectors, self._positions_BP, bias)
+        if repeats > 1:
+            slots = Slots(*(None if t is None else t.repeat_interleave(repeats, 0)
+                            for t in (slots.keys, slots.values, slots.bias)))  # fmt: skip
+        return slots
+
+    def _scores(self, layer: int, memory: Memory, hidden_TD: Tensor) -> tuple[Tensor, float]:
+        """Scores of the memory's writes (or vectors), on the CPU and in float32, and the null score."""
+        model, config = self.model, self.model.config
+        if not config.long_term or memory.write_count == memory.first_write:
+            return torch.zeros(0), 0.0
+        normed = model.attachment.norm(layer, hidden_TD).float()
+        queries = model.retriever.queries(layer, normed).cpu()
+        if config.score == "vector":
+            return vector_scores(queries, memory.keys(layer)), 0.0
+        scores = block_scores(queries, memory.keys(layer), config.keys_per_write, model.retriever.scale)
+        null = model.retriever.null[layer].item()
+        return scores, null + config.null_slope * float(torch.tensor(float(len(scores))).log())
+
+    def _of_rows(self, memory: Memory, scores: Tensor, rows: Tensor) -> Tensor:
+        """The scores of given rows."""
+        if not len(scores):
+            return torch.zeros(len(rows))
+        per_write = len(scores) // (memory.write_count - memory.first_write)
+        at = (rows // (memory.config.K // per_write) - memory.first_write * per_write).clamp_min(0)
+        return scores[at]
+
+    def sources(self, row: int) -> list[Source]:
+        """What was read for a row of the batch, best first; then what was in the window."""
+        memory, K = self.memories[row], self.model.config.K
+        scores_of: dict[int, list[float]] = {}
+        for layer in self.read:
+            rows, scores, null = layer[row]
+            writes = torch.unique(rows // K)
+            for write, score in zip(writes.tolist(), self._of_rows(memory, scores, writes * K).tolist(), strict=True):
+                scores_of.setdefault(write, []).append(score - null)
+        pooled = set((memory.pool_rows_Ln // K).flatten().tolist())
+        sources = []
+        for index, scores_L in scores_of.items():
+            write, score = memory.writes[index], sum(scores_L) / len(scores_L)
+            where = "short-term" if index in pooled else "long-term"
+            sources.append(Source(index, score, len(scores_L), write.source, write.time, write.text, where))
+        sources.sort(key=lambda s: -s.score)
+        decode = self.model.tokenizer.decode
+        for piece in memory.pending:
+            text = decode(list(piece.ids)).strip()
+            sources.append(Source(-1, 0.0, len(self.read), piece.source, piece.time, text, "window"))
+        return sources

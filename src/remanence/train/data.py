@@ -1,0 +1,296 @@
+"""From facts and prose to tensors: the streams that are written and the questions that are read.
+
+A *stream* is one person's past in small: T chunks of n tokens, real prose with facts in it. Questions about a stream
+are answered with the whole batch's chunks as the past (see `loop.py`), so that a batch is one long history.
+
+Every batch is a function of (seed, step) alone, so a resumed run sees exactly what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import lzma
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from .facts import ACKNOWLEDGE, RELATIONS, UNKNOWN, Fact, FactMaker, Subject
+
+QUESTION, ANSWER = "Question: ", " Answer:"  # the built-in model's prompt around a question
+_PERSON = [name for name, relation in RELATIONS.items() if relation.kind == "person"]
+
+
+def read_prose(path: str | Path) -> str:
+    """The text of a .txt or .txt.xz file."""
+    path = Path(path)
+    opener = lzma.open if path.suffix == ".xz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+def build_tokenizer(prose: str, vocab_size: int = 2048, seed: int = 0) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with single digits, trained on prose and on made-up statements and questions."""
+    maker = FactMaker(random.Random(seed))
+    sentences = []
+    for _ in range(12_000):
+        fact = maker.fact(maker.subject("person"))
+        sentences += [fact.statement, QUESTION + maker.question(fact.subject, fact.relation) + ANSWER]
+    tokenizer = Tokenizer(models.BPE())
+    # Text is one line of words that each begin with a space, so that encode(a) + encode(b) == encode(a + " " + b).
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend(" "),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            *(normalizers.Replace(odd, plain) for odd, plain in zip("\u2018\u2019\u201c\u201d", "''\"\"", strict=True)),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    paragraphs = prose[: 6_000_000].split("\n")
+    tokenizer.train_from_iterator([*paragraphs, *sentences], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=100_000
+    )
+
+
+class Prose:
+    """Tokenised prose, handed out in pieces that begin or end where sentences do."""
+
+    def __init__(self, text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+        encode = tokenizer.backend_tokenizer.encode_batch
+        self.ids: list[int] = []
+        for start in range(0, len(text), 1_000_000):
+            self.ids += [i for e in encode(text[start : start + 1_000_000].split("\n")) for i in e.ids]
+        stops = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?", '."', '!"', '?"')}
+        self.ends = [i + 1 for i, token in enumerate(self.ids) if token in stops]
+
+    def after(self, rng: random.Random, length: int) -> list[int]:
+        """`length` tokens from the beginning of a sentence on."""
+        while True:
+            start = rng.choice(self.ends)
+            if start + length <= len(self.ids):
+                return self.ids[start : start + length]
+
+    def before(self, rng: random.Random, length: int) -> list[int]:
+        """`length` tokens up to the end of a sentence."""
+        while True:
+            end = rng.choice(self.ends)
+            if end >= length:
+                return self.ids[end - length : end]
+
+
+@dataclass
+class Question:
+    """One question to the past. `chunk` holds the newest answer (None: no chunk does), `stale` older ones."""
+
+    prompt: list[int]
+    answer: list[int]
+    stream: int
+    chunk: int | None
+    stale: list[int]
+    first_person: bool
+
+
+@dataclass
+class Batch:
+    """What one training step sees.
+
+    chunks_BTn: token ids of the streams. first_person_BT: chunks that speak of "I".
+    """
+
+    chunks_BTn: Tensor
+    first_person_BT: Tensor
+    questions: list[Question]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How streams and questions are drawn."""
+
+    streams: int = 32
+    chunks: int = 6
+    tokens: tuple[int, int] = (36, 64)
+    questions: int = 6
+    facts: tuple[int, ...] = (0, 1, 1, 2, 2, 3, 4)
+    update: float = 0.2
+    unknown: float = 0.12
+    acknowledge: float = 0.02
+    first_person: float = 0.06
+    thing: float = 0.08
+    few_relations: float = 0.7
+
+
+class Streams:
+    """Draws batches. `split` chooses names: "train", or "held_out" for names never trained on."""
+
+    def __init__(
+        self, prose: Prose, tokenizer: PreTrainedTokenizerFast, mix: Mix, *, seed: int = 0, split: str = "train"
+    ) -> None:
+        self.prose, self.mix, self.seed, self.split = prose, mix, seed, split
+        self.backend = tokenizer.backend_tokenizer
+        self.eos = tokenizer.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without special tokens."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def _subjects(self, rng: random.Random, maker: FactMaker) -> list[tuple[Subject, str]]:
+        """Subjects and relations of one stream, in the order they may be told."""
+        people = [maker.subject("person") for _ in range(rng.randint(2, 5))]
+        if rng.random() < self.mix.first_person * 4:
+            people.append(maker.subject("self"))
+        relations = rng.sample(_PERSON, rng.randint(2, 4)) if rng.random() < self.mix.few_relations else _PERSON
+        pairs = [(person, relation) for person in people for relation in relations]
+        rng.shuffle(pairs)
+        if rng.random() < self.mix.thing * 4:
+            for _ in range(3):
+                pairs.insert(rng.randrange(min(6, len(pairs)) + 1), (maker.subject("thing"), "location"))
+        return pairs
+
+    def _chunk(self, rng: random.Random, statements: list[list[int]], length: int) -> list[int]:
+        """Statements in prose, `length` tokens. The statements must fit."""
+        free = length - sum(map(len, statements))
+        gaps = [0] * (len(statements) + 1)
+        while free:  # a few long gaps rather than many short ones
+            take = min(free, rng.randint(6, max(6, length)))
+            gaps[rng.randrange(len(gaps))] += take
+            free -= take
+        ids = self.prose.before(rng, gaps[0]) if gaps[0] and statements else []
+        for statement, gap in zip(statements, gaps[1:], strict=True):
+            ids += statement + (self.prose.after(rng, gap) if gap else [])
+        return ids or self.prose.after(rng, length)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        rng = random.Random(f"{self.seed}/{self.split}/{step}")
+        maker = FactMaker(rng, self.split)
+        mix = self.mix
+        length = rng.randint(mix.tokens[0] // 4, mix.tokens[1] // 4) * 4
+        chunks, first_person, questions = [], [], []
+        for stream in range(mix.streams):
+            row, told, flags = self._stream(rng, maker, length)
+            chunks.append(row)
+            first_person.append(flags)
+            questions += self._questions(rng, maker, stream, told)
+        return Batch(torch.tensor(chunks), torch.tensor(first_person), questions)
+
+    def _stream(
+        self, rng: random.Random, maker: FactMaker, length: int
+    ) -> tuple[list[list[int]], list[tuple[Fact, int]], list[bool]]:
+        pairs = self._subjects(rng, maker)
+        told: list[tuple[Fact, int]] = []
+        row, flags = [], []
+        for chunk in range(self.mix.chunks):
+            statements: list[list[int]] = []
+            flag = False
+            for _ in range(rng.choice(self.mix.facts)):
+                newest = {(f.subject, f.relation): f for f, _ in told}
+                if newest and rng.random() < self.mix.update:
+                    fact = maker.update(rng.choice(list(newest.values())))
+                elif pairs:
+                    fact = maker.fact(*pairs.pop())
+                else:
+                    break
+                ids = self.encode(fact.statement)
+                if sum(map(len, statements)) + len(ids) > length:
+                    break
+                statements.append(ids)
+                told.append((fact, chunk))
+                flag |= fact.subject.kind == "self"
+            row.append(self._chunk(rng, statements, length))
+            flags.append(flag)
+        return row, told, flags
+
+    def _questions(
+        self, rng: random.Random, maker: FactMaker, stream: int, told: list[tuple[Fact, int]]
+    ) -> list[Question]:
+        newest = {(f.subject, f.relation): (f, chunk) for f, chunk in told}
+        count = {}
+        for f, _ in told:
+            count[f.subject, f.relation] = count.get((f.subject, f.relation), 0) + 1
+        weights = [2 if count[key] > 1 else 1 for key in newest]
+        questions = []
+        for _ in range(self.mix.questions):
+            draw = rng.random()
+            if draw < self.mix.acknowledge:
+                fact = maker.fact(maker.subject("self") if rng.random() < 0.5 else maker.subject("person"))
+                questions.append(self.question(fact.statement, ACKNOWLEDGE, stream))
+            elif draw < self.mix.acknowledge + self.mix.unknown or not newest:
+                known = [f.subject for f, _ in told if f.subject.kind == "person"]
+                subject = rng.choice(known) if known and rng.random() < 0.5 else maker.subject("person")
+                missing = [r for r in _PERSON if (subject, r) not in newest]
+                if rng.random() < 0.1:
+                    subject, missing = maker.subject("thing"), ["location"]
+                questions.append(self.question(maker.question(subject, rng.choice(missing)), UNKNOWN, stream))
+            else:
+                fact, chunk = rng.choices(list(newest.values()), weights)[0]
+                stale = [c for f, c in told if (f.subject, f.relation) == (fact.subject, fact.relation) and c != chunk]
+                asked = maker.question(fact.subject, fact.relation)
+                questions.append(
+                    self.question(asked, fact.value, stream, chunk, stale, fact.subject.kind == "self")
+                )
+        return questions
+
+    def question(
+        self,
+        asked: str,
+        answer: str,
+        stream: int = 0,
+        chunk: int | None = None,
+        stale: list[int] | None = None,
+        first_person: bool = False,
+    ) -> Question:
+        """A question and its answer as token ids."""
+        return Question(
+            self.encode(QUESTION + asked + ANSWER),
+            [*self.encode(answer), self.eos],
+            stream,
+            chunk,
+            stale or [],
+            first_person,
+        )
+
+
+@dataclass
+class Rows:
+    """Right-padded rows of context and questions with their answers.
+
+    ids_QT: tokens. labels_QT: the token to predict at each place, -100 outside answers. asks_QT: the tokens of the
+    question's prompt. owner_QT: the index of the question that a label belongs to.
+    """
+
+    ids_QT: Tensor
+    labels_QT: Tensor
+    asks_QT: Tensor
+    owner_QT: Tensor
+
+    @classmethod
+    def of(cls, contexts: list[list[int]], questions: list[list[Question]]) -> Rows:
+        """One row a context, with all its questions one after the other."""
+        rows = [c + [i for q in qs for i in q.prompt + q.answer] for c, qs in zip(contexts, questions, strict=True)]
+        shape = len(rows), -(-(max(map(len, rows)) - 1) // 8) * 8  # few different shapes: kernels are made per shape
+        ids, owner = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        labels, asks = torch.full(shape, -100), torch.zeros(shape, dtype=torch.bool)
+        index = 0
+        for r, (row, place, group) in enumerate(zip(rows, map(len, contexts), questions, strict=True)):
+            ids[r, : len(row) - 1] = torch.tensor(row[:-1])
+            for q in group:
+                begin = place + len(q.prompt)
+                asks[r, place:begin] = True
+                place = begin + len(q.answer)
+                labels[r, begin - 1 : place - 1] = torch.tensor(q.answer)
+                owner[r, begin - 1 : place - 1] = index
+                index += 1
+        return cls(ids, labels, asks, owner)
