@@ -9,7 +9,8 @@ The algorithm (MemoryLLM §3, M+ §3):
 4. For a question, the K0 long-term vectors with the best scores are read, oldest first, before the whole pool.
 
 Vectors are numbered: the k-th vector of write w is *row* w * K + k in every layer. A row is its vector's provenance and
-age, and its place in the long-term store, so a write is one block there and nothing is ever searched for.
+age, and its place in the long-term store. The store's copy is made when a vector is written and counts from the moment
+the pool lets the vector go; so the store only ever grows at its end, write by write, in memory and on disk.
 
 Legend:  L layers   W writes   K vectors a write   G keys a write   n vectors in the pool   D hidden size   R key size
 """
@@ -147,10 +148,7 @@ class Memory:
         rows = torch.arange(write.index * K, (write.index + 1) * K).expand(self.layers, -1)
         excess = self.pool_size + K - N
         if self.config.long_term:
-            self._reserve()
-            x = (write.index - self._base) * self.config.keys_per_write
-            if keys_LGR is not None:
-                self._keys_LXR[:, x : x + self.config.keys_per_write] = keys_LGR
+            self._append(vectors_LKD, keys_LGR)
         if excess > 0:
             self._drop(excess)
         self.pool_LnD = torch.cat([self.pool_LnD, vectors_LKD.to(self.pool_LnD)], 1)
@@ -165,29 +163,26 @@ class Memory:
             order = torch.arange(size).roll(-excess).expand(layers, -1)
         else:
             order = torch.rand(layers, size, generator=self._generator).argsort(1)
-        kept, gone = order[:, : size - excess].sort(1).values, order[:, size - excess :]
-        flat = torch.arange(layers)[:, None] * size
-        pool, rows = self.pool_LnD.flatten(0, 1), self.pool_rows_Ln.flatten()
-        if self.config.long_term:
-            gone_rows = rows[flat + gone] - self._base * self.config.K
-            capacity = self._vectors_LXD.shape[1]
-            at = (gone_rows + torch.arange(layers)[:, None] * capacity)[gone_rows >= 0]  # not what has expired
-            moved = pool.index_select(0, (flat + gone)[gone_rows >= 0].to(pool.device))
-            self._vectors_LXD.view(-1, self.width).index_copy_(0, at, moved.to("cpu", self._vectors_LXD.dtype))
-        self.pool_LnD = pool.index_select(0, (flat + kept).flatten().to(pool.device)).unflatten(0, (layers, -1))
-        self.pool_rows_Ln = rows[flat + kept]
+        kept = order[:, : size - excess].sort(1).values
+        flat = (torch.arange(layers)[:, None] * size + kept).flatten()
+        pool = self.pool_LnD.flatten(0, 1).index_select(0, flat.to(self.pool_LnD.device))
+        self.pool_LnD = pool.unflatten(0, (layers, -1))
+        self.pool_rows_Ln = self.pool_rows_Ln.gather(1, kept)
 
-    def _reserve(self) -> None:
-        """Room for one more write in the long-term arrays; they double, so a write costs the same at any size."""
-        needed = self.write_count + 1 - self._base
+    def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor | None) -> None:
+        """Put a write at the end of the long-term arrays; they double, so a write costs the same at any size."""
         K, G = self.config.K, self.config.keys_per_write
-        if needed * K > self._vectors_LXD.shape[1]:
-            room = max(64, 2 * needed)
+        used = self.write_count - self._base
+        if (used + 1) * K > self._vectors_LXD.shape[1]:
+            room = max(64, 2 * used)
             vectors = self._vectors_LXD.new_zeros(self.layers, room * K, self.width)
             keys = self._keys_LXR.new_zeros(self.layers, room * G, self._keys_LXR.shape[2])
-            vectors[:, : self._vectors_LXD.shape[1]] = self._vectors_LXD
-            keys[:, : self._keys_LXR.shape[1]] = self._keys_LXR
+            vectors[:, : used * K] = self._vectors_LXD[:, : used * K]
+            keys[:, : used * G] = self._keys_LXR[:, : used * G]
             self._vectors_LXD, self._keys_LXR = vectors, keys
+        self._vectors_LXD[:, used * K : (used + 1) * K] = vectors_LKD
+        if keys_LGR is not None:
+            self._keys_LXR[:, used * G : (used + 1) * G] = keys_LGR
 
     def _expire(self) -> None:
         """Let the oldest writes leave the long-term store once it holds more than `store_tokens`."""
@@ -235,7 +230,7 @@ class Memory:
         return best.sort().values + first
 
     def long_term(self, layer: int, rows: Tensor) -> Tensor:
-        """Long-term vectors by row [len(rows), D]."""
+        """Vectors of the store by row [len(rows), D]."""
         return self._vectors_LXD[layer].index_select(0, rows - self._base * self.config.K)
 
     # As a whole -------------------------------------------------------------------------------------------------------
