@@ -1,0 +1,65 @@
+"""Remanence: a long-term memory inside an open-weight language model (MemoryLLM and M+ on any Hugging Face decoder).
+
+    from remanence import MemoryModel, MemoryStore
+
+    model = MemoryModel.from_pretrained("builtin")
+    with MemoryStore.default().open("ada", model) as memory:
+        model.memorize(memory, "The spare key is under the blue pot.")
+        print(model.ask(memory, "Where is the spare key?").text)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    ConfigError,
+    IncompatibleMemory,
+    InputError,
+    MemoryBusy,
+    MemoryCorrupt,
+    RemanenceError,
+    StorageError,
+    UnknownMemory,
+)
+
+if TYPE_CHECKING:
+    from .config import MemoryConfig
+    from .memory import Memory
+    from .model import Answer, MemoryModel, Source
+    from .store import MemoryStore
+
+__version__ = "0.1.0"
+
+# Names that need torch are imported when they are first used, so that `remanence --help` stays quick.
+_HOMES = {
+    "Answer": "model",
+    "Memory": "memory",
+    "MemoryConfig": "config",
+    "MemoryModel": "model",
+    "MemoryStore": "store",
+    "Source": "model",
+}
+
+__all__ = [
+    "Answer",
+    "ConfigError",
+    "IncompatibleMemory",
+    "InputError",
+    "Memory",
+    "MemoryBusy",
+    "MemoryConfig",
+    "MemoryCorrupt",
+    "MemoryModel",
+    "MemoryStore",
+    "RemanenceError",
+    "Source",
+    "StorageError",
+    "UnknownMemory",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'remanence' has no attribute {name!r}")

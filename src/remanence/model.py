@@ -55,13 +55,15 @@ class Answer:
     """What `ask` returns.
 
     text: the answer. sources: what was read, best first. score: the best source's score, above zero when the retriever
-    found something more relevant than nothing; an application can gate on it. ids: the generated tokens.
+    found something more relevant than nothing; an application can gate on it. ids: the generated tokens. read: per layer,
+    the writes that were read.
     """
 
     text: str
     sources: list[Source]
     score: float
     ids: list[int] = field(repr=False)
+    read: list[set[int]] = field(repr=False)
 
 
 class MemoryModel(nn.Module):
@@ -184,12 +186,13 @@ class MemoryModel(nn.Module):
         if ids:
             memory.pending.append(Pending(source, time, ids))
         waiting = memory.pending_ids
+        labels = [piece for piece in memory.pending for _ in piece.ids]
         done, total = 0, len(waiting)
         try:
             while len(waiting) - done >= self.config.chunk_tokens:
                 chunk = waiting[done : done + self.config.chunk_tokens]
                 chunk = chunk[: self._cut(chunk)]
-                self._write(memory, chunk)
+                self.write(memory, chunk, source=labels[done].source, time=labels[done].time)
                 done += len(chunk)
                 if progress is not None:
                     progress(done, total)
@@ -217,19 +220,14 @@ class MemoryModel(nn.Module):
                 memory.pending.insert(0, Pending(piece.source, piece.time, piece.ids[count:]))
             count -= min(count, len(piece.ids))
 
-    def _write(self, memory: Memory, chunk: list[int]) -> None:
-        """Write one chunk; its label and time are those of the text at its beginning."""
-        label = memory.pending[0]
+    @torch.no_grad()
+    def write(self, memory: Memory, chunk: list[int], *, source: str = "", time: float = 0.0) -> None:
+        """Write one chunk of K to `chunk_tokens` tokens at once; `memorize` cuts texts into such chunks."""
         ids = torch.tensor([chunk], device=self.base.device)
-        with torch.no_grad():
-            vectors_LKD = torch.cat(self.write_pass(ids, [p[None] for p in self._context(memory)]))
-            keys = self._keys(vectors_LKD) if self.config.long_term else None
+        vectors_LKD = torch.cat(self.write_pass(ids, [p[None] for p in self._context(memory)]))
+        keys = self._keys(vectors_LKD) if self.config.long_term else None
         text = self.tokenizer.decode(chunk).strip() if self.config.keep_text else None
-        memory.add(
-            vectors_LKD,
-            keys,
-            Write(memory.write_count, label.source, label.time, memory.tokens, len(chunk), text),
-        )
+        memory.add(vectors_LKD, keys, Write(memory.write_count, source, time, memory.tokens, len(chunk), text))
 
     def _context(self, memory: Memory) -> Tensor:
         """What a chunk sees while it is written: the last K vectors of every layer, or the whole pool [L, n, D]."""
@@ -268,7 +266,14 @@ class MemoryModel(nn.Module):
     # Reading ----------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def reading(self, memories: Sequence[Memory], asks_BT: Tensor | None = None) -> Iterator[MemoryCache]:
+    def reading(
+        self,
+        memories: Sequence[Memory],
+        asks_BT: Tensor | None = None,
+        *,
+        long_term: bool = True,
+        force: Sequence[int | None] | None = None,
+    ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
 
         The attention mask then covers `cache.source.length` slots before the prompt (`cache.source.mask()`).
@@ -276,11 +281,15 @@ class MemoryModel(nn.Module):
         Args:
             memories: one per row of the batch.
             asks_BT: the prompt tokens that query the retriever; all if None.
+            long_term: False reads the short-term pool only, as MemoryLLM does.
+            force: per memory, a write that is retrieved whatever its score, to tell errors of reading from errors of
+                retrieving.
         """
         for memory in memories:
             self.check(memory)
         with self.attachment.hooks():
-            yield MemoryCache(ReadSource(self, memories, asks_BT), len(self.attachment.layers))
+            source = ReadSource(self, memories, asks_BT, long_term, force)
+            yield MemoryCache(source, len(self.attachment.layers))
 
     @contextmanager
     def plain(self) -> Iterator[PreTrainedModel]:
@@ -288,7 +297,14 @@ class MemoryModel(nn.Module):
         yield self.base
 
     def generate(
-        self, memories: Sequence[Memory], prompts: Sequence[list[int]], *, asks: Sequence[int] | None = None, **options: Any
+        self,
+        memories: Sequence[Memory],
+        prompts: Sequence[list[int]],
+        *,
+        asks: Sequence[int] | None = None,
+        long_term: bool = True,
+        force: Sequence[int | None] | None = None,
+        **options: Any,
     ) -> tuple[Tensor, ReadSource]:
         """Generate from one prompt per memory, with any option of Hugging Face's `generate`.
 
@@ -296,6 +312,7 @@ class MemoryModel(nn.Module):
             memories: one per prompt.
             prompts: token ids.
             asks: how many of each prompt's last tokens query the retriever; all if None.
+            long_term, force: as in `reading`.
             options: for `generate`; `streamer`, sampling and stopping among them.
 
         Returns:
@@ -314,7 +331,7 @@ class MemoryModel(nn.Module):
             ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
             mask[row, width - len(prompt) :] = 1
             asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
-        with torch.no_grad(), self.reading(memories, asking) as cache:
+        with torch.no_grad(), self.reading(memories, asking, long_term=long_term, force=force) as cache:
             out = self.base.generate(
                 ids,
                 attention_mask=torch.cat([cache.source.mask(), mask], 1),
@@ -361,8 +378,12 @@ class MemoryModel(nn.Module):
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
             sources = source.sources(row)
             read = [s.score for s in sources if s.where != "window"]
-            answers.append(Answer(text, sources, max(read, default=0.0), ids))
+            answers.append(Answer(text, sources, max(read, default=0.0), ids, source.writes_read(row)))
         return answers
+
+    def fits(self, memory: Memory, question: str, max_new_tokens: int = 32) -> bool:
+        """Whether a question fits the window with what is pending and the answer."""
+        return len(memory.pending_ids) + len(self._prompt(question)) + max_new_tokens <= self.config.window_tokens
 
     def _prompt(self, question: str) -> list[int]:
         """Token ids of a question."""
@@ -432,10 +453,18 @@ class ReadSource:
     vector is always next to the prompt.
     """
 
-    def __init__(self, model: MemoryModel, memories: Sequence[Memory], asks_BT: Tensor | None) -> None:
+    def __init__(
+        self,
+        model: MemoryModel,
+        memories: Sequence[Memory],
+        asks_BT: Tensor | None = None,
+        long_term: bool = True,
+        force: Sequence[int | None] | None = None,
+    ) -> None:
         self.model, self.memories, self.asks_BT = model, memories, asks_BT
+        self._force = force or [None] * len(memories)
         config = model.config
-        self._long = [min(config.K0, m.long_term_size) for m in memories]
+        self._long = [min(config.K0, m.long_term_size) if long_term else 0 for m in memories]
         own = [int(config.start) + long + m.pool_size for long, m in zip(self._long, memories, strict=True)]
         self.length = max(own)
         device = model.base.device
@@ -458,6 +487,10 @@ class ReadSource:
         entries = []
         for b, memory in enumerate(self.memories):
             scores, null = self._scores(layer, memory, hidden_BTD[b, asks_BT[b]])
+            if (forced := self._force[b]) is not None:
+                per_write = len(scores) // (memory.write_count - memory.first_write)
+                at = (forced - memory.first_write) * per_write
+                scores[at : at + per_write] = max(float(scores.max()), null) + 1.0
             rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
             pad = int(self._padding[b])
             if config.start:
@@ -500,6 +533,10 @@ class ReadSource:
         per_write = len(scores) // (memory.write_count - memory.first_write)
         at = (rows // (memory.config.K // per_write) - memory.first_write * per_write).clamp_min(0)
         return scores[at]
+
+    def writes_read(self, row: int) -> list[set[int]]:
+        """Per layer, the writes that have a vector among the slots of a row."""
+        return [set((layer[row][0] // self.model.config.K).tolist()) for layer in self.read]
 
     def sources(self, row: int) -> list[Source]:
         """What was read for a row of the batch, best first; then what was in the window."""

@@ -28,31 +28,31 @@ class History:
     """The past of every question: which writes, in which order.
 
     order_QW: write indices, oldest first, those outside the history in front. known_QW: which places of `order_QW`
-    are in the history. gold_Q: the write that holds the answer, -1 if none. ignore_QW: by write, older answers to the
-    same question (neither right nor wrong to retrieve).
+    are in the history. gold_Q: the write that holds the answer, -1 if none. wrong_QW: by write, which ones are wrong to
+    retrieve, in the history or not; older answers to the same question are neither right nor wrong.
     """
 
     order_QW: Tensor
     known_QW: Tensor
     gold_Q: Tensor
-    ignore_QW: Tensor
+    wrong_QW: Tensor
 
     @classmethod
     def draw(
         cls,
         streams_Q: Tensor,
         gold_Q: Tensor,
-        ignore_QW: Tensor,
+        stale_QW: Tensor,
         forbidden_QW: Tensor,
         chunks: int,
         others: tuple[int, int],
         generator: torch.Generator,
     ) -> History:
-        """Histories of own writes and between others[0] and others[1] writes of other streams.
+        """Histories of own writes and between others[0] and others[1] writes of other streams, none that is forbidden.
 
         Own writes keep their order. In a third of the histories they are the most recent past, else anywhere.
         """
-        questions, writes = ignore_QW.shape
+        questions, writes = stale_QW.shape
         rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
         own_QW = torch.arange(writes)[None] // chunks == streams_Q[:, None]
         times_QW = rand(questions, writes)
@@ -63,9 +63,10 @@ class History:
         span = rand(questions, 1) ** 2  # short histories as often as long ones
         wanted = others[0] + span * (others[1] - others[0])
         drawn = rand(questions, writes) < wanted / max(1, writes - chunks)
-        known_QW = own_QW | (drawn & ~forbidden_QW)
+        known_QW = (own_QW | drawn) & ~forbidden_QW
         order_QW = torch.where(known_QW, times_QW, times_QW - 10).argsort(1)
-        return cls(order_QW, known_QW.gather(1, order_QW), gold_Q, ignore_QW)
+        wrong_QW = ~(stale_QW | forbidden_QW)
+        return cls(order_QW, known_QW.gather(1, order_QW), gold_Q, wrong_QW)
 
 
 class BankSource:
@@ -156,10 +157,10 @@ class BankSource:
         weight = 1 / self.asks_QT.sum(1)[asked[0]]
         scores = torch.zeros(len(queries), len(keys_WGR)).index_add(0, asked[0], best * weight[:, None])
         null = retriever.null[layer]
-        known = self.known_by_write_QW & ~history.ignore_QW
+        wrong = history.wrong_QW
         if self.negatives is not None:
-            known = F.pad(known, (0, len(self.negatives[layer])), value=True)
-        logits = torch.cat([null.expand(len(scores), 1), scores.masked_fill(~known, -torch.inf)], 1)
+            wrong = F.pad(wrong, (0, len(self.negatives[layer])), value=True)
+        logits = torch.cat([null.expand(len(scores), 1), scores.masked_fill(~wrong, -torch.inf)], 1)
         self.losses.append(F.cross_entropy(logits, history.gold_Q + 1))
         return scores[:, : self.writes], null
 

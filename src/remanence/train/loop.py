@@ -120,27 +120,28 @@ class Trainer:
         layers = len(model.attachment.layers)
         draw = torch.rand(2, generator=generator)
         in_context = bool(draw[0] < stage.in_context)
-        pending = not in_context and bool(draw[1] < stage.pending)
         questions = batch.questions
         with model.attachment.hooks(), torch.autocast("cpu", torch.bfloat16):
             if in_context:
                 return self._in_context(batch)
             vectors, lm = write_streams(model, batch.chunks_BTn, 0.25)
-            contexts = None
             chunks = batch.chunks_BTn.shape[1]
-            if pending:
-                contexts = self._pending(batch, generator)
-            gold_Q = torch.tensor([-1 if q.chunk is None else q.stream * chunks + q.chunk for q in questions])
-            rows = Rows.of(contexts or [[]] * len(questions), [[q] for q in questions])
             writes = len(vectors[0])
-            streams_Q = torch.tensor([q.stream for q in questions])
-            first_Q = torch.tensor([q.first_person for q in questions])
-            ignore = torch.zeros(len(questions), writes, dtype=torch.bool)
+            gold_Q = torch.tensor([-1 if q.chunk is None else q.stream * chunks + q.chunk for q in questions])
+            stale = torch.zeros(len(questions), writes, dtype=torch.bool)
             for i, q in enumerate(questions):
-                for c in q.stale:
-                    ignore[i, q.stream * chunks + c] = True
-            forbidden = first_Q[:, None] & batch.first_person_BT.flatten()[None]
-            history = History.draw(streams_Q, gold_Q, ignore, forbidden, chunks, stage.others, generator)
+                stale[i, [q.stream * chunks + c for c in q.stale]] = True
+            first_Q = torch.tensor([q.first_person for q in questions])
+            streams_Q = torch.tensor([q.stream for q in questions])
+            own = torch.arange(writes)[None] // chunks == streams_Q[:, None]
+            forbidden = first_Q[:, None] & batch.first_person_BT.flatten()[None] & ~own
+            contexts: list[list[int]] = [[] for _ in questions]
+            if bool(draw[1] < stage.pending):
+                contexts, moved = self._pending(batch, gold_Q, generator)
+                forbidden[moved, gold_Q[moved]] = True
+                gold_Q[moved] = -1
+            rows = Rows.of(contexts, [[q] for q in questions])
+            history = History.draw(streams_Q, gold_Q, stale, forbidden, chunks, stage.others, generator)
             source = BankSource(
                 model.attachment, model.retriever, vectors, model.start, history, rows.asks_QT,
                 pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=model.config.score_bias,
@@ -178,16 +179,24 @@ class Trainer:
             kinds.setdefault(kind, []).append(float(r))
         return {kind: sum(values) / len(values) for kind, values in kinds.items()}
 
-    def _pending(self, batch: Batch, generator: torch.Generator) -> list[list[int]]:
-        """Text still in the window: the tail of another stream's last chunk, without first-person facts."""
-        streams, chunks, length = batch.chunks_BTn.shape
-        plain = (~batch.first_person_BT[:, -1]).nonzero().flatten().tolist() or [0]
-        size = int(torch.randint(1, length, (), generator=generator))
-        picks = torch.randint(len(plain), (len(batch.questions),), generator=generator).tolist()
-        return [
-            batch.chunks_BTn[plain[p], -1, -size:].tolist() if plain[p] != q.stream else []
-            for p, q in zip(picks, batch.questions, strict=True)
-        ]
+    def _pending(self, batch: Batch, gold_Q: Tensor, generator: torch.Generator) -> tuple[list[list[int]], Tensor]:
+        """Text still in the window. For a third of the answerable questions it is the chunk with the answer, which then
+        is not in memory; for the others the end of some chunk that has nothing to do with them.
+
+        Returns: the texts, and the questions [Q] whose answer is in the window.
+        """
+        chunks_WD = batch.chunks_BTn.flatten(0, 1)
+        moved = (gold_Q >= 0) & (torch.rand(len(gold_Q), generator=generator) < 0.33)
+        moved &= torch.tensor([not q.stale for q in batch.questions])
+        plain = (~batch.first_person_BT.flatten()).nonzero().flatten()
+        picks = plain[torch.randint(len(plain), (len(gold_Q),), generator=generator)]
+        sizes = torch.randint(1, chunks_WD.shape[1], (len(gold_Q),), generator=generator)
+        own = torch.tensor([q.stream for q in batch.questions]) == picks // batch.chunks_BTn.shape[1]
+        sizes[own] = 0
+        sizes[moved] = chunks_WD.shape[1]
+        picks[moved] = gold_Q[moved]
+        texts = [row[len(row) - size :] for row, size in zip(chunks_WD[picks].tolist(), sizes.tolist(), strict=True)]
+        return texts, moved
 
     def _in_context(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions about the last chunks of their own stream, which are in the window as text; no memory."""
@@ -274,14 +283,16 @@ class Trainer:
                 total.setdefault(key, []).append(value)
         return {f"held_{k}": sum(v) / len(v) for k, v in total.items() if not isinstance(v[0], list)}
 
-    def run(self, *, log_every: int = 10, eval_every: int = 100, save_every_s: float = 300, until: Any = None) -> None:
-        """Train to the end of the last stage, or until `until(trainer)` says so."""
+    def run(self, *, log_every: int = 10, eval_every: int = 100, save_every_s: float = 120, show: Any = None) -> None:
+        """Train to the end of the last stage. `show` is called with each step's figures."""
         self.folder.mkdir(parents=True, exist_ok=True)
         saved = time.perf_counter()
         while self.stage_index < len(self.stages):
             self.streams.mix = self.stage.mix
             while self.step < self.stage.steps:
                 figures = self.train_step()
+                if show is not None:
+                    show(figures)
                 if self.step % eval_every == 0:
                     figures |= self.evaluate()
                 if self.rank == 0 and (self.step % log_every == 0 or self.step == self.stage.steps):
@@ -292,8 +303,6 @@ class Trainer:
                     saved = time.perf_counter()
             self.stage_index, self.step = self.stage_index + 1, 0
             self.save()
-            if until is not None and until(self):
-                return
 
     def save(self) -> None:
         """Write a checkpoint: weights, optimizer states, the place in the curriculum. Atomic; no pickle."""

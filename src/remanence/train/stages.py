@@ -33,11 +33,17 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> MemoryModel:
 def builtin() -> list[Stage]:
     """The curriculum of the built-in model; the steps are those of two processes, each with its own batches."""
     context = Stage(
-        name="context", steps=500, in_context=1.0,
+        name="context", steps=400, in_context=1.0,
         mix=Mix(streams=32, chunks=2, tokens=(44, 64), questions=6, facts=(2, 2, 3)),
     )  # fmt: skip
     one_chunk = replace(
-        context, name="one chunk", steps=900, in_context=0.12,
-        mix=Mix(streams=96, chunks=1, tokens=(32, 64), questions=2, facts=(1, 2, 3), update=0.1),
+        context, name="one chunk", steps=500, in_context=0.12,
+        mix=Mix(streams=48, chunks=1, tokens=(32, 64), questions=2, facts=(1, 2, 3), update=0.1),
     )  # fmt: skip
-    return [context, one_chunk]
+    many_chunks = replace(
+        one_chunk, name="many chunks", steps=900, in_context=0.06, pending=0.12, force=0.6,
+        others=(0, 76), pool=128, retrieved=4,
+        mix=Mix(streams=20, chunks=4, tokens=(36, 64), questions=4, facts=(0, 1, 1, 2, 2, 3, 4), update=0.25),
+    )  # fmt: skip
+    long_term = replace(many_chunks, name="long term", steps=2500, decay=1.0, force=0.1, negatives=1024)
+    return [context, one_chunk, many_chunks, long_term]

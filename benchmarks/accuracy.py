@@ -1,0 +1,88 @@
+"""Accuracy against distance, with and without the long-term store: `python benchmarks/accuracy.py`.
+
+Held-out facts are told, prose that was never trained on is read, and every fact is asked at every distance (see
+`remanence.retention`). Prints tables; `--out FILE` keeps every single answer as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import remanence
+from remanence import MemoryModel
+from remanence.retention import Retention, accuracy, recall
+
+DISTANCES = (1_000, 4_000, 16_000, 40_000, 80_000, 160_000, 1_000_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="builtin")
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="the longest distance")
+    parser.add_argument("--facts", type=int, default=220)
+    parser.add_argument("--newest", type=int, default=100, help="facts told twice with different values")
+    parser.add_argument("--unknown", type=int, default=100, help="questions about what was never told")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write every answer as JSON")
+    arguments = parser.parse_args()
+
+    model = MemoryModel.from_pretrained(arguments.model)
+    distances = [d for d in DISTANCES if d < arguments.tokens] + [arguments.tokens]
+    run = Retention(
+        model, distances, facts=arguments.facts, newest=arguments.newest, unknown=arguments.unknown, seed=arguments.seed
+    )
+    began = time.perf_counter()
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("tokens", total=1)
+        results = run.run(lambda done, total: progress.update(bar, completed=done, total=total))
+    seconds = time.perf_counter() - began
+
+    columns = {
+        "full": ("full", "fact"),
+        "no long-term store": ("no store", "fact"),
+        "window only": ("window", "fact"),
+        "right write forced": ("forced", "fact"),
+        "newest of two": ("full", "newest"),
+        "abstains": ("full", "unknown"),
+    }
+    shares = {title: accuracy(results, system, kind) for title, (system, kind) in columns.items()}
+    found = recall(results)
+    table = Table(title=f"Exact match ({arguments.facts} facts, {arguments.newest} newest, {arguments.unknown} unknown)")
+    for title in ("tokens", *columns, "recall by layer"):
+        table.add_column(title, justify="right")
+    rows = []
+    for distance in distances:
+        row = {title: share[distance][0] / share[distance][1] for title, share in shares.items() if distance in share}
+        layers = [round(r, 3) for r in found[distance]]
+        rows.append({"distance": distance, **{k: round(v, 4) for k, v in row.items()}, "recall": layers})
+        values = (f"{row[title]:.1%}" if title in row else "-" for title in columns)
+        table.add_row(f"{distance:,}", *values, " ".join(f"{r:.2f}" for r in layers))
+    Console(width=150).print(table)
+    print(f"{run.memory.tokens:,} tokens read and {len(results):,} answers in {seconds:.0f} s")
+    if arguments.out:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
+        versions = {
+            "remanence": remanence.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+            "python": sys.version.split()[0], "machine": platform.machine(), "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        record = {
+            "settings": settings, "versions": versions, "fingerprint": model.fingerprint, "rows": rows,
+            "seconds": round(seconds, 1), "answers": [dataclasses.asdict(r) for r in results],
+        }  # fmt: skip
+        arguments.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""The command line. Answers go to stdout, everything else to stderr; misuse is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import __version__
+from .errors import ConfigError, InputError, RemanenceError, StorageError
+
+if TYPE_CHECKING:
+    from .model import MemoryModel
+    from .store import MemoryStore
+
+app = typer.Typer(
+    name="remanence",
+    help="A language model with a long-term memory inside.",
+    epilog="Start with: remanence demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+memories = typer.Typer(help="List, show and delete memories.", no_args_is_help=True)
+app.add_typer(memories, name="memory")
+
+Name = Annotated[str, typer.Option("--memory", "-m", help="The memory's name.")]
+Model = Annotated[str, typer.Option("--model", help="builtin, a folder, or a hub id.", envvar="REMANENCE_MODEL")]
+Store = Annotated[Path | None, typer.Option("--store", help="Folder of the store; else REMANENCE_HOME.")]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+
+
+def _say(text: str) -> None:
+    """A line for people, to stderr."""
+    typer.echo(text, err=True)
+
+
+def _store(folder: Path | None) -> MemoryStore:
+    from .store import MemoryStore
+
+    return MemoryStore(folder) if folder is not None else MemoryStore.default()
+
+
+def _model(name: str) -> MemoryModel:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging
+
+    from .model import MemoryModel
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return MemoryModel.from_pretrained(name)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Any]:
+    """A progress bar on stderr with tokens per second; yields a callback (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} / {task.total:,.0f} tokens"),
+        TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=1, speed="", visible=False)
+        began = time.perf_counter()
+
+        def update(done: int, total: int) -> None:
+            speed = f"{done / max(1e-9, time.perf_counter() - began):,.0f} tokens/s"
+            progress.update(bar, completed=done, total=total, speed=speed, visible=True)
+
+        yield update
+
+
+def _text(file: str) -> str:
+    """The text of a file, or of stdin for "-". Raises `InputError` for what is no UTF-8 text."""
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"no file {file!r}; give a text file, or - for standard input.") from None
+    except OSError as error:
+        raise InputError(f"cannot read {file!r}: {error.strerror}.") from None
+    if b"\0" in data:
+        raise InputError(f"{file!r} is a binary file; remanence remembers plain text.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file!r} is not UTF-8 (byte {error.start} is {data[error.start]:#04x}); convert it.") from None
+
+
+def _source_dict(source: Any) -> dict[str, Any]:
+    return {
+        "write": source.write, "score": round(source.score, 4), "layers": source.layers, "where": source.where,
+        "source": source.label, "time": source.time, "text": source.text,
+    }  # fmt: skip
+
+
+@app.command()
+def memorize(
+    file: Annotated[str, typer.Argument(help="A text file, or - for standard input.")] = "-",
+    memory: Name = "default",
+    source: Annotated[str | None, typer.Option(help="A label that answers name; the file's name if not given.")] = None,
+    model: Model = "builtin",
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Remember a text.
+
+    Example: echo "The spare key is under the blue pot." | remanence memorize --memory ada
+    """
+    text = _text(file)
+    label = source if source is not None else ("stdin" if file == "-" else Path(file).name)
+    loaded = _model(model)
+    began = time.perf_counter()
+    with _store(store).open(memory, loaded) as opened, _bar("memorizing") as update:
+        tokens = loaded.memorize(opened, text, source=label, progress=update)
+    seconds = time.perf_counter() - began
+    if as_json:
+        result = {
+            "memory": memory, "tokens": tokens, "memory_tokens": opened.tokens,
+            "pending_tokens": len(opened.pending_ids), "seconds": round(seconds, 4),
+        }  # fmt: skip
+        typer.echo(json.dumps(result))
+    else:
+        _say(f"{memory}: {tokens:,} tokens remembered in {seconds:.1f} s; {opened.tokens:,} in memory, "
+             f"{len(opened.pending_ids)} waiting in the window.")  # fmt: skip
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    memory: Name = "default",
+    model: Model = "builtin",
+    store: Store = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
+    sources: Annotated[bool, typer.Option(help="Show what was read.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer a question from memory.
+
+    Example: remanence ask "Where is the spare key?" --memory ada
+    """
+    opened = _store(store).load(memory)
+    loaded = _model(model)
+    began = time.perf_counter()
+    answer = loaded.ask(opened, question, max_new_tokens=max_new_tokens)
+    seconds = time.perf_counter() - began
+    if as_json:
+        result = {
+            "answer": answer.text, "score": round(answer.score, 4), "sources": [_source_dict(s) for s in answer.sources],
+            "memory_tokens": opened.tokens, "seconds": round(seconds, 4),
+        }  # fmt: skip
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    typer.echo(answer.text)
+    if sources:
+        _show_sources(answer.sources)
+
+
+@app.command()
+def chat(
+    memory: Name = "default",
+    model: Model = "builtin",
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Talk; it remembers tomorrow. One turn a line; /sources shows what the last answer read, /quit ends.
+
+    With --json every turn is one JSON object a line.
+
+    Example: remanence chat --memory ada
+    """
+    loaded = _model(model)
+    shelf = _store(store)
+    from .session import Session
+
+    if not as_json and sys.stdin.isatty():
+        _say(f"Talking to {loaded.name} with memory {memory!r}. Tell it facts, ask questions; /quit ends.")
+    answer = None
+    while (turn := _turn("you: ")) not in (None, "/quit"):
+        if turn == "/sources":
+            _show_sources(answer.sources if answer else [])
+        elif turn:
+            with shelf.open(memory, loaded) as opened:  # saved after every turn
+                session = Session(loaded, opened)
+                for i, piece in enumerate(session.say(turn)):
+                    if not as_json:
+                        typer.echo(piece.lstrip() if i == 0 else piece, nl=False)
+                answer = session.answer
+                if as_json:
+                    said = answer.text if answer else None
+                    typer.echo(json.dumps({"answer": said, "memory_tokens": opened.tokens}, ensure_ascii=False))
+                else:
+                    typer.echo("" if answer else "(remembered)")
+
+
+def _show_sources(sources: list[Any]) -> None:
+    for s in sources[:5]:
+        _say(f"  {s.score:+6.2f}  {s.where:<10}  {s.label}: {s.text}")
+
+
+def _turn(prompt: str) -> str | None:
+    """The next line of the conversation; None at its end."""
+    if sys.stdin.isatty():
+        sys.stderr.write(prompt)
+        sys.stderr.flush()
+    line = sys.stdin.readline()
+    return line.strip() if line else None
+
+
+@memories.command("list")
+def memory_list(store: Store = None, as_json: Json = False) -> None:
+    """List all memories.
+
+    Example: remanence memory list
+    """
+    infos = _store(store).list()
+    if as_json:
+        typer.echo(json.dumps({"memories": [_info(i) for i in infos]}, ensure_ascii=False))
+        return
+    if not infos:
+        _say("No memories yet. Start one with: remanence memorize FILE --memory NAME")
+    for i in infos:
+        typer.echo(f"{i.name:<24} {i.tokens:>12,} tokens  {i.bytes_on_disk / 1e6:>9.1f} MB  {i.model}")
+
+
+@memories.command("show")
+def memory_show(
+    name: Annotated[str, typer.Argument(help="The memory's name.")], store: Store = None, as_json: Json = False
+) -> None:
+    """Show what a memory holds.
+
+    Example: remanence memory show ada
+    """
+    shelf = _store(store)
+    info, memory = shelf.info(name), shelf.load(name)
+    if as_json:
+        config = memory.config.to_dict()
+        typer.echo(json.dumps(_info(info) | {"config": config, "last_writes": _last(memory)}, ensure_ascii=False))
+        return
+    for key, value in _info(info).items():
+        typer.echo(f"{key:>15}  {value}")
+    for write in _last(memory):
+        typer.echo(f"{'write ' + str(write['write']):>15}  [{write['source']}] {write['text']}")
+
+
+def _last(memory: Any, count: int = 5) -> list[dict[str, Any]]:
+    return [{"write": w.index, "source": w.source, "time": w.time, "text": w.text} for w in memory.writes[-count:]]
+
+
+def _info(info: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(info)
+
+
+@memories.command("delete")
+def memory_delete(
+    name: Annotated[str, typer.Argument(help="The memory's name.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a memory and its files.
+
+    Example: remanence memory delete ada --yes
+    """
+    shelf = _store(store)
+    info = shelf.info(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"deleting {name!r} needs --yes when nobody can be asked.")
+        typer.confirm(f"Delete {name!r} with {info.tokens:,} tokens for good?", abort=True, err=True)
+    shelf.delete(name)
+    if as_json:
+        typer.echo(json.dumps({"deleted": name}))
+    else:
+        _say(f"{name} is gone.")
+
+
+@memories.command("path")
+def memory_path(
+    name: Annotated[str | None, typer.Argument(help="The memory's name; the store's folder if not given.")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Print where a memory, or the store, lies on disk.
+
+    Example: remanence memory path
+    """
+    shelf = _store(store)
+    path = str(shelf.path(name) if name else shelf.root)
+    typer.echo(json.dumps({"path": path}) if as_json else path)
+
+
+@app.command()
+def demo(
+    tokens: Annotated[int, typer.Option(min=1000, help="Tokens of prose between the facts and the last question.")] = 160_000,
+    model: Model = "builtin",
+    plot: Annotated[Path | None, typer.Option(help="Write the curve as a picture (.png, .svg, .pdf).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the facts and their names.")] = 7,
+    as_json: Json = False,
+) -> None:
+    """Tell facts, read 160,000 tokens of real prose, ask: with and without long-term memory.
+
+    Example: remanence demo --plot curve.png
+    """
+    from .demo import run
+
+    if plot is not None:
+        _plottable(plot)
+    loaded = _model(model)
+    with _bar("reading") as update:
+        result = run(loaded, tokens, seed=seed, progress=update, show=None if as_json else _say)
+    if plot is not None:
+        from .demo import draw
+
+        draw(result, plot)
+        _say(f"Curve written to {plot}.")
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        from .demo import table
+
+        table(result)
+
+
+def _plottable(path: Path) -> None:
+    """Refuse a plot that could not be written before the work, not after it."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise ConfigError("--plot needs matplotlib; install it with: pip install 'remanence[plot]'")
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot {path}: end the file's name with .png, .svg or .pdf.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot {path}: there is no folder {path.parent}.")
+
+
+@app.command()
+def train(
+    what: Annotated[str, typer.Argument(help="What to train: builtin.")] = "builtin",
+    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, and the model at the end.")] = Path("runs/builtin"),
+    prose: Annotated[Path, typer.Option(help="Text to train on, .txt or .txt.xz.")] = Path("data/prose_train.txt.xz"),
+    resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 2,
+    fast: Annotated[bool, typer.Option("--fast", help="A few steps of every stage: a test of the machinery.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the built-in model from scratch: in-context questions, one chunk, many chunks, long-term store.
+
+    Killed at any moment it goes on from its last checkpoint when started again.
+
+    Example: remanence train builtin --out runs/builtin
+    """
+    if what != "builtin":
+        raise ConfigError(f"cannot train {what!r}; this version trains: builtin.")
+    if not prose.is_file():
+        raise InputError(f"no prose at {prose}; give a text file with --prose (the repository has data/).")
+    from .train.run import launch
+
+    result = launch(out, prose, resume=resume, processes=processes, fast=fast, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _say(f"Model written to {result['model']}. Try: remanence demo --model {result['model']}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"remanence {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; turn every error on purpose into one line and exit code 2."""
+    try:
+        app()
+    except RemanenceError as error:
+        _say(f"remanence: {error}")
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        _say(f"remanence: {StorageError(f'{error.strerror}: {error.filename or str()}'.rstrip(': '))}")
+        sys.exit(2)

@@ -1,0 +1,232 @@
+"""Tell facts, read prose, ask: how long a memory keeps what it was told. For the demo and the benchmark.
+
+Facts about people and things with held-out names are told one by one with prose between them. Then more prose streams
+in, and each fact is asked when so many tokens lie between it and the question. Every system answers the same question
+at the same moment with the same weights:
+
+* full: short-term pool and long-term store (M+);
+* no store: the same memory, read without the long-term store (MemoryLLM);
+* window: no memory, the last tokens that fit the model's window as text;
+* forced: as full, with the right write always retrieved, which tells reading from retrieving errors.
+"""
+
+from __future__ import annotations
+
+import lzma
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from .memory import Pending
+from .model import BUILTIN, MemoryModel
+from .train.facts import UNKNOWN, Fact, FactMaker
+
+SYSTEMS = ("full", "no store", "window", "forced")
+_STEP = 512  # tokens of prose between two looks at the clock
+_BATCH = 25  # questions answered in one go
+
+
+def prose() -> str:
+    """The public-domain prose in the package; none of it was trained on."""
+    with lzma.open(BUILTIN / "prose.txt.xz", "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+@dataclass
+class Told:
+    """A fact of the run. at: tokens remembered before it. expected: the right answer. kind: "fact", "newest" (told
+    again later with another value) or "unknown" (never told). question: how it is asked, by distance."""
+
+    fact: Fact
+    at: int
+    expected: str
+    kind: str
+    due: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One answer: which system said what, and whether it is exactly right. retrieved: per layer, if it read the write
+    that holds the fact; None where that has no meaning."""
+
+    system: str
+    kind: str
+    distance: int
+    relation: str
+    question: str
+    expected: str
+    answer: str
+    right: bool
+    retrieved: list[bool] | None
+
+
+class Retention:
+    """One run.
+
+    Args:
+        model: reads and writes.
+        distances: tokens between fact and question.
+        facts, newest, unknown: how many facts are told once, told twice with different values, and never told.
+        systems: which of `SYSTEMS` answer. newest and unknown are asked of "full" only.
+        between: about how many characters of prose lie between two facts.
+        seed: of names, values, wordings and places in the prose.
+    """
+
+    def __init__(
+        self,
+        model: MemoryModel,
+        distances: list[int],
+        *,
+        facts: int = 200,
+        newest: int = 0,
+        unknown: int = 0,
+        systems: tuple[str, ...] = SYSTEMS,
+        between: int = 150,
+        seed: int = 1,
+    ) -> None:
+        self.model, self.distances, self.systems, self.between = model, sorted(distances), systems, between
+        self.rng = random.Random(seed)
+        self.maker = FactMaker(self.rng, "held_out")
+        self.counts = {"fact": facts, "newest": newest, "unknown": unknown}
+        self.memory = model.new_memory(seed=seed)
+        self.results: list[Result] = []
+        self._text = self._sentences()
+        self._recent: list[int] = []
+
+    def _sentences(self) -> Iterator[str]:
+        """Prose in pieces of one or a few sentences, over and over."""
+        text = prose()
+        start = 0
+        while True:
+            end = text.find(". ", start + self.between) + 1 or len(text)
+            piece = text[start:end].strip()
+            start = end if end < len(text) else 0
+            if piece:
+                yield piece
+
+    def _read(self, text: str, source: str) -> None:
+        """Memorize, and keep the last tokens for the window."""
+        ids = self.model.tokenizer(text, add_special_tokens=False).input_ids
+        self._recent = (self._recent + ids)[-self.model.config.window_tokens :]
+        self.model.memorize(self.memory, text, source=source, time=0.0)
+
+    @property
+    def _now(self) -> int:
+        return self.memory.tokens + len(self.memory.pending_ids)
+
+    def _subject(self) -> Any:
+        return self.maker.subject("thing" if self.rng.random() < 0.1 else "person")
+
+    def _tell(self) -> list[Told]:
+        """Tell all facts, in random order, and return them with when they were told."""
+        told = []
+        plan = ["fact"] * self.counts["fact"] + ["newest"] * self.counts["newest"]
+        plan += ["unknown"] * self.counts["unknown"]
+        self.rng.shuffle(plan)
+        again: list[Fact] = []
+        for kind in plan:
+            fact = self.maker.fact(self._subject())
+            if kind == "unknown":  # half about people never heard of, half another relation of someone known
+                known = [t.fact for t in told if t.fact.subject.kind == "person" and t.kind == "fact"]
+                if known and self.rng.random() < 0.5:
+                    other = self.rng.choice(known)
+                    fact = next(f for _ in range(99) if (f := self.maker.fact(other.subject)).relation != other.relation)
+                told.append(Told(fact, self._now, UNKNOWN, kind))
+            else:
+                at = self._say(fact)
+                if kind == "newest":
+                    again.append(fact)
+                else:
+                    told.append(Told(fact, at, fact.value, kind))
+        for fact in again:
+            update = self.maker.update(fact)
+            told.append(Told(update, self._say(update), update.value, "newest"))
+        return told
+
+    def _say(self, fact: Fact) -> int:
+        at = self._now
+        self._read(fact.statement, "told")
+        self._read(next(self._text), "prose")
+        return at
+
+    def run(self, progress: Callable[[int, int], None] | None = None) -> list[Result]:
+        """Tell, read and ask until the longest distance. `progress` is called with (tokens so far, tokens in all)."""
+        told = self._tell()
+        for t in told:
+            t.due = list(self.distances)
+        total = max(t.at for t in told) + self.distances[-1]
+        while any(t.due for t in told):
+            for distance in self.distances:
+                ready = [t for t in told if distance in t.due and self._now - t.at >= distance]
+                for start in range(0, len(ready), _BATCH):
+                    self._ask(ready[start : start + _BATCH], distance)
+            until = self._now + _STEP
+            while self._now < until:
+                self._read(next(self._text), "prose")
+            if progress is not None:
+                progress(min(self._now, total), total)
+        return self.results
+
+    def _ask(self, batch: list[Told], distance: int) -> None:
+        questions = [self.maker.question(t.fact.subject, t.fact.relation) for t in batch]
+        writes = [self._write_of(t) for t in batch]
+        for system in self.systems:
+            chosen = [i for i, t in enumerate(batch) if system == "full" or t.kind == "fact"]
+            if not chosen:
+                continue
+            asked = [questions[i] for i in chosen]
+            memories = [self.memory] * len(asked)
+            options: dict[str, Any] = {}
+            if system == "no store":
+                options["long_term"] = False
+            elif system == "forced":
+                options["force"] = [writes[i] for i in chosen]
+            elif system == "window":
+                memories = [self._window() for _ in asked]
+            answers = self.model.ask_batch(memories, asked, max_new_tokens=24, **options)
+            for i, question, answer in zip(chosen, asked, answers, strict=True):
+                t = batch[i]
+                found = None
+                if system == "full" and t.kind != "unknown":
+                    found = [writes[i] in layer for layer in answer.read]
+                right = answer.text == t.expected
+                self.results.append(
+                    Result(system, t.kind, distance, t.fact.relation, question, t.expected, answer.text, right, found)
+                )
+            for told in (batch[i] for i in chosen if system == "full"):
+                told.due.remove(distance)
+
+    def _write_of(self, told: Told) -> int:
+        """The write that holds the beginning of a statement."""
+        writes = self.memory.writes
+        low, high = 0, len(writes) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if writes[middle].first_token <= told.at else (low, middle - 1)
+        return low
+
+    def _window(self) -> Any:
+        """No memory, but the last tokens as text."""
+        empty = self.model.new_memory()
+        empty.pending.append(Pending("window", 0.0, tuple(self._recent[-(self.model.config.window_tokens - 80) :])))
+        return empty
+
+
+def accuracy(results: list[Result], system: str, kind: str = "fact") -> dict[int, tuple[int, int]]:
+    """Right answers and questions by distance."""
+    table: dict[int, tuple[int, int]] = {}
+    for r in results:
+        if r.system == system and r.kind == kind:
+            right, asked = table.get(r.distance, (0, 0))
+            table[r.distance] = (right + r.right, asked + 1)
+    return table
+
+
+def recall(results: list[Result]) -> dict[int, list[float]]:
+    """Share of facts whose write was read, per distance and layer (system "full")."""
+    table: dict[int, list[list[bool]]] = {}
+    for r in results:
+        if r.retrieved is not None and r.kind == "fact":
+            table.setdefault(r.distance, []).append(r.retrieved)
+    return {d: [sum(layer) / len(rows) for layer in zip(*rows, strict=True)] for d, rows in table.items()}

@@ -1,0 +1,150 @@
+"""What all tests share: tiny random decoders, a byte tokenizer, fixed seeds, no network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from remanence.config import MemoryConfig
+from remanence.model import MemoryModel
+
+torch.set_num_threads(1)
+
+PAD, BOS, EOS = 256, 257, 258
+_CLASSES = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "mistral": ("MistralConfig", "MistralForCausalLM"),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for the network fails; the machine itself (servers under test) is allowed."""
+
+    def guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: socket.socket, address: Any) -> Any:
+            local = self.family not in (socket.AF_INET, socket.AF_INET6)  # e.g. a Unix socket
+            if not local and address[0] not in ("127.0.0.1", "::1", "localhost"):
+                raise AssertionError(f"a test tried to connect to {address!r}")
+            return connect(self, address)
+
+        return call
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+
+
+def build_decoder(family: str, attention: str, **changes: Any) -> PreTrainedModel:
+    """A random decoder of 3 layers, with grouped-query attention, whose logits differ clearly from each other."""
+    config_class, model_class = (getattr(transformers, name) for name in _CLASSES[family])
+    sizes: dict[str, Any] = {
+        "vocab_size": 259, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024, "initializer_range": 0.2,
+        "bos_token_id": BOS, "eos_token_id": None, "pad_token_id": PAD, "tie_word_embeddings": False,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = model_class._from_config(config_class(**(sizes | changes)), attn_implementation=attention)
+        with torch.no_grad():  # norms and biases start as ones and zeros, which would hide that they are left out
+            for name, parameter in model.named_parameters():
+                if "norm" in name:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+                elif name.endswith(".bias"):
+                    parameter.copy_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, its id the byte's value; then pad, bos and eos."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    character = {byte: chr(byte) for byte in printable}  # GPT-2's characters for bytes
+    others = (byte for byte in range(256) if byte not in character)
+    character |= {byte: chr(256 + i) for i, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE({character[byte]: byte for byte in range(256)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<pad>", "<bos>", "<eos>"])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    assert (fast.pad_token_id, fast.bos_token_id, fast.eos_token_id) == (PAD, BOS, EOS)
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The byte tokenizer."""
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def make_decoder() -> Callable[..., PreTrainedModel]:
+    """make_decoder(family, attention, **config): a tiny decoder, built once. Leave its weights as they are."""
+    built: dict[str, PreTrainedModel] = {}
+
+    def make(family: str = "llama", attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
+        key = repr((family, attention, sorted(changes.items())))
+        if key not in built:
+            built[key] = build_decoder(family, attention, **changes)
+        return built[key]
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_decoder: Callable[..., PreTrainedModel], tokenizer: Any) -> Callable[..., MemoryModel]:
+    """make_model(config, family, attention): a `MemoryModel` over a tiny decoder, with an offset that is not zero."""
+
+    def make(
+        config: MemoryConfig,
+        family: str = "llama",
+        attention: str = "sdpa",
+        *,
+        prompt: str | None = None,
+        **changes: Any,
+    ) -> MemoryModel:
+        base = make_decoder(family, attention, **changes)
+        with torch.random.fork_rng():
+            torch.manual_seed(11)
+            model = MemoryModel(base, tokenizer, config, prompt=prompt, name="tiny").eval()
+            if model.offset is not None:
+                torch.nn.init.normal_(model.offset, std=0.3)
+        return model
+
+    return make
+
+
+@pytest.fixture(params=[(f, a) for f in _CLASSES for a in ("eager", "sdpa")], ids="-".join)
+def kind(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """Every family with every attention."""
+    yield request.param
+
+
+def random_ids(count: int, seed: int = 0) -> list[int]:
+    """Byte tokens without meaning."""
+    return torch.randint(33, 127, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def random_text(count: int, seed: int = 0) -> str:
+    """The same as text."""
+    return bytes(random_ids(count, seed)).decode()
