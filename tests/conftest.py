@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -135,9 +135,9 @@ def make_model(make_decoder: Callable[..., PreTrainedModel], tokenizer: Any) -> 
 
 
 @pytest.fixture(params=[(f, a) for f in _CLASSES for a in ("eager", "sdpa")], ids="-".join)
-def kind(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
     """Every family with every attention."""
-    yield request.param
+    return request.param
 
 
 def random_ids(count: int, seed: int = 0) -> list[int]:

@@ -172,7 +172,7 @@ def test_each_layer_drops_its_own() -> None:
     assert len({tuple(layer) for layer in rows.tolist()}) > 32
 
 
-def test_drop_frequency_is_K_over_N() -> None:
+def test_drop_frequency() -> None:
     """Every place of a full pool is dropped with probability K/N, in each of 20,000 layers on its own.
 
     Hoeffding: a correct drop fails at one of the 16 places with probability < 2 * 16 * exp(-2 * layers * t^2).
@@ -255,7 +255,7 @@ def test_a_write_partly_in_the_pool_is_read_in_part() -> None:
     assert memory.best_rows(0, torch.tensor([1.0, 0.0, 9.0])).tolist() == [0, 1, 2]
 
 
-def test_fewer_than_K0_in_the_store() -> None:
+def test_a_store_with_less_than_is_wanted() -> None:
     """All that is there is read, once."""
     memory = History(small(K0=100, drop="oldest")).write(5)
     assert memory.best_rows(0, torch.randn(5)).tolist() == [0, 1, 2, 3]

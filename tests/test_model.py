@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
+from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
 
 from conftest import BOS, build_decoder, build_tokenizer, random_ids, random_text
 from remanence.config import MemoryConfig
@@ -61,18 +61,22 @@ def decoded(memory: Memory, written: list[int]) -> bytes:
     return bytes(written + memory.pending_ids)
 
 
+def chunk_text(index: int) -> str:
+    """The text number `index` of those that fill one chunk of 8 each: later ones are put after a line end."""
+    return random_text(7 if index else 8, index)
+
+
 @pytest.fixture
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """The chunks that are written, in order."""
     chunks: list[list[int]] = []
-    write = MemoryModel._write
+    write = MemoryModel.write
 
-    def noted(self: MemoryModel, memory: Memory, chunk: list[int], *rest: Any, **more: Any) -> Any:
-        result = write(self, memory, chunk, *rest, **more)
+    def noted(self: MemoryModel, memory: Memory, chunk: list[int], **more: Any) -> None:
+        write(self, memory, chunk, **more)
         chunks.append(list(chunk))
-        return result
 
-    monkeypatch.setattr(MemoryModel, "_write", noted)
+    monkeypatch.setattr(MemoryModel, "write", noted)
     return chunks
 
 
@@ -180,7 +184,7 @@ def test_streaming(make_model: Make) -> None:
     model = make_model(small())
     memory = model.new_memory()
     model.memorize(memory, random_text(40))
-    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, timeout=5)
+    streamer = TextIteratorStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=30)
     answer = model.ask(memory, "why?", streamer=streamer)
     assert "".join(streamer).strip() == answer.text
 
@@ -307,9 +311,38 @@ def test_empty_and_short_texts_wait(make_model: Make) -> None:
     assert memory.pending[0].source == "a"
     assert memory.pending[0].time == 3.0
     assert memory.write_count == memory.tokens == 0
-    assert model.memorize(memory, "full") == 4
+    assert model.memorize(memory, "ful") == 4
     assert memory.write_count == 1
     assert memory.pending == []
+    assert memory.writes[0].text == "word\nful"
+
+
+def test_texts_are_told_apart(make_model: Make, spy: list[list[int]]) -> None:
+    """A line end before every text but the first, whether the one before still waits or is written; none for nothing."""
+    model = make_model(small())
+    memory = model.new_memory()
+    assert model.memorize(memory, " \n") == 0
+    assert model.memorize(memory, " \none ") == 3  # space around a text is no part of it
+    assert model.memorize(memory, "\n") == 0
+    assert model.memorize(memory, "two", source="2") == 4
+    assert bytes(memory.pending_ids) == b"one\ntwo"
+    assert [(p.source, bytes(p.ids)) for p in memory.pending] == [("", b"one"), ("2", b"\ntwo")]
+    assert model.memorize(memory, "five..8", source="3") == 8  # seven waited
+    assert bytes(memory.pending_ids) == b"five..8"
+    assert model.memorize(memory, "", source="4") == 0
+    assert model.memorize(memory, "seven b", source="5") == 8
+    assert bytes(memory.pending_ids) == b"seven b"
+    model.memorize(memory, "\t", source="6")
+    assert [bytes(chunk) for chunk in spy] == [b"one\ntwo\n", b"five..8\n"]
+    assert [w.text for w in memory.writes] == ["one\ntwo", "five..8"]
+    memory = model.new_memory()
+    model.memorize(memory, "a chunk.")
+    assert memory.pending == []
+    assert model.memorize(memory, "more") == 5
+    assert bytes(memory.pending_ids) == b"\nmore"
+    again = memory.copy()
+    assert model.memorize(again, "more") == 5
+    assert bytes(spy[-1] + again.pending_ids) == b"\nmore\nmore"
 
 
 @pytest.mark.parametrize("split", ["fixed", "sentence"])
@@ -319,8 +352,9 @@ def test_no_token_is_lost(split: str, make_model: Make, spy: list[list[int]]) ->
     memory, text = model.new_memory(), ""
     for i in range(12):
         piece = random_text(7 * i % 31, i).replace("a", ".")
-        text += piece
-        assert model.memorize(memory, piece) == len(piece)
+        added = "\n" + piece if piece and text else piece
+        text += added
+        assert model.memorize(memory, piece) == len(added)
         written = [i for chunk in spy for i in chunk]
         assert decoded(memory, written) == text.encode()
         assert memory.tokens == len(written)
@@ -331,12 +365,12 @@ def test_no_token_is_lost(split: str, make_model: Make, spy: list[list[int]]) ->
 
 
 def test_in_pieces_as_at_once(make_model: Make) -> None:
-    """Pieces that concatenate to the same tokens make the same writes."""
-    model, text = make_model(small()), random_text(203)
+    """Texts one by one make the same writes as one text of them with line ends between."""
+    model, text = make_model(small()), random_text(197)
     whole, pieces = model.new_memory(), model.new_memory()
-    assert model.memorize(whole, text) == 203
-    for start in range(0, 203, 29):
-        model.memorize(pieces, text[start : start + 29])
+    texts = [text[start : start + 29] for start in range(0, 197, 29)]
+    assert model.memorize(whole, "\n".join(texts)) == 203
+    assert sum(model.memorize(pieces, piece) for piece in texts) == 203
     assert whole.write_count == 25
     assert len(whole.pending_ids) == 3
     one, two = whole.tensors(), pieces.tensors()
@@ -366,7 +400,7 @@ def test_sentences_are_kept_whole(make_model: Make, spy: list[list[int]]) -> Non
     assert all(4 <= len(chunk) <= 16 for chunk in spy)
 
 
-def test_a_sentence_end_that_leaves_fewer_than_K_is_passed_over(make_model: Make, spy: list[list[int]]) -> None:
+def test_a_sentence_end_that_leaves_too_few_tokens_is_passed_over(make_model: Make, spy: list[list[int]]) -> None:
     """K tokens make K vectors."""
     model = make_model(small(split="sentence", chunk_tokens=8))
     model.memorize(model.new_memory(), "ab.defghij.l")
@@ -391,7 +425,7 @@ def test_sources_name_what_was_read(make_model: Make) -> None:
     """Every write read, with its label, time, text and place; what waits in the window last."""
     model = make_model(small(drop="oldest", K0=8))
     memory = model.new_memory()
-    texts = [random_text(8, i) for i in range(6)]
+    texts = [chunk_text(i) for i in range(6)]
     for i, text in enumerate(texts):
         model.memorize(memory, text, source=f"s{i}", time=100.0 + i)
     model.memorize(memory, "tail", source="t", time=200.0)
@@ -428,13 +462,12 @@ def test_the_right_write_has_the_best_score(make_model: Make) -> None:
 
 def test_a_write_is_labelled_by_its_own_text(make_model: Make) -> None:
     """Text that waited before another one keeps its label to itself: later chunks carry their own."""
-    # SRC BUG (memorize takes from `pending` only at its end, so `_write` sees its first piece for every chunk)
     model = make_model(small())
     memory = model.new_memory()
     model.memorize(memory, "aaaaa", source="a", time=1.0)
-    model.memorize(memory, "b" * 22, source="b", time=2.0)
+    assert model.memorize(memory, "b" * 21, source="b", time=2.0) == 22
     assert [(w.source, w.time) for w in memory.writes] == [("a", 1.0), ("b", 2.0), ("b", 2.0)]
-    assert [w.text for w in memory.writes] == ["aaaaabbb", "bbbbbbbb", "bbbbbbbb"]
+    assert [w.text for w in memory.writes] == ["aaaaa\nbb", "bbbbbbbb", "bbbbbbbb"]
     assert [(p.source, p.ids) for p in memory.pending] == [("b", (98, 98, 98))]
 
 
@@ -462,7 +495,8 @@ def test_expired_writes_are_no_sources_from_the_store(make_model: Make) -> None:
         model = make_model(small(store_tokens=16, **changes))
         memory = model.new_memory()
         for i in range(20):
-            model.memorize(memory, random_text(8, i))
+            model.memorize(memory, chunk_text(i))
+            assert memory.write_count == i + 1
             sources = model.ask(memory, "why?", max_new_tokens=1).sources
             assert all(s.write >= memory.first_write for s in sources if s.where == "long-term")
             assert {s.write for s in sources} >= set((memory.pool_rows_Ln // 4).flatten().tolist())
@@ -488,7 +522,7 @@ def test_questions_that_cannot_be_asked(make_model: Make) -> None:
         model.generate([memory], [[]])
     with pytest.raises(ConfigError, match="one memory per prompt"):
         model.generate([memory], [[1], [2]])
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         model.ask_batch([memory], ["a", "b"])
 
 
@@ -546,7 +580,7 @@ def test_an_error_in_the_middle_loses_and_doubles_nothing(make_model: Make, monk
     model, text = make_model(small()), random_text(45)
     expected = model.new_memory()
     model.memorize(expected, text, source="s", time=1.0)
-    memory, write, calls = model.new_memory(), MemoryModel._write, []
+    memory, write, calls = model.new_memory(), MemoryModel.write, []
 
     def failing(self: MemoryModel, *args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -554,7 +588,7 @@ def test_an_error_in_the_middle_loses_and_doubles_nothing(make_model: Make, monk
             raise RuntimeError("out of memory")
         return write(self, *args, **options)
 
-    monkeypatch.setattr(MemoryModel, "_write", failing)
+    monkeypatch.setattr(MemoryModel, "write", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         model.memorize(memory, text, source="s", time=1.0)
     assert memory.write_count == 3
@@ -576,6 +610,31 @@ def test_an_error_in_progress_is_after_the_write(make_model: Make) -> None:
         model.memorize(memory, text, progress=stop)
     assert memory.tokens == 16
     assert bytes(memory.pending_ids).decode() == text[16:]
+
+
+def test_during_progress_nothing_is_in_memory_twice(make_model: Make) -> None:
+    """Whoever saves the memory from the progress callback saves each token once, written or waiting."""
+    # SRC BUG (memorize takes the written tokens from `pending` only at its end)
+    model, text, seen = make_model(small()), random_text(45), []
+    memory = model.new_memory()
+    model.memorize(memory, text, progress=lambda *_: seen.append(memory.tokens + len(memory.pending_ids)))
+    assert seen == [45] * 5
+
+
+def test_a_write_is_checked(make_model: Make) -> None:
+    """Too few or too many tokens, another model's memory: refused before anything changes."""
+    # SRC BUG (write takes any length above K; beyond store_tokens it leaves the memory broken with an IndexError)
+    model = make_model(small(store_tokens=16))
+    memory = model.new_memory()
+    for count in (0, 3, 9, 40):
+        before = memory.copy()
+        with pytest.raises((ConfigError, InputError)):
+            model.write(memory, random_ids(count))
+        assert same(memory, before)
+    with pytest.raises(IncompatibleMemory):
+        model.write(make_model(small()).new_memory(), random_ids(8))
+    model.write(memory, random_ids(5))
+    assert memory.tokens == 5
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -655,7 +714,8 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, make_model: Make) -> None:
 def test_tied_embeddings_and_half_precision(tokenizer: Any, tmp_path: Path) -> None:
     """The usual small models: tied, bfloat16. Saved, loaded, asked; the pool has the model's dtype."""
     # SRC BUG (the float32 offset makes float32 of the hidden states)
-    base = build_decoder("llama", "sdpa", tie_word_embeddings=True).to(torch.bfloat16)
+    build_decoder("llama", "sdpa", tie_word_embeddings=True).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
     model = MemoryModel(base, tokenizer, small(score_bias=1.0, store_dtype="bfloat16"), name="half").eval()
     memory = model.new_memory()
     model.memorize(memory, random_text(70))
@@ -695,11 +755,11 @@ def test_settings_that_work(changes: dict[str, Any], make_model: Make) -> None:
     memory = model.new_memory()
     model.ask(memory, "why?", max_new_tokens=2)
     for i in range(9):
-        model.memorize(memory, random_text(13, i).replace("a", "."))
+        assert model.memorize(memory, random_text(13, i).replace("a", ".")) == 13 + (i > 0)
         answer = model.ask(memory, "why?", max_new_tokens=2)
         assert len(answer.ids) == 2
         assert answer.score == answer.score
-    assert memory.tokens + len(memory.pending_ids) == 9 * 13
+    assert memory.tokens + len(memory.pending_ids) == 9 * 13 + 8
     again = memory.copy()
     model.memorize(memory, random_text(40, 99))
     model.memorize(again, random_text(40, 99))
@@ -719,7 +779,7 @@ def test_writing_costs_the_same_at_any_age(context: str, make_model: Make, monke
     handle = model.attachment.decoder.register_forward_pre_hook(count, with_kwargs=True)
     try:
         for i in range(60):
-            model.memorize(memory, random_text(8, i))
+            model.memorize(memory, chunk_text(i))
     finally:
         handle.remove()
     assert memory.write_count == len(seen) == 60
@@ -737,7 +797,7 @@ def test_answering_costs_the_same_at_any_age(make_model: Make) -> None:
         seen.append((ids.shape[1], options["past_key_values"].get_seq_length()))
 
     for i in range(40):
-        model.memorize(memory, random_text(8, i))
+        model.memorize(memory, chunk_text(i))
         if i < 5:
             continue
         handle = model.attachment.decoder.register_forward_pre_hook(count, with_kwargs=True)

@@ -82,6 +82,10 @@ class MemoryConfig:
         for name in ("K", "N", "chunk_tokens", "window_tokens", "retriever_dim", "key_group"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be a positive whole number, not {getattr(self, name)!r}.")
+        if not isinstance(self.K0, int):
+            raise ConfigError(f"K0 must be a whole number, not {self.K0!r}.")
+        if not isinstance(self.store_tokens, int | None):
+            raise ConfigError(f"store_tokens must be a whole number or None, not {self.store_tokens!r}.")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(allowed)}.")

@@ -15,6 +15,7 @@ Legend:  B batch   T tokens   P memory slots   K vectors a write keeps   H key/v
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -149,19 +151,30 @@ class Attachment:
         self._apply_rotary = sys.modules[type(self.layers[0]).__module__].apply_rotary_pos_emb
         attention = self.layers[0].self_attn
         self.head_dim: int = attention.head_dim
+        self._lock, self._users = threading.Lock(), 0
+        self._handles: list[RemovableHandle] = []
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Hooks on every decoder layer for the time of the block; gone after it, whatever happens inside."""
-        handles = []
+        """Hooks on every decoder layer for the time of the block; gone after it, whatever happens inside.
+
+        Blocks may be nested and used by several threads: the hooks are there once, until the last block ends.
+        """
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                for index, layer in enumerate(self.layers):
+                    self._handles.append(layer.register_forward_pre_hook(_before(index), with_kwargs=True))
+                    self._handles.append(layer.register_forward_hook(_after, with_kwargs=True))
         try:
-            for index, layer in enumerate(self.layers):
-                handles.append(layer.register_forward_pre_hook(_before(index), with_kwargs=True))
-                handles.append(layer.register_forward_hook(_after, with_kwargs=True))
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    for handle in self._handles:
+                        handle.remove()
+                    self._handles = []
 
     def norm(self, layer: int, hidden: Tensor) -> Tensor:
         """The layer's own input norm; any shape [..., D]."""
@@ -201,10 +214,11 @@ def _before(index: int) -> Any:
             if cache.tap == "input":
                 cache.kept.append(hidden[:, -cache.keep :])
             if cache.offset_D is not None:
-                hidden = torch.cat([hidden[:, : -cache.keep], hidden[:, -cache.keep :] + cache.offset_D], dim=1)
+                last = hidden[:, -cache.keep :] + cache.offset_D.to(hidden.dtype)
+                hidden = torch.cat([hidden[:, : -cache.keep], last], dim=1)
         if not slot_layer.is_initialized:
             slot_layer.fill(cache.source.slots(index, hidden))
-        if slot_layer.bias is not None:
+        if slot_layer.bias is not None and slot_layer.length:
             tokens = slot_layer.keys.shape[-2] + hidden.shape[1]
             kwargs["attention_mask"] = _biased(kwargs.get("attention_mask"), slot_layer.bias, hidden, tokens)
         if args:

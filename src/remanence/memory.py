@@ -145,9 +145,13 @@ class Memory:
                 f"write {write.index} with vectors {tuple(vectors_LKD.shape)} does not continue this memory: expected "
                 f"write {self.write_count} with {(self.layers, K, self.width)}."
             )
+        shape = (self.layers, self.config.keys_per_write, self.config.retriever_dim)
+        if self.config.long_term and (keys_LGR is None or keys_LGR.shape != shape):
+            given = None if keys_LGR is None else tuple(keys_LGR.shape)
+            raise IncompatibleMemory(f"write {write.index} comes with keys {given}; this memory takes {shape}.")
         rows = torch.arange(write.index * K, (write.index + 1) * K).expand(self.layers, -1)
         excess = self.pool_size + K - N
-        if self.config.long_term:
+        if keys_LGR is not None and self.config.long_term:
             self._append(vectors_LKD, keys_LGR)
         if excess > 0:
             self._drop(excess)
@@ -169,7 +173,7 @@ class Memory:
         self.pool_LnD = pool.unflatten(0, (layers, -1))
         self.pool_rows_Ln = self.pool_rows_Ln.gather(1, kept)
 
-    def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor | None) -> None:
+    def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor) -> None:
         """Put a write at the end of the long-term arrays; they double, so a write costs the same at any size."""
         K, G = self.config.K, self.config.keys_per_write
         used = self.write_count - self._base
@@ -181,15 +185,14 @@ class Memory:
             keys[:, : used * G] = self._keys_LXR[:, : used * G]
             self._vectors_LXD, self._keys_LXR = vectors, keys
         self._vectors_LXD[:, used * K : (used + 1) * K] = vectors_LKD
-        if keys_LGR is not None:
-            self._keys_LXR[:, used * G : (used + 1) * G] = keys_LGR
+        self._keys_LXR[:, used * G : (used + 1) * G] = keys_LGR
 
     def _expire(self) -> None:
         """Let the oldest writes leave the long-term store once it holds more than `store_tokens`."""
         cap = self.config.store_tokens
         if cap is None:
             return
-        while self.tokens - self.writes[self.first_write].first_token > cap:
+        while self.first_write < self.write_count and self.tokens - self.writes[self.first_write].first_token > cap:
             self.first_write += 1
         spare = self.first_write - self._base
         if self.config.long_term and spare >= _TRIM_WRITES:
@@ -267,6 +270,8 @@ class Memory:
     def from_parts(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Memory:
         """The inverse of `tensors` and `meta`. Raises `MemoryCorrupt` if they do not fit together."""
         config = MemoryConfig.from_dict(meta["config"])
+        if missing := {"pool", "pool_rows", "vectors", "keys", "generator"} - tensors.keys():
+            raise MemoryCorrupt(f"the memory lacks its tensors {', '.join(sorted(missing))}; restore it from a copy.")
         memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
         memory.writes = [Write(**write) for write in meta["writes"]]
         memory.pending = [Pending(p["source"], p["time"], tuple(p["ids"])) for p in meta["pending"]]

@@ -5,10 +5,12 @@ Legend:  B prompts   T tokens   P memory slots   L layers   K vectors a write   
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
 import time as clock
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,6 +32,7 @@ from .retriever import Retriever, block_scores, slot_bias, vector_scores
 FORMAT = 1
 SETTINGS, WEIGHTS = "remanence.json", "memory.safetensors"
 BUILTIN = Path(__file__).parent / "builtin"
+_PIECE = 1024  # tokens of a pending piece, so that taking some off costs little
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
 
 
@@ -75,6 +79,8 @@ class MemoryModel(nn.Module):
         config: sizes and rules of the memories it writes.
         prompt: the text around a question; `{question}` is replaced. None asks with the chat template if there is one.
         name: what it is called in saved memories.
+        lora: settings of two peft adapters, one for writing and one for reading (M+ §3.3); None uses the base's
+            weights for both.
 
     Raises:
         ConfigError: a decoder family that cannot be attached to.
@@ -88,6 +94,7 @@ class MemoryModel(nn.Module):
         *,
         prompt: str | None = None,
         name: str = "",
+        lora: LoraConfig | None = None,
     ) -> None:
         super().__init__()
         self.base, self.tokenizer, self.config = base, tokenizer, config
@@ -96,11 +103,21 @@ class MemoryModel(nn.Module):
         layers, width = len(self.attachment.layers), base.config.hidden_size
         self.start = nn.Parameter(torch.zeros(layers, width)) if config.start else None
         self.offset = nn.Parameter(torch.zeros(width)) if config.offset else None
-        self.retriever = Retriever(layers, width, config.retriever_dim)
+        with torch.random.fork_rng(devices=[]):  # untrained, it is the same every time, and so are its memories
+            torch.manual_seed(0)
+            self.retriever = Retriever(layers, width, config.retriever_dim)
         self.to(base.device)
         if self.start is not None:
             self._start_as_bos()
+        self.lora = lora
+        if lora is not None:
+            with warnings.catch_warnings():  # two adapters are meant
+                warnings.simplefilter("ignore", UserWarning)
+                for role in ("write", "read"):
+                    base.add_adapter(copy.deepcopy(lora), role)
+            base.disable_adapters()
         self._sentence_ends: frozenset[int] | None = None
+        self._active: str | None = None
         self._fingerprint = ""
 
     @torch.no_grad()
@@ -122,6 +139,27 @@ class MemoryModel(nn.Module):
             for hook in hooks:
                 hook.remove()
         self.start.copy_(torch.stack([hidden[0, 0] for hidden in seen]))
+
+    @contextmanager
+    def _adapter(self, role: str) -> Iterator[None]:
+        """The adapter for "write" or "read" is active in the block; what was active before is afterwards."""
+        if self.lora is None:
+            yield
+            return
+        before = self._active
+        try:
+            self._activate(role)
+            yield
+        finally:
+            self._activate(before)
+
+    def _activate(self, role: str | None) -> None:
+        if role is None:
+            self.base.disable_adapters()
+        else:
+            self.base.enable_adapters()
+            self.base.set_adapter(role)
+        self._active = role
 
     # Memories ---------------------------------------------------------------------------------------------------------
 
@@ -182,30 +220,38 @@ class MemoryModel(nn.Module):
         """
         self.check(memory)
         time = clock.time() if time is None else time
-        ids = tuple(self.tokenizer(text.strip(), add_special_tokens=False, verbose=False).input_ids)
-        if ids:
-            memory.pending.append(Pending(source, time, ids))
+        text = text.strip()
+        if text and (memory.writes or memory.pending):
+            text = "\n" + text  # texts are told apart
+        ids = self._encode(text)
+        for begin in range(0, len(ids), _PIECE):
+            memory.pending.append(Pending(source, time, tuple(ids[begin : begin + _PIECE])))
         waiting = memory.pending_ids
-        labels = [piece for piece in memory.pending for _ in piece.ids]
         done, total = 0, len(waiting)
-        try:
-            while len(waiting) - done >= self.config.chunk_tokens:
-                chunk = waiting[done : done + self.config.chunk_tokens]
-                chunk = chunk[: self._cut(chunk)]
-                self.write(memory, chunk, source=labels[done].source, time=labels[done].time)
-                done += len(chunk)
-                if progress is not None:
-                    progress(done, total)
-        finally:
-            self._take(memory, done)
+        while total - done >= self.config.chunk_tokens:
+            chunk = waiting[done : done + self.config.chunk_tokens]
+            chunk = chunk[: self._cut(chunk)]
+            label = memory.pending[0]
+            self.write(memory, chunk, source=label.source, time=label.time)
+            self._take(memory, len(chunk))
+            done += len(chunk)
+            if progress is not None:
+                progress(done, total)
         return len(ids)
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a user's text, which cannot spell control tokens."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
 
     def _cut(self, chunk: list[int]) -> int:
         """Where to end a chunk: after the last sentence end that leaves at least K tokens."""
         if self.config.split == "sentence":
             if self._sentence_ends is None:
-                vocabulary = self.tokenizer.get_vocab().items()
-                self._sentence_ends = frozenset(i for token, i in vocabulary if _SENTENCE_END.search(token))
+                vocabulary = list(self.tokenizer.get_vocab().values())
+                texts = self.tokenizer.batch_decode([[i] for i in vocabulary])
+                self._sentence_ends = frozenset(
+                    i for i, text in zip(vocabulary, texts, strict=True) if _SENTENCE_END.search(text)
+                )
             for end in range(len(chunk), self.config.K - 1, -1):
                 if chunk[end - 1] in self._sentence_ends:
                     return end
@@ -223,6 +269,12 @@ class MemoryModel(nn.Module):
     @torch.no_grad()
     def write(self, memory: Memory, chunk: list[int], *, source: str = "", time: float = 0.0) -> None:
         """Write one chunk of K to `chunk_tokens` tokens at once; `memorize` cuts texts into such chunks."""
+        self.check(memory)
+        if not self.config.K <= len(chunk) <= self.config.chunk_tokens:
+            raise ConfigError(
+                f"a chunk of {len(chunk)} tokens cannot be written; it takes {self.config.K} to "
+                f"{self.config.chunk_tokens}. `memorize` cuts texts into chunks."
+            )
         ids = torch.tensor([chunk], device=self.base.device)
         vectors_LKD = torch.cat(self.write_pass(ids, [p[None] for p in self._context(memory)]))
         keys = self._keys(vectors_LKD) if self.config.long_term else None
@@ -243,9 +295,11 @@ class MemoryModel(nn.Module):
         """
         if ids_BT.shape[1] < self.config.K:
             raise ConfigError(f"a chunk of {ids_BT.shape[1]} tokens cannot give K = {self.config.K} vectors.")
+        if self.training and getattr(self.attachment.decoder, "gradient_checkpointing", False):
+            raise ConfigError("a write needs its cache, which gradient checkpointing drops; turn it off to write.")
         source = VectorSource(self.attachment, [self._with_start(l, c) for l, c in enumerate(context)])
         cache = WriteCache(source, len(context), self.config.K, self.config.tap, self.offset)
-        with self.attachment.hooks():
+        with self.attachment.hooks(), self._adapter("write"):
             self.attachment.decoder(ids_BT, past_key_values=cache, use_cache=True)
         return cache.kept
 
@@ -287,14 +341,21 @@ class MemoryModel(nn.Module):
         """
         for memory in memories:
             self.check(memory)
-        with self.attachment.hooks():
+        with self.attachment.hooks(), self._adapter("read"):
             source = ReadSource(self, memories, asks_BT, long_term, force)
             yield MemoryCache(source, len(self.attachment.layers))
 
     @contextmanager
     def plain(self) -> Iterator[PreTrainedModel]:
-        """The base model as it was, bit for bit."""
-        yield self.base
+        """The base model as it was, bit for bit, also inside `reading`."""
+        before = self._active
+        try:
+            if before is not None:
+                self._activate(None)
+            yield self.base
+        finally:
+            if before is not None:
+                self._activate(before)
 
     def generate(
         self,
@@ -322,6 +383,11 @@ class MemoryModel(nn.Module):
             raise ConfigError(f"{len(memories)} memories for {len(prompts)} prompts; give one memory per prompt.")
         if not all(prompts):
             raise InputError("a prompt is empty; ask something.")
+        if asks and not all(asks):
+            raise InputError("asks must be at least 1: some token of a prompt must query the retriever.")
+        for name, value in {"prefill_chunk_size": None, "return_dict_in_generate": False, "use_cache": True}.items():
+            if options.get(name, value) not in (value, None):
+                raise ConfigError(f"{name}={options[name]!r} does not work with a memory; leave it out.")
         device, width = self.base.device, max(map(len, prompts))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         ids = torch.full((len(prompts), width), pad, device=device)
@@ -372,6 +438,8 @@ class MemoryModel(nn.Module):
             prompts.append(prompt)
             asks.append(len(asked))
         options = {"do_sample": False} | options
+        if options.get("num_return_sequences", 1) != 1:
+            raise ConfigError("ask gives one answer a question; for several use generate(num_return_sequences=...).")
         out, source = self.generate(memories, prompts, asks=asks, max_new_tokens=max_new_tokens, **options)
         answers = []
         for row, ids in enumerate(out.tolist()):
@@ -392,21 +460,37 @@ class MemoryModel(nn.Module):
         if self.prompt is None and self.tokenizer.chat_template:
             turns = [{"role": "user", "content": question}]
             ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-            return ids[1:] if ids[:1] == [self.tokenizer.bos_token_id] else ids  # the start vector stands for BOS
+            stands_for_bos = self.start is not None and ids[:1] == [self.tokenizer.bos_token_id]
+            return ids[1:] if stands_for_bos else ids
         text = (self.prompt or "{question}").replace("{question}", question.strip())
-        return self.tokenizer(text, add_special_tokens=False).input_ids
+        return self._encode(text)
 
     # As files ---------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write base model, tokenizer, memory weights and settings to a folder that `from_pretrained` takes."""
         folder = Path(folder)
-        self.base.save_pretrained(folder)
+        self._save_base(folder)
         self.tokenizer.save_pretrained(folder)
-        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("base.")}
+        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("base.") or "lora_" in k}
         save_file(own, folder / WEIGHTS)
-        settings = {"format": FORMAT, "name": self.name, "prompt": self.prompt, "memory": self.config.to_dict()}
+        settings = {
+            "format": FORMAT, "name": self.name, "prompt": self.prompt, "memory": self.config.to_dict(),
+            "lora": None if self.lora is None else _plain(self.lora.to_dict()),
+        }  # fmt: skip
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    def _save_base(self, folder: Path) -> None:
+        """The base's own weights, without adapters."""
+        if self.lora is None:
+            self.base.save_pretrained(folder)
+            return
+        weights = {k.replace(".base_layer.", "."): v for k, v in self.base.state_dict().items() if "lora_" not in k}
+        self.base._hf_peft_config_loaded = False  # else only adapters would be saved
+        try:
+            self.base.save_pretrained(folder, state_dict=weights)
+        finally:
+            self.base._hf_peft_config_loaded = True
 
     @classmethod
     def from_pretrained(
@@ -441,9 +525,26 @@ class MemoryModel(nn.Module):
                 "upgrade remanence."
             )
         config = MemoryConfig.from_dict(settings["memory"])
-        self = cls(base, tokenizer, config, prompt=settings["prompt"], name=settings["name"])
-        self.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+        lora = LoraConfig(**settings["lora"]) if settings.get("lora") else None
+        self = cls(base, tokenizer, config, prompt=settings["prompt"], name=settings["name"], lora=lora)
+        own = load_file(folder / WEIGHTS)
+        result = self.load_state_dict(own, strict=False)
+        missing = [k for k in result.missing_keys if not k.startswith("base.") or "lora_" in k]
+        if missing or result.unexpected_keys:
+            raise ConfigError(
+                f"{folder / WEIGHTS} does not fit model {str(model)!r}: missing {missing or 'nothing'}, unexpected "
+                f"{result.unexpected_keys or 'nothing'}. Save the model again."
+            )
         return self.eval()
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready settings: sets as sorted lists, enumerations as their values, nothing that is None."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "value", value)
 
 
 class ReadSource:
@@ -463,6 +564,9 @@ class ReadSource:
     ) -> None:
         self.model, self.memories, self.asks_BT = model, memories, asks_BT
         self._force = force or [None] * len(memories)
+        for memory, write in zip(memories, self._force, strict=True):
+            if write is not None and not (model.config.long_term and memory.first_write <= write < memory.write_count):
+                raise InputError(f"cannot force write {write}: the long-term store does not hold it.")
         config = model.config
         self._long = [min(config.K0, m.long_term_size) if long_term else 0 for m in memories]
         own = [int(config.start) + long + m.pool_size for long, m in zip(self._long, memories, strict=True)]

@@ -40,9 +40,9 @@ class Retriever(nn.Module):
         return self.query[layer](normed_BTD)
 
     def keys(self, layer: int, normed_WKD: Tensor, group: int = 1) -> Tensor:
-        """f_k: normed memory vectors of writes -> keys [W, K / group, R]; a group of neighbours shares their mean."""
+        """f_k: normed memory vectors of writes -> keys [W, K / group, R]; a group of neighbours shares their sum."""
         keys_WKR = self.key[layer](normed_WKD)
-        return keys_WKR if group == 1 else keys_WKR.unflatten(1, (-1, group)).mean(2)
+        return keys_WKR if group == 1 else keys_WKR.unflatten(1, (-1, group)).sum(2)
 
 
 def block_scores(queries_TR: Tensor, keys_XR: Tensor, keys_per_write: int, scale: float) -> Tensor:

@@ -82,7 +82,7 @@ class BankSource:
         retrieved_writes: K0 / K.
         strength: `score_bias` of the memory config.
         key_group: `key_group` of the memory config.
-        force_Q: questions whose right write is always retrieved.
+        force_Q: questions whose right write gets the best score, whatever the retriever says.
         negatives: per layer, keys of writes of earlier steps [V, G, R], to be told apart from the right one, or None.
         generator: for the drops.
 
@@ -131,7 +131,7 @@ class BankSource:
         with torch.autocast(hidden_BTD.device.type, enabled=False):  # scores need float32
             scores_QW, null = self._scores(layer, hidden_BTD.float(), vectors_WKD.float())
         with torch.no_grad():
-            rows, alive, bias = self._choose(layer, scores_QW.detach(), null.detach())
+            rows, alive, bias = self._choose(scores_QW.detach().clone(), null.detach())
         keys, values = self.attachment.project(layer, vectors_WKD)
         heads, width = keys.shape[-2:]
         table = torch.cat([keys.flatten(2), values.flatten(2)], -1).flatten(0, 1)
@@ -144,10 +144,13 @@ class BankSource:
         return Slots(keys_QHPE, both[:, :, 1].transpose(1, 2), bias)
 
     def _scores(self, layer: int, hidden_BTD: Tensor, vectors_WKD: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores [Q, W] of the bank's writes and the null score, and the retriever's loss (states detached)."""
+        """Scores [Q, W] of the bank's writes and the null score, and the retriever's loss.
+
+        Unlike the paper's, the loss reaches the hidden states too, so that they learn to be found.
+        """
         retriever, history = self.retriever, self.history
-        queries = retriever.queries(layer, self.attachment.norm(layer, hidden_BTD).detach())
-        keys_WGR = retriever.keys(layer, self.attachment.norm(layer, vectors_WKD).detach(), self.key_group)
+        queries = retriever.queries(layer, self.attachment.norm(layer, hidden_BTD))
+        keys_WGR = retriever.keys(layer, self.attachment.norm(layer, vectors_WKD), self.key_group)
         self.keys.append(keys_WGR.detach())
         if self.negatives is not None:
             keys_WGR = torch.cat([keys_WGR, self.negatives[layer]])
@@ -164,7 +167,7 @@ class BankSource:
         self.losses.append(F.cross_entropy(logits, history.gold_Q + 1))
         return scores[:, : self.writes], null
 
-    def _choose(self, layer: int, scores_QW: Tensor, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _choose(self, scores_QW: Tensor, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the bank in reading order [Q, P-1], which of them exist, and the logit bias of all slots [Q, P]."""
         history, K = self.history, self.K
         questions = len(scores_QW)
@@ -182,10 +185,11 @@ class BankSource:
         # Retrieval among writes that have left the pool, at least in part.
         outside = ~in_pool.unflatten(1, (-1, K)).all(-1) & self.known_by_write_QW
         gold = history.gold_Q
-        wanted = scores_QW.masked_fill(~outside, -torch.inf)
         force = self.force_Q & (gold >= 0)
-        wanted[force, gold[force]] += 1e4
-        found = wanted.topk(self.retrieved, 1).indices
+        known = scores_QW.masked_fill(~self.known_by_write_QW, -torch.inf)
+        margin = 16 * torch.rand(questions, generator=self.generator)  # from hardly to fully decisive
+        scores_QW[force, gold[force]] = (torch.maximum(known.amax(1), null) + margin)[force]
+        found = scores_QW.masked_fill(~outside, -torch.inf).topk(self.retrieved, 1).indices
         found = found.gather(1, self.rank_QW.gather(1, found).argsort(1))
         exists = outside.gather(1, found)
         rows = (found[..., None] * K + torch.arange(K)).flatten(1)

@@ -136,9 +136,9 @@ class Streams:
     """Draws batches. `split` chooses names: "train", or "held_out" for names never trained on."""
 
     def __init__(
-        self, prose: Prose, tokenizer: PreTrainedTokenizerFast, mix: Mix, *, seed: int = 0, split: str = "train"
+        self, prose: Prose, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, split: str = "train"
     ) -> None:
-        self.prose, self.mix, self.seed, self.split = prose, mix, seed, split
+        self.prose, self.seed, self.split = prose, seed, split
         self.backend = tokenizer.backend_tokenizer
         self.eos = tokenizer.eos_token_id
 
@@ -146,15 +146,15 @@ class Streams:
         """Token ids without special tokens."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
-    def _subjects(self, rng: random.Random, maker: FactMaker) -> list[tuple[Subject, str]]:
+    def _subjects(self, rng: random.Random, maker: FactMaker, mix: Mix) -> list[tuple[Subject, str]]:
         """Subjects and relations of one stream, in the order they may be told."""
         people = [maker.subject("person") for _ in range(rng.randint(2, 5))]
-        if rng.random() < self.mix.first_person * 4:
+        if rng.random() < mix.first_person * 4:
             people.append(maker.subject("self"))
-        relations = rng.sample(_PERSON, rng.randint(2, 4)) if rng.random() < self.mix.few_relations else _PERSON
+        relations = rng.sample(_PERSON, rng.randint(2, 4)) if rng.random() < mix.few_relations else _PERSON
         pairs = [(person, relation) for person in people for relation in relations]
         rng.shuffle(pairs)
-        if rng.random() < self.mix.thing * 4:
+        if rng.random() < mix.thing * 4:
             for _ in range(3):
                 pairs.insert(rng.randrange(min(6, len(pairs)) + 1), (maker.subject("thing"), "location"))
         return pairs
@@ -172,32 +172,31 @@ class Streams:
             ids += statement + (self.prose.after(rng, gap) if gap else [])
         return ids or self.prose.after(rng, length)
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, mix: Mix) -> Batch:
         """The batch of a step."""
         rng = random.Random(f"{self.seed}/{self.split}/{step}")
         maker = FactMaker(rng, self.split)
-        mix = self.mix
         length = rng.randint(mix.tokens[0] // 4, mix.tokens[1] // 4) * 4
         chunks, first_person, questions = [], [], []
         for stream in range(mix.streams):
-            row, told, flags = self._stream(rng, maker, length)
+            row, told, flags = self._stream(rng, maker, mix, length)
             chunks.append(row)
             first_person.append(flags)
-            questions += self._questions(rng, maker, stream, told)
+            questions += self._questions(rng, maker, mix, stream, told)
         return Batch(torch.tensor(chunks), torch.tensor(first_person), questions)
 
     def _stream(
-        self, rng: random.Random, maker: FactMaker, length: int
+        self, rng: random.Random, maker: FactMaker, mix: Mix, length: int
     ) -> tuple[list[list[int]], list[tuple[Fact, int]], list[bool]]:
-        pairs = self._subjects(rng, maker)
+        pairs = self._subjects(rng, maker, mix)
         told: list[tuple[Fact, int]] = []
         row, flags = [], []
-        for chunk in range(self.mix.chunks):
+        for chunk in range(mix.chunks):
             statements: list[list[int]] = []
             flag = False
-            for _ in range(rng.choice(self.mix.facts)):
+            for _ in range(rng.choice(mix.facts)):
                 newest = {(f.subject, f.relation): f for f, _ in told}
-                if newest and rng.random() < self.mix.update:
+                if newest and rng.random() < mix.update:
                     fact = maker.update(rng.choice(list(newest.values())))
                 elif pairs:
                     fact = maker.fact(*pairs.pop())
@@ -214,7 +213,7 @@ class Streams:
         return row, told, flags
 
     def _questions(
-        self, rng: random.Random, maker: FactMaker, stream: int, told: list[tuple[Fact, int]]
+        self, rng: random.Random, maker: FactMaker, mix: Mix, stream: int, told: list[tuple[Fact, int]]
     ) -> list[Question]:
         newest = {(f.subject, f.relation): (f, chunk) for f, chunk in told}
         count = {}
@@ -222,12 +221,12 @@ class Streams:
             count[f.subject, f.relation] = count.get((f.subject, f.relation), 0) + 1
         weights = [2 if count[key] > 1 else 1 for key in newest]
         questions = []
-        for _ in range(self.mix.questions):
+        for _ in range(mix.questions):
             draw = rng.random()
-            if draw < self.mix.acknowledge:
+            if draw < mix.acknowledge:
                 fact = maker.fact(maker.subject("self") if rng.random() < 0.5 else maker.subject("person"))
                 questions.append(self.question(fact.statement, ACKNOWLEDGE, stream))
-            elif draw < self.mix.acknowledge + self.mix.unknown or not newest:
+            elif draw < mix.acknowledge + mix.unknown or not newest:
                 known = [f.subject for f, _ in told if f.subject.kind == "person"]
                 subject = rng.choice(known) if known and rng.random() < 0.5 else maker.subject("person")
                 missing = [r for r in _PERSON if (subject, r) not in newest]

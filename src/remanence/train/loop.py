@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from .data import Batch, Mix, Prose, Rows, Streams
 class Stage:
     """One stage of the curriculum; the next one shows only its difference (`dataclasses.replace`).
 
-    steps: optimizer steps. lr: of Muon on the layers' matrices; the rest learns at `lr_rest` with AdamW.
-    decay: the last share of the steps in which both fall linearly to zero.
-    mix: how streams and questions are drawn. others: least and most writes of other streams in a history.
+    steps: optimizer steps. lr: of Muon on the layers' matrices; the rest learns with AdamW, the retriever at
+    `lr_retriever`, embeddings, norms, start and offset at `lr_rest`.
+    decay: the last share of the steps in which all of them fall linearly to zero.
+    mixes: how streams and questions are drawn; each step takes one of them. others: least and most writes of other streams in a history.
     pool: N in training. retrieved: writes read from the long-term store, K0 / K; 0 is MemoryLLM.
     in_context: share of steps that ask about text in the window, without memory.
     pending: share of the other steps in which some text is still in the window.
@@ -39,9 +40,10 @@ class Stage:
 
     name: str
     steps: int
-    mix: Mix = field(default_factory=Mix)
+    mixes: tuple[Mix, ...] = (Mix(),)
     lr: float = 0.02
     lr_rest: float = 0.003
+    lr_retriever: float = 0.01
     warmup: int = 20
     decay: float = 0.0
     others: tuple[int, int] = (0, 0)
@@ -97,14 +99,17 @@ class Trainer:
     def __init__(self, model: MemoryModel, prose: Prose, stages: list[Stage], folder: Path) -> None:
         self.model, self.stages, self.folder = model, stages, folder
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.streams = Streams(prose, model.tokenizer, stages[0].mix)
-        self.held_out = Streams(prose, model.tokenizer, stages[0].mix, split="held_out")
+        self.streams = Streams(prose, model.tokenizer)
+        self.held_out = Streams(prose, model.tokenizer, split="held_out")
         matrices = [p for p in model.base.model.layers.parameters() if p.ndim == 2]
         chosen = {id(p) for p in matrices}
+        retriever = list(model.retriever.parameters())
+        chosen |= {id(p) for p in retriever}
         rest = [p for p in model.parameters() if id(p) not in chosen]
         self.optimizers = [
             torch.optim.Muon(matrices, weight_decay=0.0, momentum=0.95),
             torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0),
+            torch.optim.AdamW(retriever, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.stage_index = self.step = 0
         self.negatives: list[Tensor] | None = None
@@ -242,7 +247,7 @@ class Trainer:
         began = time.perf_counter()
         seed = (self.stage_index * 1_000_000 + self.step) * 64 + self.rank
         generator = torch.Generator().manual_seed(seed)
-        batch = self.streams.batch(seed)
+        batch = self.streams.batch(seed, self.stage.mixes[self.step % len(self.stage.mixes)])
         drawn = time.perf_counter()
         loss, figures = self.loss(batch, generator)
         loss.backward()
@@ -250,7 +255,8 @@ class Trainer:
             self._average_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         factor = self.rate()
-        for optimizer, rate in zip(self.optimizers, (self.stage.lr, self.stage.lr_rest), strict=True):
+        rates = self.stage.lr, self.stage.lr_rest, self.stage.lr_retriever
+        for optimizer, rate in zip(self.optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
             optimizer.step()
@@ -273,12 +279,11 @@ class Trainer:
 
     def evaluate(self, batches: int = 2) -> dict[str, Any]:
         """Figures on names never trained on."""
-        self.held_out.mix = self.stage.mix
         total: dict[str, list[Any]] = {}
         for i in range(batches):
             with torch.no_grad():
                 seed = i * 64 + self.rank
-                _, figures = self.loss(self.held_out.batch(seed), torch.Generator().manual_seed(seed), train=False)
+                _, figures = self.loss(self.held_out.batch(seed, self.stage.mixes[-1]), torch.Generator().manual_seed(seed), train=False)
             for key, value in figures.items():
                 total.setdefault(key, []).append(value)
         return {f"held_{k}": sum(v) / len(v) for k, v in total.items() if not isinstance(v[0], list)}
@@ -288,7 +293,6 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         saved = time.perf_counter()
         while self.stage_index < len(self.stages):
-            self.streams.mix = self.stage.mix
             while self.step < self.stage.steps:
                 figures = self.train_step()
                 if show is not None:
@@ -330,7 +334,7 @@ class Trainer:
             place = file.metadata()
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         missing = self.model.load_state_dict(weights, strict=False)
-        if missing.unexpected_keys or set(missing.missing_keys) - {"base.lm_head.weight"}:
+        if missing.unexpected_keys or set(missing.missing_keys) - {"base.lm_head.weight"} and "retriever" not in str(missing):
             raise ConfigError(f"{path} does not fit this model: {missing}.")
         for i, optimizer in enumerate(self.optimizers):
             whole = optimizer.state_dict()

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import ConfigError, RemanenceError
+from .attention import GROUPED
 from .data import ANSWER, QUESTION, Prose, build_tokenizer, read_prose
 from .loop import Stage, Trainer
 from .stages import builtin, new_model
@@ -73,11 +74,13 @@ def _stages(fast: bool) -> list[Stage]:
     stages = builtin()
     if not fast:
         return stages
-    small = [replace(s.mix, streams=4) for s in stages]
     return [
-        replace(s, steps=3, mix=m, others=(0, min(s.others[1], 8)), negatives=min(s.negatives, 16))
-        for s, m in zip(stages, small, strict=True)
-    ]
+        replace(
+            s, steps=3, mixes=tuple(replace(m, streams=4) for m in s.mixes), others=(0, min(s.others[1], 8)),
+            negatives=min(s.negatives, 16),
+        )
+        for s in stages
+    ]  # fmt: skip
 
 
 def _tokenizer(folder: Path, text: str) -> PreTrainedTokenizerFast:
@@ -105,6 +108,7 @@ def main(arguments: list[str]) -> None:
     tokenizer = _tokenizer(out / "tokenizer", text)
     model = new_model(tokenizer)
     model.prompt = PROMPT
+    model.base.set_attn_implementation(GROUPED)
     trainer = Trainer(model, Prose(text, tokenizer), _stages("--fast" in arguments), out)
     trainer.resume()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
@@ -121,6 +125,7 @@ def main(arguments: list[str]) -> None:
 
         trainer.run(show=show)
     if rank == 0:
+        model.base.set_attn_implementation("sdpa")
         model.eval().save_pretrained(out / "model")
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -12,7 +12,7 @@ from .data import Mix
 from .loop import Stage
 
 MEMORY = MemoryConfig(
-    K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", retriever_dim=32, key_group=4,
+    K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", retriever_dim=64, key_group=4,
     score_bias=0.5, store_dtype="float16",
 )  # fmt: skip
 
@@ -34,16 +34,16 @@ def builtin() -> list[Stage]:
     """The curriculum of the built-in model; the steps are those of two processes, each with its own batches."""
     context = Stage(
         name="context", steps=400, in_context=1.0,
-        mix=Mix(streams=32, chunks=2, tokens=(44, 64), questions=6, facts=(2, 2, 3)),
+        mixes=(Mix(streams=32, chunks=2, tokens=(44, 64), questions=6, facts=(2, 2, 3)),),
     )  # fmt: skip
-    one_chunk = replace(
-        context, name="one chunk", steps=500, in_context=0.12,
-        mix=Mix(streams=48, chunks=1, tokens=(32, 64), questions=2, facts=(1, 2, 3), update=0.1),
-    )  # fmt: skip
+    short = Mix(streams=48, chunks=1, tokens=(32, 64), questions=2, facts=(1, 2, 3), update=0.1)
+    one_chunk = replace(context, name="one chunk", steps=500, in_context=0.12, mixes=(short,))
+    long = Mix(streams=20, chunks=4, tokens=(36, 64), questions=4, facts=(0, 1, 1, 2, 2, 3, 4), update=0.25)
     many_chunks = replace(
-        one_chunk, name="many chunks", steps=900, in_context=0.06, pending=0.12, force=0.6,
-        others=(0, 76), pool=128, retrieved=4,
-        mix=Mix(streams=20, chunks=4, tokens=(36, 64), questions=4, facts=(0, 1, 1, 2, 2, 3, 4), update=0.25),
+        one_chunk, name="many chunks", steps=600, in_context=0.06, pending=0.12, force=0.6,
+        others=(0, 76), pool=128, retrieved=4, mixes=(long,),
     )  # fmt: skip
-    long_term = replace(many_chunks, name="long term", steps=2500, decay=1.0, force=0.1, negatives=1024)
-    return [context, one_chunk, many_chunks, long_term]
+    more = replace(short, streams=64), replace(long, questions=6)
+    mixed = replace(many_chunks, name="mixed", steps=200, lr=0.015, force=0.3, mixes=more)
+    long_term = replace(mixed, name="long term", steps=1800, decay=1.0, force=0.15, negatives=256)
+    return [context, one_chunk, many_chunks, mixed, long_term]

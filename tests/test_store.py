@@ -1,0 +1,937 @@
+"""`MemoryStore`: what was saved comes back, whatever happens to the process or the disk."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+
+from remanence import memory as memory_module
+from remanence import store as store_module
+from remanence.config import MemoryConfig
+from remanence.errors import (
+    ConfigError,
+    IncompatibleMemory,
+    InputError,
+    MemoryBusy,
+    MemoryCorrupt,
+    StorageError,
+    UnknownMemory,
+)
+from remanence.memory import Memory, Pending, Write
+from remanence.store import MemoryInfo, MemoryStore
+
+LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+TESTS = Path(__file__).parent
+LAYERS, WIDTH, TOKENS = 2, 6, 8
+
+
+def small(**changes: Any) -> MemoryConfig:
+    """A small config for direct use."""
+    values = {"K": 4, "N": 16, "K0": 8, "chunk_tokens": TOKENS, "window_tokens": 32, "retriever_dim": 3}
+    return MemoryConfig(**(values | changes))
+
+
+def start(config: MemoryConfig | None = None, model: str = "m", **more: Any) -> Memory:
+    """An empty memory."""
+    return Memory(config or small(), layers=LAYERS, width=WIDTH, model=model, seed=1, **more)
+
+
+def add(memory: Memory, count: int = 1, label: str = "ada") -> Memory:
+    """`count` writes, each the same wherever it is made."""
+    config = memory.config
+    for index in range(memory.write_count, memory.write_count + count):
+        g = torch.Generator().manual_seed(index)
+        vectors = torch.randn(LAYERS, config.K, WIDTH, generator=g)
+        keys = torch.randn(LAYERS, config.keys_per_write, config.retriever_dim, generator=g)
+        record = Write(index, label, 1000.5 + index, memory.tokens, TOKENS, f"{label} wrote {index}")
+        memory.add(vectors, keys if config.long_term else None, record)
+    return memory
+
+
+def state(memory: Memory) -> tuple[Any, ...]:
+    """All of a memory, for comparison."""
+    tensors = {}
+    for key, tensor in memory.tensors().items():
+        data = tensor.contiguous().flatten().view(torch.uint8) if tensor.numel() else torch.zeros(0)
+        tensors[key] = (tensor.dtype, tuple(tensor.shape), data.numpy().tobytes())
+    return tensors, memory.meta()
+
+
+def read(memory: Memory, layer: int) -> tuple[list[int], list[float]]:
+    """What a fixed question reads of a layer."""
+    blocks = memory.write_count - memory.first_write
+    per_write = memory.config.K if memory.config.score == "vector" else 1
+    scores = torch.rand(blocks * per_write, generator=torch.Generator().manual_seed(layer))
+    rows = memory.best_rows(layer, scores)
+    return rows.tolist(), memory.long_term(layer, rows).flatten().tolist()
+
+
+def files(store: MemoryStore, name: str = "ada") -> list[str]:
+    return sorted(os.listdir(store.path(name)))
+
+
+def named_files(store: MemoryStore) -> list[str]:
+    """The files that the catalogue names."""
+    db = sqlite3.connect(store.root / "catalogue.sqlite")
+    found = db.execute("SELECT file FROM segments UNION ALL SELECT file FROM generations").fetchall()
+    db.close()
+    return sorted(file for (file,) in found)
+
+
+def query(store: MemoryStore, statement: str) -> None:
+    """Change the catalogue behind the store's back."""
+    db = sqlite3.connect(store.root / "catalogue.sqlite")
+    db.execute(statement)
+    db.commit()
+    db.close()
+
+
+def traces(root: Path, text: str) -> list[str]:
+    """Files and names under a folder in which a text is found."""
+    return [
+        str(path)
+        for path in root.rglob("*")
+        if text in path.name or (path.is_file() and text.encode() in path.read_bytes())
+    ]
+
+
+class FakeModel:
+    """What the store asks of a model."""
+
+    def __init__(self, fingerprint: str = "m", config: MemoryConfig | None = None) -> None:
+        self.fingerprint, self.config = fingerprint, config
+
+    def new_memory(self) -> Memory:
+        return start(self.config, self.fingerprint)
+
+    def check(self, memory: Memory) -> None:
+        if memory.model != self.fingerprint:
+            raise IncompatibleMemory(f"this memory was written by {memory.model!r}.")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing matters when the power fails, which no test can make happen; `test_order` sees that it is done."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(connect, factory=Unsynced))
+
+
+class Unsynced(sqlite3.Connection):
+    """A connection that lets the system write when it likes."""
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        return super().execute(statement.replace("synchronous = FULL", "synchronous = OFF"), *values)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> MemoryStore:
+    return MemoryStore(tmp_path / "store")
+
+
+# Round trips ----------------------------------------------------------------------------------------------------------
+
+CONFIGS = {
+    "default": small(),
+    "vector": small(score="vector", drop="oldest"),
+    "grouped": small(key_group=2, store_dtype="bfloat16"),
+    "half": small(store_dtype="float16", keep_text=False),
+    "expiring": small(store_tokens=5 * TOKENS),
+    "MemoryLLM": small(long_term=False),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MemoryConfig:
+    monkeypatch.setattr(memory_module, "_TRIM_WRITES", 3)
+    return CONFIGS[request.param]
+
+
+@pytest.mark.parametrize("writes", [0, 1, 3, 11])
+def test_round_trip(store: MemoryStore, config: MemoryConfig, writes: int) -> None:
+    memory = add(start(config, dtype=torch.bfloat16), writes)
+    memory.pending.append(Pending("a label", 12.5, (1, 2, 3)))
+    store.save("ada", memory)
+    assert state(store.load("ada")) == state(memory)
+    assert state(MemoryStore(store.root).load("ada")) == state(memory)
+
+
+@pytest.mark.parametrize("parts", [(1, 1), (7, 9), (2, 0, 3, 8), (10, 1, 1, 1)])
+def test_saved_goes_on_as_if_never_closed(store: MemoryStore, config: MemoryConfig, parts: tuple[int, ...]) -> None:
+    whole = start(config)
+    store.save("ada", start(config))
+    for count in parts:
+        add(whole, count)
+        store = MemoryStore(store.root)
+        with store.open("ada") as memory:
+            add(memory, count)
+    loaded = store.load("ada")
+    for _ in range(2):
+        assert state(loaded) == state(whole)
+        for layer in range(LAYERS if config.long_term else 0):
+            assert read(loaded, layer) == read(whole, layer)
+        add(loaded, 6), add(whole, 6)
+
+
+@given(
+    st.sampled_from(sorted(CONFIGS)),
+    st.lists(st.sampled_from(["add", "add", "add 3", "pend", "take", "save", "whole", "reopen", "copy"]), max_size=25),
+)
+@LIGHT
+def test_any_sequence(name: str, steps: list[str]) -> None:
+    """Random sequences of writes, saves and reopenings equal a memory that never left the process."""
+    with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_module, "_TRIM_WRITES", 2)
+        patch.setattr(store_module, "MAX_SEGMENTS", 3)
+        store, memory = MemoryStore(root), start(CONFIGS[name])
+        store.save("ada", memory)
+        saved = memory.copy()
+        mirror = memory.copy()
+        for step in steps:
+            if step == "reopen":
+                store = MemoryStore(root)
+                memory, mirror = store.load("ada"), saved.copy()
+            elif step == "copy":
+                memory = memory.copy()
+            elif step in ("save", "whole"):
+                store.save("ada", memory, whole=step == "whole")
+                saved = mirror.copy()
+                assert files(store) == named_files(store)
+            else:
+                for m in (memory, mirror):
+                    if step == "pend":
+                        m.pending.append(Pending("s", 1.5, (m.write_count, 7)))
+                    elif step == "take":
+                        m.pending.clear()
+                    else:
+                        add(m, 3 if "3" in step else 1)
+            assert state(memory) == state(mirror)
+        assert state(store.load("ada")) == state(saved)
+        assert store.info("ada").writes == saved.write_count
+
+
+def test_documented_reader(store: MemoryStore) -> None:
+    """The reader in docs/format.md, which uses nothing of ours."""
+    memory = add(start(), 5)
+    store.save("ada", memory)
+    store.save("ada", add(memory, 4))
+    code = re.findall(r"```python\n(.*?)```", (TESTS.parent / "docs" / "format.md").read_text(encoding="utf-8"), re.S)
+    assert len(code) == 1
+    assert sum(bool(line.strip()) for line in code[0].splitlines()) <= 10
+    assert "remanence" not in code[0]
+    found: dict[str, Any] = {"root": str(store.root), "name": "ada"}
+    exec(code[0], found)
+    found["db"].close()
+    assert found["texts"] == [write.text for write in memory.writes]
+    assert torch.equal(found["pool"], memory.pool_LnD)
+    assert list(found["long_term"]) == [0, 5]
+    for key in ("vectors", "keys"):
+        parts = [part[key] for part in found["long_term"].values()]
+        assert torch.equal(torch.cat(parts, 1), memory.tensors()[key])
+
+
+# Use ------------------------------------------------------------------------------------------------------------------
+
+
+def test_open_saves_when_the_block_ends(store: MemoryStore) -> None:
+    model = FakeModel()
+    with store.open("ada", model) as memory:
+        add(memory, 2)
+    with store.open("ada", model) as memory:
+        assert memory.write_count == 2
+        memory.pending.append(Pending("s", 1.0, (5,)))
+    assert state(store.load("ada")) == state(memory)
+    assert store.info("ada").pending_tokens == 1
+
+
+def test_open_saves_nothing_when_the_block_raises(store: MemoryStore) -> None:
+    def work() -> None:
+        with store.open("ada", FakeModel()) as memory:
+            add(memory)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not store.exists("ada")
+    store.save("ada", add(start(), 1))
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert store.load("ada").write_count == 1
+    with store.open("ada"):
+        pass  # the lock is free again
+
+
+def test_open_keeps_a_new_memory_and_leaves_an_unchanged_one(store: MemoryStore) -> None:
+    with store.open("ada", FakeModel()):
+        pass
+    before = files(store)
+    for _ in range(2):
+        with store.open("ada", FakeModel()):
+            pass
+    assert files(store) == before == ["state-1.safetensors"]
+
+
+def test_save_within_open(store: MemoryStore) -> None:
+    def work() -> None:
+        with store.open("ada", FakeModel()) as memory:
+            store.save("ada", add(memory, 2))
+            add(memory)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert store.load("ada").write_count == 2
+    with store.open("ada") as memory:
+        store.save("ada", add(memory))
+    assert store.info("ada").writes == 3
+    assert "state-2.safetensors" in files(store)  # not saved once more at the end
+
+
+def test_open_checks_the_model_first(store: MemoryStore) -> None:
+    store.save("ada", add(start()))
+    with pytest.raises(IncompatibleMemory, match="written by 'm'"), store.open("ada", FakeModel("other")):
+        pytest.fail("the block must not run")
+    assert store.load("ada").model == "m"
+
+
+def test_unknown_names(store: MemoryStore) -> None:
+    for call in (store.load, store.info, store.path, store.delete):
+        with pytest.raises(UnknownMemory, match="none yet"):
+            call("ada")
+    assert not store.exists("ada")
+    assert store.list() == []
+    with pytest.raises(UnknownMemory), store.open("ada"):
+        pytest.fail("the block must not run")
+    store.save("ada", start())
+    store.save("bob", start())
+    with pytest.raises(UnknownMemory, match=r"named 'adda' in .*did you mean 'ada'\? Known: ada, bob\."):
+        store.load("adda")
+    with pytest.raises(UnknownMemory), store.open("adda", FakeModel(), create=False):
+        pytest.fail("the block must not run")
+    assert [info.name for info in store.list()] == ["ada", "bob"]
+
+
+def test_reading_leaves_no_trace(tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path / "none")
+    assert store.list() == []
+    with pytest.raises(UnknownMemory):
+        store.load("ada")
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".ada", "a/b", "a\\b", "a b", "ada\n", "ä", "a\0", "a" * 101, "a:b"])
+def test_bad_names(store: MemoryStore, name: str) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: store.load(name),
+        lambda: store.save(name, start()),
+        lambda: store.info(name),
+        lambda: store.exists(name),
+        lambda: store.delete(name),
+        lambda: store.path(name),
+        lambda: store.open(name, FakeModel()).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(ConfigError, match="letters a-z"):
+            call()
+    assert not store.root.exists()
+
+
+def test_good_names(store: MemoryStore) -> None:
+    names = sorted(["a", "Ada", "ada", "ada.l@example.org", "-x", "_", "0", "a" * 100])
+    for name in names:
+        store.save(name, start())
+    assert [info.name for info in store.list()] == names
+
+
+def test_info(store: MemoryStore) -> None:
+    before = time.time()
+    memory = add(start(), 3)
+    memory.pending += [Pending("s", 1.0, (1, 2)), Pending("t", 2.0, (3,))]
+    store.save("ada", memory)
+    first = store.info("ada")
+    store.save("ada", add(memory))
+    info = store.info("ada")
+    assert store.list() == [info]
+    assert isinstance(info, MemoryInfo)
+    assert (info.name, info.model, info.writes, info.tokens, info.pending_tokens) == ("ada", "m", 4, 4 * TOKENS, 3)
+    assert before <= info.created == first.created <= first.updated <= info.updated <= time.time()
+    assert info.bytes_on_disk == sum(path.stat().st_size for path in store.path("ada").iterdir())
+
+
+def test_memories_do_not_mix(store: MemoryStore) -> None:
+    ada, bob = start(), start(small(K=2, N=4))
+    for count in (2, 5, 1):
+        store.save("ada", add(ada, count, "ada"))
+        store.save("bob", add(bob, count + 1, "bob"))
+    assert state(store.load("ada")) == state(ada)
+    assert state(store.load("bob")) == state(bob)
+    store.delete("ada")
+    assert state(store.load("bob")) == state(bob)
+    assert traces(store.root, "ada wrote") == []
+
+
+def test_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REMANENCE_HOME", str(tmp_path))
+    assert MemoryStore.default().root == tmp_path
+    monkeypatch.delenv("REMANENCE_HOME")
+    assert MemoryStore.default().root == Path(platformdirs.user_data_dir("remanence", appauthor=False))
+
+
+def test_another_memory_replaces(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 6, "secret"))
+    other = add(start(small(K=2)), 2, "other")
+    store.save("ada", other)
+    assert state(store.load("ada")) == state(other)
+    assert files(store) == named_files(store)
+    assert len(files(store)) == 2
+    assert traces(store.root, "secret") == []
+    store.save("copy", store.load("ada"))
+    assert state(store.load("copy")) == state(other)
+
+
+def test_a_stale_copy_does_not_overwrite(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 2))
+    one, two = store.load("ada"), store.load("ada")
+    store.save("ada", add(two, 1))
+    with pytest.raises(MemoryBusy, match="saved by someone else"):
+        store.save("ada", add(one, 3))
+    assert state(store.load("ada")) == state(two)
+    store.save("ada", add(two, 1))
+    store.save("other", one)
+    assert store.load("other").write_count == 5
+
+
+def test_not_unicode(store: MemoryStore) -> None:
+    memory = start()
+    memory.pending.append(Pending("\udcff", 1.0, (1,)))
+    with pytest.raises(InputError, match="Unicode"):
+        store.save("ada", memory)
+    assert not store.exists("ada")
+
+
+# What is written ------------------------------------------------------------------------------------------------------
+
+
+def test_append_only(store: MemoryStore) -> None:
+    """Older segments stay as they are: same inode, same time, same bytes."""
+    seen: dict[str, tuple[Any, ...]] = {}
+    with store.open("ada", FakeModel()) as memory:
+        for count in (3, 1, 0, 20, 2):
+            store.save("ada", add(memory, count))
+            now = {}
+            for path in store.path("ada").glob("long-*"):
+                now[path.name] = (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+            assert {name: now[name] for name in seen} == seen
+            assert len(now) - len(seen) == (count > 0)
+            seen = now
+            assert len(list(store.path("ada").glob("state-*"))) == 1
+    assert sorted(seen) == sorted(
+        ["long-0-2-1.safetensors", "long-3-3-2.safetensors", "long-4-23-4.safetensors", "long-24-25-5.safetensors"]
+    )
+
+
+def test_many_segments_are_merged(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MAX_SEGMENTS", 8)
+    written: list[int] = []
+    write_segment = store_module._write_segment
+
+    def counted(folder: Path, memory: Memory, base: int, first: int, generation: int) -> Any:
+        written.append(memory.write_count - first)
+        return write_segment(folder, memory, base, first, generation)
+
+    monkeypatch.setattr(store_module, "_write_segment", counted)
+    memory, writes = start(), 60
+    for _ in range(writes):
+        store.save("ada", add(memory))
+        assert len(files(store)) <= 8 + 1
+        assert files(store) == named_files(store)
+    assert state(MemoryStore(store.root).load("ada")) == state(memory)
+    assert max(written) > 8
+    assert sum(written) < 5 * writes  # each write was copied a few times, not once a save
+
+
+def test_expired_segments_go(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "_TRIM_WRITES", 4)
+    memory = start(small(store_tokens=6 * TOKENS))
+    for _ in range(15):
+        store.save("ada", add(memory, 3))
+        assert state(MemoryStore(store.root).load("ada")) == state(memory)
+        assert files(store) == named_files(store)
+        assert len(files(store)) <= 6
+    assert len(store.load("ada").writes) == 45
+
+
+def test_a_changed_past_is_rewritten_whole(store: MemoryStore) -> None:
+    memory = add(start(), 5, "secret")
+    store.save("ada", memory)
+    memory.writes[2] = Write(2, "", 0.0, memory.writes[2].first_token, TOKENS, None)
+    memory._vectors_LXD[:, 2 * 4 : 3 * 4] = 0
+    store.save("ada", memory, whole=True)
+    assert state(store.load("ada")) == state(memory)
+    assert traces(store.root, "secret wrote 2") == []
+    assert traces(store.root, "secret wrote 1") != []
+    assert files(store) == named_files(store)
+
+
+def test_delete_erases(store: MemoryStore) -> None:
+    text = "unmistakable" * 2000  # more than a page of the catalogue
+    memory = start()
+    memory.add(torch.ones(LAYERS, 4, WIDTH), torch.ones(LAYERS, 4, 3), Write(0, "telltale", 1.0, 0, TOKENS, text))
+    memory.pending.append(Pending("telltale", 1.0, (31337, 31338)))
+    store.save("victim", memory)
+    store.save("bob", add(start(), 2))
+    reader = sqlite3.connect(store.root / "catalogue.sqlite")  # while it is open the log stays, unless it is cut
+    assert reader.execute("SELECT count(*) FROM memories").fetchone() == (2,)
+    words = ("unmistakable", "telltale", "31337", "victim")
+    assert all(traces(store.root, word) for word in words)
+    folder = store.path("victim")
+    store.delete("victim")
+    assert [traces(store.root, word) for word in words] == [[], [], [], []]
+    for table in ("memories", "generations", "segments", "writes", "pending"):
+        column = "id" if table == "memories" else "memory"
+        assert reader.execute(f"SELECT count(*) FROM {table} WHERE {column} = ?", [folder.name]).fetchone() == (0,)
+    reader.close()
+    assert not folder.exists()
+    assert not store.exists("victim")
+    assert len(os.listdir(store.root / "locks")) == len(os.listdir(store.root / "memories")) == 1
+    store.save("victim", start())  # the name can be used again
+    assert store.load("victim").write_count == 0
+
+
+def test_order(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are synced before they get their names, names before the commit, and nothing is removed before it."""
+    memory = add(start(), 2)
+    store.save("ada", memory)
+    with Faults(monkeypatch, at=None) as faults:
+        store.save("ada", add(memory))
+    steps = [step for step in faults.steps if step not in ("INSERT", "DELETE", "mkdir")]
+    one_file = ["save_file", "fsync", "replace"]
+    assert steps == [*one_file, *one_file, "fsync", "BEGIN", "COMMIT", "unlink"]
+    assert "PRAGMA synchronous = FULL" in Path(store_module.__file__).read_text(encoding="utf-8")
+
+
+def _saved(store: MemoryStore) -> MemoryStore:
+    store.save("ada", add(start(), 2))
+    return store
+
+
+# Faults ---------------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class Faults:
+    """Counts what a save does to the disk, and makes step number `at` fail.
+
+    before: "before" the step is done, or "after". dead: True, and no later step has any effect either, as if the
+    process had been killed; False, and the step raises what the system would.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, at: int | None, when: str = "before", dead: bool = False) -> None:
+        self.patch, self.at, self.when, self.dead = patch, at, when, dead
+        self.steps: list[str] = []
+        self.fired = False
+
+    def __enter__(self) -> Faults:
+        faults = self
+
+        class Faulty(Unsynced):
+            def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+                run = functools.partial(super().execute, statement, *values)
+                verb = statement.split()[0]
+                if verb == "SELECT" or (verb == "PRAGMA" and "checkpoint" not in statement):
+                    return run()
+                return faults.step(verb, run, sqlite3.OperationalError("disk I/O error"))
+
+            def executemany(self, statement: str, values: Any) -> sqlite3.Cursor:
+                run = functools.partial(super().executemany, statement, values)
+                return faults.step(statement.split()[0], run, sqlite3.OperationalError("database or disk is full"))
+
+        self._context = self.patch.context()
+        patch = self._context.__enter__()
+        connect = sqlite3.connect
+        patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"factory": Faulty}))
+        for name in ("fsync", "replace", "unlink", "mkdir"):
+            patch.setattr(os, name, self.wrap(name, getattr(os, name)))
+        patch.setattr(shutil, "rmtree", self.wrap("rmtree", shutil.rmtree))
+        patch.setattr(store_module, "save_file", self.wrap("save_file", store_module.save_file))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+    def wrap(self, name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            error = OSError(errno.EIO, os.strerror(errno.EIO), str(args[0]))
+            if name == "save_file":
+                error = SafetensorError("Error while serializing: I/O error: Input/output error (os error 5)")
+            half = args[1] if name == "save_file" else None
+            return self.step(name, functools.partial(run, *args, **options), error, half)
+
+        return call
+
+    def step(self, name: str, run: Callable[[], Any], error: Exception, half: Path | None = None) -> Any:
+        if self.fired and self.dead:
+            raise Killed
+        self.steps.append(name)
+        if self.fired or len(self.steps) != self.at:
+            return run()
+        self.fired = True
+        if self.when == "after":
+            run()
+        elif half is not None:
+            half.write_bytes(b"half a fi")
+        raise Killed if self.dead else error
+
+
+def _first(store: MemoryStore) -> None:
+    pass
+
+
+def _append(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 6))
+
+
+def _merge(store: MemoryStore) -> None:
+    memory = start()
+    for _ in range(store_module.MAX_SEGMENTS):
+        store.save("ada", add(memory))
+
+
+def _expire(store: MemoryStore) -> None:
+    memory = start(small(store_tokens=3 * TOKENS))
+    for _ in range(2):
+        store.save("ada", add(memory, 2))
+
+
+def _replace(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 3))
+
+
+def changed(store: MemoryStore, case: Callable[..., None]) -> Memory:
+    """What the save under test stores."""
+    memory = store.load("ada") if case in (_append, _merge, _expire) else start(small(K=2))
+    memory.pending.append(Pending("s", 1.0, (1, 2)))
+    return add(memory, 5 if case is _expire else 1)
+
+
+def state_on_disk(root: Path) -> Any:
+    store = MemoryStore(root)
+    return state(store.load("ada")) if store.exists("ada") else None
+
+
+@contextmanager
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "MAX_SEGMENTS", 3)
+        patch.setattr(memory_module, "_TRIM_WRITES", 2)
+        yield
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["killed", "refused"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("case", [_first, _append, _merge, _expire, _replace])
+def test_a_save_that_fails_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Callable[..., None], when: str, dead: bool
+) -> None:
+    """The old memory or the new one, never a third; and the store goes on working."""
+    with small_limits(monkeypatch):
+        before = MemoryStore(tmp_path / "before")
+        before.root.mkdir()
+        case(before)
+        old, new = state_on_disk(before.root), state(changed(before, case))
+        for at in range(1, 100):
+            store = MemoryStore(shutil.copytree(before.root, tmp_path / str(at)))
+            memory = changed(store, case)
+            finished = False
+            with Faults(monkeypatch, at, when, dead) as faults:
+                try:
+                    store.save("ada", memory)
+                    finished = True
+                except Killed:
+                    assert dead
+                except StorageError:
+                    assert not dead
+                    assert faults.steps[at - 1] == "unlink" or not list(store.root.rglob("*.tmp"))
+            assert state_on_disk(store.root) in [old, new][finished:], f"step {at}, {faults.steps[-1]}"
+            if not dead:  # the same process tries again
+                store.save("ada", memory)
+            again = MemoryStore(store.root)
+            with again.open("ada", FakeModel()) as memory:
+                add(memory, 1)
+            assert state(again.load("ada")) == state(memory)
+            assert files(again) == named_files(again)
+            if not faults.fired:
+                assert at > 10
+                return
+    pytest.fail("the save has no end")
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["killed", "refused"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_delete_that_fails_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, dead: bool
+) -> None:
+    """Afterwards the memory is whole or gone, and can be deleted or written again."""
+    for at in range(1, 100):
+        root = tmp_path / str(at)
+        store = _saved(MemoryStore(root))
+        old = state(store.load("ada"))
+        with Faults(monkeypatch, at, when, dead) as faults:
+            try:
+                store.delete("ada")
+            except Killed:
+                assert dead
+            except StorageError:
+                assert not dead
+        assert state_on_disk(root) in [old, None]
+        shutil.copytree(root, tmp_path / f"{at}-again")
+        again = MemoryStore(tmp_path / f"{at}-again")
+        memory = add(start(), 1, "new")
+        again.save("ada", memory)
+        assert state(again.load("ada")) == state(memory)
+        assert files(again) == named_files(again)
+        try:
+            MemoryStore(root).delete("ada")
+        except UnknownMemory:
+            assert os.listdir(root / "memories") == []
+        assert traces(root, "ada") == []
+        assert os.listdir(root / "memories") == []
+        if not faults.fired:
+            return
+    pytest.fail("the delete has no end")
+
+
+NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/store/file")
+REFUSALS = {
+    "file full": ("save_file", SafetensorError("Error: I/O error: No space left on device (os error 28)"), "free some"),
+    "sync full": ("fsync", NO_SPACE, "free some space"),
+    "quota": ("fsync", OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "free some space"),
+    "rename full": ("replace", NO_SPACE, "free some space"),
+    "read-only": ("replace", OSError(errno.EROFS, os.strerror(errno.EROFS), "/store/file"), "permissions"),
+    "no permission": ("save_file", PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "permissions"),
+    "catalogue full": ("COMMIT", sqlite3.OperationalError("database or disk is full"), "free some space"),
+    "catalogue read-only": ("BEGIN", sqlite3.OperationalError("attempt to write a readonly database"), "permissions"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_disk_that_refuses(store: MemoryStore, monkeypatch: pytest.MonkeyPatch, refusal: str) -> None:
+    step, error, advice = REFUSALS[refusal]
+    _append(store)
+    old, new = store.load("ada"), changed(store, _append)
+    before = files(store)
+    with Faults(monkeypatch, None) as faults:
+
+        def refuse(name: str, run: Callable[[], Any], *rest: Any) -> Any:
+            if name == step:
+                raise error
+            return run()
+
+        faults.step = refuse  # type: ignore[method-assign]
+        with pytest.raises(StorageError, match=advice) as caught:
+            store.save("ada", new)
+    assert "What was stored before is intact" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, OSError)
+    assert files(store) == before
+    assert state(store.load("ada")) == state(old)
+    store.save("ada", new)
+    assert state(store.load("ada")) == state(new)
+
+
+def test_a_root_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError):
+        MemoryStore(tmp_path / "file").save("ada", start())
+    with pytest.raises(StorageError):
+        MemoryStore(tmp_path / "file" / "below").save("ada", start())
+
+
+CHILD = """
+import sys, torch
+torch.set_num_threads(1)
+from test_store import FakeModel, MemoryStore, add
+store = MemoryStore(sys.argv[1])
+with store.open("ada", FakeModel()) as memory:
+    while True:
+        store.save("ada", add(memory))
+        print(memory.write_count, flush=True)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_kill(tmp_path: Path) -> None:
+    """A process that is killed while it saves loses nothing that was acknowledged, and its lock."""
+    chance = random.Random(0)
+    store = MemoryStore(tmp_path / "store")
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    done = 0
+    for acknowledgements in (1, 30):
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD, str(store.root)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        assert child.stdout is not None
+        for _ in range(acknowledgements):
+            done = int(child.stdout.readline())
+        with pytest.raises(MemoryBusy, match="'ada' is open"), store.open("ada", FakeModel()):
+            pytest.fail("the block must not run")
+        with pytest.raises(MemoryBusy):
+            store.save("ada", start())
+        with pytest.raises(MemoryBusy):
+            store.delete("ada")
+        assert store.load("ada").write_count >= done  # reading is free
+        time.sleep(chance.random() / 50)
+        child.send_signal(signal.SIGKILL)
+        done = int(([done, *child.stdout.read().split()])[-1])
+        child.wait()
+        child.stdout.close()
+        memory = MemoryStore(store.root).load("ada")
+        assert memory.write_count in (done, done + 1)
+        assert state(memory) == state(add(start(), memory.write_count))
+        with store.open("ada", FakeModel()) as memory:
+            add(memory)
+        assert files(store) == named_files(store)
+
+
+def test_one_writer_in_a_process(store: MemoryStore) -> None:
+    with store.open("ada", FakeModel()) as memory:
+        for other in (store, MemoryStore(store.root)):
+            with pytest.raises(MemoryBusy, match="'ada' is open for writing"), other.open("ada", FakeModel()):
+                pytest.fail("the block must not run")
+            with pytest.raises(MemoryBusy) if other is not store else store.open("bob", FakeModel()):
+                other.save("ada", memory)
+    with MemoryStore(store.root).open("ada", FakeModel()):
+        pass
+
+
+def test_a_reader_meets_a_save(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that a save removes while someone reads them are not damage."""
+    writer, memory = MemoryStore(store.root), add(start(), 2)
+    writer.save("ada", memory)
+    verify, saves = store_module._verify, iter(range(3))
+
+    def meanwhile(*args: Any) -> None:
+        if next(saves, None) is not None:
+            writer.save("ada", add(memory), whole=True)
+        verify(*args)
+
+    monkeypatch.setattr(store_module, "_verify", meanwhile)
+    assert state(store.load("ada")) == state(memory)
+    assert memory.write_count == 5
+
+
+# Damage ---------------------------------------------------------------------------------------------------------------
+
+
+def _flip(path: Path) -> str:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    return f"was changed: SHA-256 {hashlib.sha256(data).hexdigest()}, expected"
+
+
+def _cut(path: Path) -> str:
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-7])
+    return f"has {size - 7} bytes, expected {size}"
+
+
+def _grow(path: Path) -> str:
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"x")
+    return f"has {size + 1} bytes, expected {size}"
+
+
+def _lose(path: Path) -> str:
+    size = path.stat().st_size
+    path.unlink()
+    return f"is missing, expected {size} bytes"
+
+
+@pytest.mark.parametrize("damage", [_flip, _cut, _grow, _lose])
+@pytest.mark.parametrize("kind", ["state-1", "long-0-4"])
+def test_damaged_file(store: MemoryStore, kind: str, damage: Callable[[Path], str]) -> None:
+    store.save("ada", add(start(), 5))
+    (path,) = store.path("ada").glob(f"{kind}*")
+    found = damage(path)
+    with pytest.raises(MemoryCorrupt) as caught:
+        store.load("ada")
+    assert str(path) in str(caught.value)
+    assert found in str(caught.value)
+    assert "Restore" in str(caught.value)
+    with pytest.raises(MemoryCorrupt), store.open("ada", FakeModel()):
+        pytest.fail("the block must not run")
+    store.delete("ada")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'DELETE FROM writes WHERE "index" = 2',
+        "UPDATE generations SET meta = '{'",
+        "UPDATE generations SET meta = '{}'",
+        "UPDATE generations SET meta = replace(meta, '\"layers\": 2', '\"layers\": 3')",
+        "UPDATE pending SET ids = '['",
+        "DELETE FROM segments WHERE first_write = 0",
+        "DROP TABLE writes",
+    ],
+)
+def test_damaged_rows(store: MemoryStore, statement: str) -> None:
+    memory = add(start(), 3)
+    memory.pending.append(Pending("s", 1.0, (1,)))
+    store.save("ada", memory)
+    store.save("ada", add(memory, 2))
+    query(store, statement)
+    with pytest.raises(MemoryCorrupt, match=r"catalogue\.sqlite"):
+        store.load("ada")
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, None])
+def test_damaged_catalogue(store: MemoryStore, content: bytes | None) -> None:
+    _saved(store)
+    catalogue = store.root / "catalogue.sqlite"
+    catalogue.unlink()
+    if content is not None:
+        catalogue.write_bytes(content)
+    for call in (store.list, lambda: store.load("ada"), lambda: store.save("ada", start())):
+        with pytest.raises(MemoryCorrupt, match=r"catalogue\.sqlite"):
+            call()
+
+
+def test_newer_versions_are_refused(store: MemoryStore) -> None:
+    _saved(store)
+    query(store, "UPDATE generations SET meta = replace(meta, '\"K0\"', '\"K9\"')")
+    with pytest.raises(IncompatibleMemory, match="upgrade"):
+        store.load("ada")
+    query(store, "PRAGMA user_version = 2")
+    for call in (store.list, lambda: store.load("ada"), lambda: store.save("ada", start())):
+        with pytest.raises(IncompatibleMemory, match="format 2, this version reads up to 1; upgrade"):
+            call()
