@@ -59,7 +59,8 @@ def main() -> None:
     }
     shares = {title: accuracy(results, system, kind) for title, (system, kind) in columns.items()}
     found = recall(results)
-    table = Table(title=f"Exact match ({arguments.facts} facts, {arguments.newest} newest, {arguments.unknown} unknown)")
+    counts = f"{arguments.facts} facts, {arguments.newest} newest, {arguments.unknown} unknown"
+    table = Table(title=f"Exact match ({counts})")
     for title in ("tokens", *columns, "recall by layer"):
         table.add_column(title, justify="right")
     rows = []

@@ -76,7 +76,8 @@ def test_an_old_fact_comes_from_the_long_term_store(home: Path) -> None:
 def test_chat_remembers_between_turns_and_sessions(home: Path) -> None:
     first = run(home, "chat", "--memory", "ada", "--json", stdin=f"{FACT}\n")
     assert first.returncode == 0, first.stderr
-    second = run(home, "chat", "--memory", "ada", "--json", stdin="What is Marla Quist's favourite colour?\n/sources\n/quit\n")
+    turns = "What is Marla Quist's favourite colour?\n/sources\n/quit\n"
+    second = run(home, "chat", "--memory", "ada", "--json", stdin=turns)
     lines = [json.loads(line) for line in second.stdout.splitlines()]
     assert [line["answer"] for line in lines] == ["teal"]
     assert FACT in second.stderr
@@ -159,7 +160,8 @@ def test_version_and_help() -> None:
 
     done = run(Path("unused"), "--version")
     assert done.stdout == f"remanence {remanence.__version__}\n"
-    for command in ("", "demo", "chat", "memorize", "ask", "train", "memory list", "memory show", "memory delete", "memory path"):
+    commands = ["", "demo", "chat", "memorize", "ask", "train", *(f"memory {c}" for c in ("list", "show", "delete", "path"))]
+    for command in commands:
         done = run(Path("unused"), *command.split(), "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
 

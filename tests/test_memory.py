@@ -123,7 +123,8 @@ def test_nothing_is_lost(case: tuple[MemoryConfig, int, int, int]) -> None:
         for row, vector in zip(rows.tolist(), memory.long_term(layer, rows), strict=True):
             assert torch.equal(vector, history.row(layer, row))
         expected = [keys[layer] for keys in history.keys]
-        assert torch.equal(memory.keys(layer), torch.cat(expected) if expected else torch.zeros(0, 3))
+        stacked = torch.stack(expected, 1) if expected else torch.zeros(config.keys_per_write, 0, 3)
+        assert torch.equal(memory.keys(layer), stacked)
 
 
 def test_the_record_of_a_write_is_found_by_row() -> None:
@@ -288,7 +289,8 @@ def test_the_store_forgets_the_oldest_writes(drop: str) -> None:
             assert torch.equal(
                 memory.long_term(layer, rows), torch.stack([history.row(layer, r) for r in rows.tolist()])
             )
-            assert torch.equal(memory.keys(layer), torch.cat([k[layer] for k in history.keys[memory.first_write :]]))
+            kept = torch.stack([k[layer] for k in history.keys[memory.first_write :]], 1)
+            assert torch.equal(memory.keys(layer), kept)
         assert memory.long_term_size == min(sizes)
         assert same(memory.copy(), memory)
     assert memory.tensors()["vectors"].shape[1] < (40 + 256 + 1) * 4
@@ -318,7 +320,7 @@ def test_memoryllm_has_no_long_term_store() -> None:
     assert memory.long_term_size == 0
     assert memory.best_rows(0, torch.zeros(0)).tolist() == []
     assert memory.tensors()["vectors"].shape[1] == memory.tensors()["keys"].shape[1] == 0
-    assert memory.keys(0).shape == (0, 3)
+    assert memory.keys(0).shape[1:] == (0, 3)
     copy = memory.copy()
     generator = history.generator.get_state()
     history.write(3)

@@ -318,7 +318,7 @@ def test_empty_and_short_texts_wait(make_model: Make) -> None:
 
 
 def test_texts_are_told_apart(make_model: Make, spy: list[list[int]]) -> None:
-    """A line end before every text but the first, whether the one before still waits or is written; none for nothing."""
+    """A line end before every text but the first, whether the one before waits or is written; none for nothing."""
     model = make_model(small())
     memory = model.new_memory()
     assert model.memorize(memory, " \n") == 0
@@ -454,7 +454,7 @@ def test_the_right_write_has_the_best_score(make_model: Make) -> None:
     model.retriever.queries = lambda layer, normed: seen.append(q := queries(layer, normed)) or q  # type: ignore[method-assign]
     model.ask(memory, "where?", max_new_tokens=1)
     for layer in range(3):  # write 7 gets keys along the mean query of the layer
-        memory._keys_LXR[layer, 7 * 4 : 8 * 4] = 100 * seen[layer].mean(0)
+        memory._keys_LGWR[layer, :, 7] = 100 * seen[layer].mean(0)
     answer = model.ask(memory, "where?", max_new_tokens=1)
     assert (answer.sources[0].write, answer.sources[0].layers, answer.sources[0].where) == (7, 3, "long-term")
     assert answer.score == answer.sources[0].score > 0

@@ -457,9 +457,9 @@ def test_many_segments_are_merged(store: MemoryStore, monkeypatch: pytest.Monkey
     written: list[int] = []
     write_segment = store_module._write_segment
 
-    def counted(folder: Path, memory: Memory, base: int, first: int, generation: int) -> Any:
+    def counted(folder: Path, memory: Memory, first: int, generation: int) -> Any:
         written.append(memory.write_count - first)
-        return write_segment(folder, memory, base, first, generation)
+        return write_segment(folder, memory, first, generation)
 
     monkeypatch.setattr(store_module, "_write_segment", counted)
     memory, writes = start(), 60

@@ -93,7 +93,8 @@ def _text(file: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{file!r} is not UTF-8 (byte {error.start} is {data[error.start]:#04x}); convert it.") from None
+        found = f"byte {error.start} is {data[error.start]:#04x}"
+        raise InputError(f"{file!r} is not UTF-8 text ({found}); convert it.") from None
 
 
 def _source_dict(source: Any) -> dict[str, Any]:
@@ -155,8 +156,9 @@ def ask(
     seconds = time.perf_counter() - began
     if as_json:
         result = {
-            "answer": answer.text, "score": round(answer.score, 4), "sources": [_source_dict(s) for s in answer.sources],
-            "memory_tokens": opened.tokens, "seconds": round(seconds, 4),
+            "answer": answer.text, "score": round(answer.score, 4),
+            "sources": [_source_dict(s) for s in answer.sources], "memory_tokens": opened.tokens,
+            "seconds": round(seconds, 4),
         }  # fmt: skip
         typer.echo(json.dumps(result, ensure_ascii=False))
         return
@@ -303,7 +305,7 @@ def memory_path(
 
 @app.command()
 def demo(
-    tokens: Annotated[int, typer.Option(min=1000, help="Tokens of prose between the facts and the last question.")] = 160_000,
+    tokens: Annotated[int, typer.Option(min=1000, help="Tokens between a fact and its last question.")] = 160_000,
     model: Model = "builtin",
     plot: Annotated[Path | None, typer.Option(help="Write the curve as a picture (.png, .svg, .pdf).")] = None,
     seed: Annotated[int, typer.Option(help="Of the facts and their names.")] = 7,
@@ -348,7 +350,7 @@ def _plottable(path: Path) -> None:
 @app.command()
 def train(
     what: Annotated[str, typer.Argument(help="What to train: builtin.")] = "builtin",
-    out: Annotated[Path, typer.Option(help="Folder of the run: checkpoints, log, and the model at the end.")] = Path("runs/builtin"),
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the model.")] = Path("runs/builtin"),
     prose: Annotated[Path, typer.Option(help="Text to train on, .txt or .txt.xz.")] = Path("data/prose_train.txt.xz"),
     resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
     processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 2,
@@ -382,9 +384,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    pass
+    """What all commands share."""
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ _CHOICES = {
     "split": ("sentence", "fixed"),
     "score": ("block", "vector"),
     "store_dtype": ("float32", "float16", "bfloat16"),
+    "key_dtype": ("float32", "bfloat16"),
 }
 
 
@@ -50,7 +51,8 @@ class MemoryConfig:
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
 
     Storage
-        store_dtype: number format of long-term vectors and keys.
+        store_dtype: number format of long-term vectors.
+        key_dtype: number format of the retriever's keys; bfloat16 keys are searched faster (see `block_scores`).
         keep_text: keep the text of each write, so that answers can name their sources.
     """
 
@@ -76,6 +78,7 @@ class MemoryConfig:
     null_slope: float = 0.0
 
     store_dtype: str = "float32"
+    key_dtype: str = "float32"
     keep_text: bool = True
 
     def __post_init__(self) -> None:
@@ -93,7 +96,7 @@ class MemoryConfig:
             raise ConfigError(
                 f"K = {self.K} new vectors do not fit a short-term pool of N = {self.N}; make N at least K."
             )
-        if self.K > self.chunk_tokens:
+        if self.chunk_tokens < self.K:
             raise ConfigError(
                 f"K = {self.K} vectors cannot come from a chunk of {self.chunk_tokens} tokens; "
                 "make chunk_tokens at least K."
@@ -123,11 +126,11 @@ class MemoryConfig:
 
         While nothing has left the pool the logits equal those of the plain model with the whole text in context.
         """
-        settings: dict[str, Any] = dict(
-            K=chunk_tokens, N=pool_tokens, K0=4 * chunk_tokens, chunk_tokens=chunk_tokens,
-            window_tokens=4 * chunk_tokens, tap="input", write_context="pool", drop="oldest", split="fixed",
-            offset=False,
-        )  # fmt: skip
+        settings: dict[str, Any] = {
+            "K": chunk_tokens, "N": pool_tokens, "K0": 4 * chunk_tokens, "chunk_tokens": chunk_tokens,
+            "window_tokens": 4 * chunk_tokens, "tap": "input", "write_context": "pool", "drop": "oldest",
+            "split": "fixed", "offset": False,
+        }  # fmt: skip
         return cls(**{**settings, **changes})
 
     def replace(self, **changes: Any) -> MemoryConfig:

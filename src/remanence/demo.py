@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .model import MemoryModel
-from .retention import Retention, Result, accuracy
+from .retention import Result, Retention, accuracy
 
 _DISTANCES = (1_000, 4_000, 16_000, 40_000, 80_000)
 _SYSTEMS = {"full": "with long-term memory (M+)", "no store": "without it (MemoryLLM)", "window": "sliding window only"}
@@ -58,7 +58,8 @@ def _examples(results: list[Result], tokens: int, show: Callable[[str], None]) -
     for r in results:
         if r.system == "full" and r.distance == tokens and r.relation not in seen and len(seen) < 8:
             seen.add(r.relation)
-            show(f"  {'✓' if r.right else '✗'} {r.question} — {r.answer}" + ("" if r.right else f" (told: {r.expected})"))
+            told = "" if r.right else f" (told: {r.expected})"
+            show(f"  {'✓' if r.right else '✗'} {r.question} — {r.answer}{told}")
 
 
 def table(result: dict[str, Any]) -> None:

@@ -81,13 +81,13 @@ class MemoryLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Slots plus tokens seen so far."""
-        return self.keys.shape[-2] if self.is_initialized else self.length
+        return self.length if self.keys is None else self.keys.shape[-2]
 
     def _rows(self, pick: Any) -> None:
         if self.bias is not None:
             self.bias = pick(self.bias)
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Beam search: reorder rows."""
         super().reorder_cache(beam_idx)
         self._rows(lambda bias: bias.index_select(0, beam_idx.to(bias.device)))
@@ -145,8 +145,8 @@ class Attachment:
                 f"cannot attach a memory to a {family!r} model; families that work: {', '.join(FAMILIES)}."
             )
         self.model = model
-        self.decoder: nn.Module = model.get_decoder()
-        self.layers: list[nn.Module] = list(self.decoder.layers)
+        self.decoder: Any = model.get_decoder()
+        self.layers: list[Any] = list(self.decoder.layers)
         self.rotary = self.decoder.rotary_emb
         self._apply_rotary = sys.modules[type(self.layers[0]).__module__].apply_rotary_pos_emb
         attention = self.layers[0].self_attn
@@ -209,7 +209,7 @@ def _before(index: int) -> Any:
         if not isinstance(cache, MemoryCache):
             return None
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        slot_layer: MemoryLayer = cache.layers[index]
+        slot_layer: Any = cache.layers[index]
         if isinstance(cache, WriteCache):
             if cache.tap == "input":
                 cache.kept.append(hidden[:, -cache.keep :])

@@ -87,7 +87,8 @@ class Memory:
         self._base = 0  # the write at the head of the arrays
         store = _DTYPES[config.store_dtype]
         self._vectors_LXD = torch.zeros(layers, 0, width, dtype=store)
-        self._keys_LXR = torch.zeros(layers, 0, config.retriever_dim)
+        shape = layers, config.keys_per_write, 0, config.retriever_dim
+        self._keys_LGWR = torch.zeros(shape, dtype=_DTYPES[config.key_dtype])
         self._generator = torch.Generator().manual_seed(seed)
 
     # Sizes ------------------------------------------------------------------------------------------------------------
@@ -126,7 +127,8 @@ class Memory:
         """Bytes of vectors and keys, pool and store."""
         K, G = self.config.K, self.config.keys_per_write
         kept = self.write_count - self.first_write if self.config.long_term else 0
-        a_write = K * self.width * self._vectors_LXD.element_size() + G * self._keys_LXR.shape[2] * 4
+        a_write = K * self.width * self._vectors_LXD.element_size()
+        a_write += G * self._keys_LGWR.shape[3] * self._keys_LGWR.element_size()
         return kept * self.layers * a_write + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
 
     # Writing ----------------------------------------------------------------------------------------------------------
@@ -175,17 +177,17 @@ class Memory:
 
     def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor) -> None:
         """Put a write at the end of the long-term arrays; they double, so a write costs the same at any size."""
-        K, G = self.config.K, self.config.keys_per_write
-        used = self.write_count - self._base
+        K, used = self.config.K, self.write_count - self._base
         if (used + 1) * K > self._vectors_LXD.shape[1]:
             room = max(64, 2 * used)
-            vectors = self._vectors_LXD.new_zeros(self.layers, room * K, self.width)
-            keys = self._keys_LXR.new_zeros(self.layers, room * G, self._keys_LXR.shape[2])
+            layers, groups, _, size = self._keys_LGWR.shape
+            vectors = self._vectors_LXD.new_zeros(layers, room * K, self.width)
+            keys = self._keys_LGWR.new_zeros(layers, groups, room, size)
             vectors[:, : used * K] = self._vectors_LXD[:, : used * K]
-            keys[:, : used * G] = self._keys_LXR[:, : used * G]
-            self._vectors_LXD, self._keys_LXR = vectors, keys
+            keys[:, :, :used] = self._keys_LGWR[:, :, :used]
+            self._vectors_LXD, self._keys_LGWR = vectors, keys
         self._vectors_LXD[:, used * K : (used + 1) * K] = vectors_LKD
-        self._keys_LXR[:, used * G : (used + 1) * G] = keys_LGR
+        self._keys_LGWR[:, :, used] = keys_LGR
 
     def _expire(self) -> None:
         """Let the oldest writes leave the long-term store once it holds more than `store_tokens`."""
@@ -197,15 +199,14 @@ class Memory:
         spare = self.first_write - self._base
         if self.config.long_term and spare >= _TRIM_WRITES:
             self._vectors_LXD = self._vectors_LXD[:, spare * self.config.K :].clone()
-            self._keys_LXR = self._keys_LXR[:, spare * self.config.keys_per_write :].clone()
+            self._keys_LGWR = self._keys_LGWR[:, :, spare:].clone()
             self._base = self.first_write
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
     def keys(self, layer: int) -> Tensor:
-        """Retriever keys of the writes `first_write` .. W-1 in order [X, R], X = (W - first_write) * G."""
-        G = self.config.keys_per_write
-        return self._keys_LXR[layer, (self.first_write - self._base) * G : (self.write_count - self._base) * G]
+        """Retriever keys of the writes `first_write` .. W-1 [G, W - first_write, R]."""
+        return self._keys_LGWR[layer, :, self.first_write - self._base : self.write_count - self._base]
 
     def best_rows(self, layer: int, scores: Tensor) -> Tensor:
         """Rows of the K0 long-term vectors of a layer with the best scores, oldest first [min(K0, long-term size)].
@@ -242,14 +243,19 @@ class Memory:
         """An independent copy; both go on alike from here."""
         return Memory.from_parts({k: v.clone() for k, v in self.tensors().items()}, self.meta())
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that make it whole, with `meta`."""
-        used, G = self.write_count - self._base, self.config.keys_per_write
+    def tensors(self, since: int | None = None) -> dict[str, Tensor]:
+        """The tensors that make it whole, with `meta`.
+
+        "vectors" [L, writes * K, D] and "keys" [L, writes * G, R] are of the writes from `since` on; of all that the
+        store holds, if None.
+        """
+        since = 0 if since is None else since - self._base
+        used = self.write_count - self._base
         return {
             "pool": self.pool_LnD,
             "pool_rows": self.pool_rows_Ln,
-            "vectors": self._vectors_LXD[:, : used * self.config.K],
-            "keys": self._keys_LXR[:, : used * G],
+            "vectors": self._vectors_LXD[:, since * self.config.K : used * self.config.K],
+            "keys": self._keys_LGWR[:, :, since:used].transpose(1, 2).flatten(1, 2),
             "generator": self._generator.get_state(),
         }
 
@@ -288,6 +294,7 @@ class Memory:
             if tuple(tensors[name].shape) != shape:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")
         memory.pool_LnD, memory.pool_rows_Ln = tensors["pool"], tensors["pool_rows"]
-        memory._vectors_LXD, memory._keys_LXR = tensors["vectors"], tensors["keys"]
+        memory._vectors_LXD = tensors["vectors"]
+        memory._keys_LGWR = tensors["keys"].unflatten(1, (-1, config.keys_per_write)).transpose(1, 2).contiguous()
         memory._generator.set_state(tensors["generator"])
         return memory

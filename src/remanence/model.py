@@ -59,8 +59,8 @@ class Answer:
     """What `ask` returns.
 
     text: the answer. sources: what was read, best first. score: the best source's score, above zero when the retriever
-    found something more relevant than nothing; an application can gate on it. ids: the generated tokens. read: per layer,
-    the writes that were read.
+    found something more relevant than nothing; an application can gate on it. ids: the generated tokens. read: per
+    layer, the writes that were read.
     """
 
     text: str
@@ -97,7 +97,9 @@ class MemoryModel(nn.Module):
         lora: LoraConfig | None = None,
     ) -> None:
         super().__init__()
-        self.base, self.tokenizer, self.config = base, tokenizer, config
+        self.base: Any = base
+        self.tokenizer: Any = tokenizer
+        self.config = config
         self.prompt, self.name = prompt, name or base.config.name_or_path or base.config.model_type
         self.attachment = Attachment(base)
         layers, width = len(self.attachment.layers), base.config.hidden_size
@@ -398,14 +400,15 @@ class MemoryModel(nn.Module):
             mask[row, width - len(prompt) :] = 1
             asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
         with torch.no_grad(), self.reading(memories, asking, long_term=long_term, force=force) as cache:
+            source: Any = cache.source
             out = self.base.generate(
                 ids,
-                attention_mask=torch.cat([cache.source.mask(), mask], 1),
+                attention_mask=torch.cat([source.mask(), mask], 1),
                 past_key_values=cache,
                 pad_token_id=pad,
                 **options,
             )
-        return out[:, width:], cache.source
+        return out[:, width:], source
 
     def ask(self, memory: Memory, question: str, *, max_new_tokens: int = 32, **options: Any) -> Answer:
         """Answer a question from memory.
@@ -431,9 +434,9 @@ class MemoryModel(nn.Module):
             prompt = memory.pending_ids + asked
             if len(prompt) + max_new_tokens > self.config.window_tokens:
                 raise InputError(
-                    f"the question takes {len(asked)} tokens, with {len(prompt) - len(asked)} waiting to be written and "
-                    f"{max_new_tokens} for the answer more than the window of {self.config.window_tokens}; shorten it, "
-                    "or memorize the long part first."
+                    f"the question takes {len(asked)} tokens; with {len(prompt) - len(asked)} waiting to be written "
+                    f"and {max_new_tokens} for the answer that is more than the window of "
+                    f"{self.config.window_tokens}. Shorten it, or memorize the long part first."
                 )
             prompts.append(prompt)
             asks.append(len(asked))
@@ -597,7 +600,7 @@ class ReadSource:
                 scores[at : at + per_write] = max(float(scores.max()), null) + 1.0
             rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
             pad = int(self._padding[b])
-            if config.start:
+            if model.start is not None:
                 vectors[b, pad] = model.start[layer]
             first = pad + int(config.start)
             if len(rows):
@@ -613,8 +616,8 @@ class ReadSource:
         self.read.append(entries)
         slots = model.attachment.slots(layer, vectors, self._positions_BP, bias)
         if repeats > 1:
-            slots = Slots(*(None if t is None else t.repeat_interleave(repeats, 0)
-                            for t in (slots.keys, slots.values, slots.bias)))  # fmt: skip
+            keys, values = (t.repeat_interleave(repeats, 0) for t in (slots.keys, slots.values))
+            slots = Slots(keys, values, None if slots.bias is None else slots.bias.repeat_interleave(repeats, 0))
         return slots
 
     def _scores(self, layer: int, memory: Memory, hidden_TD: Tensor) -> tuple[Tensor, float]:
@@ -626,7 +629,8 @@ class ReadSource:
         queries = model.retriever.queries(layer, normed).cpu()
         if config.score == "vector":
             return vector_scores(queries, memory.keys(layer)), 0.0
-        scores = block_scores(queries, memory.keys(layer), config.keys_per_write, model.retriever.scale)
+        pooled = torch.unique(memory.pool_rows_Ln[layer] // config.K) - memory.first_write
+        scores = block_scores(queries, memory.keys(layer), model.retriever.scale, pooled[pooled >= 0])
         null = model.retriever.null[layer].item()
         return scores, null + config.null_slope * float(torch.tensor(float(len(scores))).log())
 

@@ -120,7 +120,7 @@ class Retention:
 
     def _tell(self) -> list[Told]:
         """Tell all facts, in random order, and return them with when they were told."""
-        told = []
+        told: list[Told] = []
         plan = ["fact"] * self.counts["fact"] + ["newest"] * self.counts["newest"]
         plan += ["unknown"] * self.counts["unknown"]
         self.rng.shuffle(plan)
@@ -131,7 +131,8 @@ class Retention:
                 known = [t.fact for t in told if t.fact.subject.kind == "person" and t.kind == "fact"]
                 if known and self.rng.random() < 0.5:
                     other = self.rng.choice(known)
-                    fact = next(f for _ in range(99) if (f := self.maker.fact(other.subject)).relation != other.relation)
+                    while fact.relation == other.relation or fact.subject != other.subject:
+                        fact = self.maker.fact(other.subject)
                 told.append(Told(fact, self._now, UNKNOWN, kind))
             else:
                 at = self._say(fact)

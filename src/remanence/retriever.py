@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 
+_SHORTLIST = 128  # writes that are scored again in float32
+
+
 class Retriever(nn.Module):
     """f_q and f_k of every layer, and the score of "nothing relevant here".
 
@@ -45,22 +48,35 @@ class Retriever(nn.Module):
         return keys_WKR if group == 1 else keys_WKR.unflatten(1, (-1, group)).sum(2)
 
 
-def block_scores(queries_TR: Tensor, keys_XR: Tensor, keys_per_write: int, scale: float) -> Tensor:
-    """Score of each write: the mean over question tokens of its best key (late interaction) [W].
+def block_scores(queries_TR: Tensor, keys_GWR: Tensor, scale: float, exact: Tensor | None = None) -> Tensor:
+    """Score of each write: the mean over question tokens of its best key (late interaction), float32 [W].
+
+    With keys in bfloat16 all writes are first scored in bfloat16, which is fast; the best of them and those named in
+    `exact` are then scored again in float32. Only these scores are exact; the others are right to about 1 %.
 
     Args:
         queries_TR: queries of the question's tokens.
-        keys_XR: keys of all writes in order, X = W * keys_per_write.
-        keys_per_write: G.
+        keys_GWR: keys of all writes in order, the g-th key of every write together.
         scale: multiplies the products.
+        exact: writes whose score must be exact.
     """
-    products_TX = torch.matmul(queries_TR, keys_XR.T)
-    return products_TX.unflatten(-1, (-1, keys_per_write)).amax(-1).mean(-2) * scale
+    coarse = queries_TR.to(keys_GWR.dtype)
+    best_TW = coarse @ keys_GWR[0].T
+    for keys_WR in keys_GWR[1:]:
+        torch.maximum(best_TW, coarse @ keys_WR.T, out=best_TW)
+    scores = best_TW.float().mean(0) * scale
+    if keys_GWR.dtype != torch.float32:
+        short = scores.topk(min(_SHORTLIST, len(scores))).indices
+        short = short if exact is None else torch.cat([short, exact])
+        products = queries_TR.float() @ keys_GWR[:, short].float().transpose(1, 2)
+        scores[short] = products.amax(0).mean(0) * scale
+    return scores
 
 
-def vector_scores(queries_TR: Tensor, keys_XR: Tensor) -> Tensor:
-    """Score of each vector in the paper (M+ eq. 4): the mean over question tokens of sigmoid(q . k) [X]."""
-    return torch.matmul(queries_TR, keys_XR.T).sigmoid().mean(-2)
+def vector_scores(queries_TR: Tensor, keys_GWR: Tensor) -> Tensor:
+    """Score of each vector in the paper (M+ eq. 4): the mean over question tokens of sigmoid(q . k), float32 [W * G]."""
+    scores = [torch.matmul(queries_TR.float(), keys.float().T).sigmoid().mean(0) for keys in keys_GWR]
+    return torch.stack(scores, 1).flatten()
 
 
 def slot_bias(scores: Tensor, best: Tensor, strength: float) -> Tensor:

@@ -366,7 +366,7 @@ class MemoryStore:
         base, first = header["base"], count
         if memory.config.long_term:
             first = _first_to_write(_segments(db, id) if done else [], base, done, count)
-        segment = _write_segment(folder, memory, base, first, generation) if first < count else None
+        segment = _write_segment(folder, memory, first, generation) if first < count else None
         state = _write_state(folder, memory, generation)
         _sync(folder)
         self._saved.pop(memory, None)  # a commit that fails may or may not have happened
@@ -576,7 +576,7 @@ def _check_name(name: str) -> None:
 
 def _mark(memory: Memory) -> tuple[Any, ...]:
     """What differs as soon as a memory was written to; its first entry is the number of writes."""
-    generator = memory.tensors()["generator"].numpy().tobytes()
+    generator = memory.tensors(since=memory.write_count)["generator"].numpy().tobytes()
     return memory.write_count, memory.first_write, tuple(memory.pending), generator
 
 
@@ -615,19 +615,16 @@ def _first_to_write(segments: list[_Segment], base: int, done: int, count: int) 
     return first
 
 
-def _write_segment(folder: Path, memory: Memory, base: int, first: int, generation: int) -> _Segment:
-    """Write the vectors and keys of the writes from `first` on; the arrays begin with write `base`."""
-    config, tensors, last = memory.config, memory.tensors(), memory.write_count - 1
-    part = {
-        "vectors": tensors["vectors"][:, (first - base) * config.K :].contiguous(),
-        "keys": tensors["keys"][:, (first - base) * config.keys_per_write :].contiguous(),
-    }
+def _write_segment(folder: Path, memory: Memory, first: int, generation: int) -> _Segment:
+    """Write the vectors and keys of the writes from `first` on."""
+    tensors, last = memory.tensors(since=first), memory.write_count - 1
+    part = {key: tensors[key].contiguous() for key in ("vectors", "keys")}
     return _Segment(first, last, _write_file(folder, f"long-{first}-{last}-{generation}.safetensors", part))
 
 
 def _write_state(folder: Path, memory: Memory, generation: int) -> _File:
     """Write what changes with every write: the short-term pool and the state of the random drops."""
-    tensors = memory.tensors()
+    tensors = memory.tensors(since=memory.write_count)
     state = {key: tensors[key].detach().cpu().contiguous() for key in ("pool", "pool_rows", "generator")}
     return _write_file(folder, f"state-{generation}.safetensors", state)
 

@@ -1,7 +1,7 @@
 """Attention for training small models on a CPU: about four times as fast as the library's on our shapes.
 
-Registered with transformers under the name `GROUPED`, as any attention backend is. The query heads of one key/value head
-become more queries of that head, so keys and values are never repeated, and all of it stays in bfloat16 under autocast.
+Registered with transformers under the name `GROUPED`, as any attention backend is. The query heads of one key/value
+head become more queries of that head, so keys and values are never repeated; under autocast all of it is bfloat16.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ GROUPED = "remanence_grouped"
 
 
 def grouped_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Softmax attention; query [B, H, T, E], key and value [B, G, S, E], additive mask [B, 1, T, S] -> [B, T, H, E]."""
     batch, heads, tokens, width = query.shape

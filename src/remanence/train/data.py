@@ -216,7 +216,7 @@ class Streams:
         self, rng: random.Random, maker: FactMaker, mix: Mix, stream: int, told: list[tuple[Fact, int]]
     ) -> list[Question]:
         newest = {(f.subject, f.relation): (f, chunk) for f, chunk in told}
-        count = {}
+        count: dict[tuple[Subject, str], int] = {}
         for f, _ in told:
             count[f.subject, f.relation] = count.get((f.subject, f.relation), 0) + 1
         weights = [2 if count[key] > 1 else 1 for key in newest]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import ConfigError
-
 from ..hf import MemoryCache, VectorSource, WriteCache
 from ..model import MemoryModel
 from .bank import BankSource, History
 from .data import Batch, Mix, Prose, Rows, Streams
+from .facts import UNKNOWN
+
+Show = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Stage:
     steps: optimizer steps. lr: of Muon on the layers' matrices; the rest learns with AdamW, the retriever at
     `lr_retriever`, embeddings, norms, start and offset at `lr_rest`.
     decay: the last share of the steps in which all of them fall linearly to zero.
-    mixes: how streams and questions are drawn; each step takes one of them. others: least and most writes of other streams in a history.
+    mixes: how streams and questions are drawn; each step takes one of them.
+    others: least and most writes of other streams in a history.
     pool: N in training. retrieved: writes read from the long-term store, K0 / K; 0 is MemoryLLM.
     in_context: share of steps that ask about text in the window, without memory.
     pending: share of the other steps in which some text is still in the window.
@@ -64,6 +68,7 @@ def write_streams(model: MemoryModel, chunks_BTn: Tensor, lm_share: float) -> tu
         per layer the vectors [B * T, K, D], and the language-modelling loss of a share of the chunks.
     """
     attachment, config = model.attachment, model.config
+    assert model.start is not None
     streams, chunks, _ = chunks_BTn.shape
     written: list[list[Tensor]] = []
     losses = []
@@ -119,9 +124,10 @@ class Trainer:
         """The stage at hand."""
         return self.stages[self.stage_index]
 
-    def loss(self, batch: Batch, generator: torch.Generator, train: bool = True) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, generator: torch.Generator, train: bool = True) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch and its figures."""
         model, stage = self.model, self.stage
+        assert model.start is not None
         layers = len(model.attachment.layers)
         draw = torch.rand(2, generator=generator)
         in_context = bool(draw[0] < stage.in_context)
@@ -206,6 +212,7 @@ class Trainer:
     def _in_context(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions about the last chunks of their own stream, which are in the window as text; no memory."""
         model = self.model
+        assert model.start is not None
         streams, chunks, length = batch.chunks_BTn.shape
         shown = min(chunks, max(1, 128 // length))
         questions = [
@@ -226,8 +233,6 @@ class Trainer:
 
     @property
     def _unknown(self) -> list[int]:
-        from .facts import UNKNOWN
-
         return [*self.streams.encode(UNKNOWN), self.streams.eos]
 
     def _remember(self, keys: list[Tensor]) -> None:
@@ -253,7 +258,7 @@ class Trainer:
         loss.backward()
         if self.world > 1:
             self._average_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = torch.stack([self._clip(optimizer) for optimizer in self.optimizers]).norm()
         factor = self.rate()
         rates = self.stage.lr, self.stage.lr_rest, self.stage.lr_retriever
         for optimizer, rate in zip(self.optimizers, rates, strict=True):
@@ -267,6 +272,11 @@ class Trainer:
             "stage": self.stage.name, "step": self.step, "loss": loss.item(), "norm": norm.item(),
             "data_s": drawn - began, "s": now - began, "tokens": batch.chunks_BTn.numel() * self.world,
         }  # fmt: skip
+
+    @staticmethod
+    def _clip(optimizer: torch.optim.Optimizer) -> Tensor:
+        """Clip each optimizer's gradients on their own: the retriever's are many times the others'."""
+        return torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
 
     def _average_gradients(self) -> None:
         parameters = list(self.model.parameters())
@@ -283,12 +293,15 @@ class Trainer:
         for i in range(batches):
             with torch.no_grad():
                 seed = i * 64 + self.rank
-                _, figures = self.loss(self.held_out.batch(seed, self.stage.mixes[-1]), torch.Generator().manual_seed(seed), train=False)
+                batch = self.held_out.batch(seed, self.stage.mixes[-1])
+                _, figures = self.loss(batch, torch.Generator().manual_seed(seed), train=False)
             for key, value in figures.items():
                 total.setdefault(key, []).append(value)
         return {f"held_{k}": sum(v) / len(v) for k, v in total.items() if not isinstance(v[0], list)}
 
-    def run(self, *, log_every: int = 10, eval_every: int = 100, save_every_s: float = 120, show: Any = None) -> None:
+    def run(
+        self, *, log_every: int = 10, eval_every: int = 100, save_every_s: float = 120, show: Show | None = None
+    ) -> None:
         """Train to the end of the last stage. `show` is called with each step's figures."""
         self.folder.mkdir(parents=True, exist_ok=True)
         saved = time.perf_counter()
@@ -334,7 +347,7 @@ class Trainer:
             place = file.metadata()
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         missing = self.model.load_state_dict(weights, strict=False)
-        if missing.unexpected_keys or set(missing.missing_keys) - {"base.lm_head.weight"} and "retriever" not in str(missing):
+        if missing.unexpected_keys or set(missing.missing_keys) - {"base.lm_head.weight"}:
             raise ConfigError(f"{path} does not fit this model: {missing}.")
         for i, optimizer in enumerate(self.optimizers):
             whole = optimizer.state_dict()

@@ -1,6 +1,6 @@
 """Starts a training run: one or more processes that average their gradients, each on one thread.
 
-`launch` starts them; each runs this file's `main`. One thread a process, since small matrices gain little from a second.
+`launch` starts them; each runs this file's `main`. One thread a process: small matrices gain little from a second.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def main(arguments: list[str]) -> None:
             done = sum(s.steps for s in trainer.stages[: trainer.stage_index]) + trainer.step
             right = figures.get("known", figures.get("context_known", 0.0))
             speed = figures["tokens"] / figures["s"]
-            words = f"{figures['stage']} {figures['step']}  loss {figures['loss']:.3f}  right {right:.2f}  {speed:,.0f} tokens/s"
+            words = f"{figures['stage']} {figures['step']}  loss {figures['loss']:.3f}  right {right:.2f}"
+            words += f"  {speed:,.0f} tokens/s"
             progress.update(bar, completed=done, description=words)
 
         trainer.run(show=show)

@@ -13,7 +13,7 @@ from .loop import Stage
 
 MEMORY = MemoryConfig(
     K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", retriever_dim=64, key_group=4,
-    score_bias=0.5, store_dtype="float16",
+    score_bias=1.0, store_dtype="float16", key_dtype="bfloat16",
 )  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def new_model(tokenizer: PreTrainedTokenizerBase) -> MemoryModel:
             vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=8,
             num_key_value_heads=4, intermediate_size=640, tie_word_embeddings=True, max_position_embeddings=1024,
             pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, attn_implementation="eager",
+            eos_token_id=tokenizer.eos_token_id,
         )
     )  # fmt: skip
     return MemoryModel(base, tokenizer, MEMORY)
@@ -45,5 +45,5 @@ def builtin() -> list[Stage]:
     )  # fmt: skip
     more = replace(short, streams=64), replace(long, questions=6)
     mixed = replace(many_chunks, name="mixed", steps=200, lr=0.015, force=0.3, mixes=more)
-    long_term = replace(mixed, name="long term", steps=1800, decay=1.0, force=0.15, negatives=256)
+    long_term = replace(mixed, name="long term", steps=1800, decay=1.0, force=0.15)
     return [context, one_chunk, many_chunks, mixed, long_term]
