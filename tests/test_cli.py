@@ -160,7 +160,8 @@ def test_version_and_help() -> None:
 
     done = run(Path("unused"), "--version")
     assert done.stdout == f"remanence {remanence.__version__}\n"
-    commands = ["", "demo", "chat", "memorize", "ask", "train", *(f"memory {c}" for c in ("list", "show", "delete", "path"))]
+    commands = ["", "demo", "chat", "memorize", "ask", "train"]
+    commands += [f"memory {command}" for command in ("list", "show", "delete", "path")]
     for command in commands:
         done = run(Path("unused"), *command.split(), "--help")
         assert done.returncode == 0 and "Usage" in done.stdout

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-
 _SHORTLIST = 128  # writes that are scored again in float32
 
 
@@ -74,7 +73,7 @@ def block_scores(queries_TR: Tensor, keys_GWR: Tensor, scale: float, exact: Tens
 
 
 def vector_scores(queries_TR: Tensor, keys_GWR: Tensor) -> Tensor:
-    """Score of each vector in the paper (M+ eq. 4): the mean over question tokens of sigmoid(q . k), float32 [W * G]."""
+    """Score of each vector in the paper (M+ eq. 4): the mean over question tokens of sigmoid(q . k) [W * G]."""
     scores = [torch.matmul(queries_TR.float(), keys.float().T).sigmoid().mean(0) for keys in keys_GWR]
     return torch.stack(scores, 1).flatten()
 

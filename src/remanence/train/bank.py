@@ -60,9 +60,9 @@ class History:
         recent = rand(questions, 1) < 0.33
         own_times = torch.where(recent, 1 + own_times, own_times)
         times_QW[own_QW] = own_times.flatten()
-        span = rand(questions, 1) ** 2  # short histories as often as long ones
+        span = rand(questions, 1) ** 2  # more short histories than long ones
         wanted = others[0] + span * (others[1] - others[0])
-        drawn = rand(questions, writes) < wanted / max(1, writes - chunks)
+        drawn = rand(questions, writes).masked_fill(own_QW, 2).argsort(1).argsort(1) < wanted.round()
         known_QW = (own_QW | drawn) & ~forbidden_QW
         order_QW = torch.where(known_QW, times_QW, times_QW - 10).argsort(1)
         wrong_QW = ~(stale_QW | forbidden_QW)
@@ -83,11 +83,10 @@ class BankSource:
         strength: `score_bias` of the memory config.
         key_group: `key_group` of the memory config.
         force_Q: questions whose right write gets the best score, whatever the retriever says.
-        negatives: per layer, keys of writes of earlier steps [V, G, R], to be told apart from the right one, or None.
         generator: for the drops.
 
     After a forward, `losses` holds the retriever's loss per layer, `recall` the share of answerable questions whose
-    right write was retrieved or still whole in the pool, `keys` the bank's keys per layer.
+    right write was retrieved or still whole in the pool.
     """
 
     def __init__(
@@ -104,11 +103,10 @@ class BankSource:
         strength: float,
         key_group: int,
         force_Q: Tensor,
-        negatives: list[Tensor] | None,
         generator: torch.Generator,
     ) -> None:
         self.attachment, self.retriever, self.vectors, self.start_LD = attachment, retriever, vectors, start_LD
-        self.history, self.asks_QT, self.force_Q, self.negatives = history, asks_QT, force_Q, negatives
+        self.history, self.asks_QT, self.force_Q = history, asks_QT, force_Q
         self.strength, self.key_group, self.generator = strength, key_group, generator
         self.writes, self.K = vectors[0].shape[:2]
         self.pool_vectors = min(pool_vectors, self.writes * self.K)
@@ -123,7 +121,6 @@ class BankSource:
         self.known_by_write_QW = torch.empty_like(history.known_QW).scatter_(1, history.order_QW, history.known_QW)
         self.losses: list[Tensor] = []
         self.recall: list[Tensor] = []
-        self.keys: list[Tensor] = []
 
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """Draw the layer's pool, retrieve, and gather keys and values."""
@@ -151,21 +148,15 @@ class BankSource:
         retriever, history = self.retriever, self.history
         queries = retriever.queries(layer, self.attachment.norm(layer, hidden_BTD))
         keys_WGR = retriever.keys(layer, self.attachment.norm(layer, vectors_WKD), self.key_group)
-        self.keys.append(keys_WGR.detach())
-        if self.negatives is not None:
-            keys_WGR = torch.cat([keys_WGR, self.negatives[layer]])
         asked = self.asks_QT.nonzero(as_tuple=True)
         products = queries[asked] @ keys_WGR.flatten(0, 1).T
         best = products.unflatten(1, (len(keys_WGR), -1)).amax(-1) * retriever.scale
         weight = 1 / self.asks_QT.sum(1)[asked[0]]
         scores = torch.zeros(len(queries), len(keys_WGR)).index_add(0, asked[0], best * weight[:, None])
         null = retriever.null[layer]
-        wrong = history.wrong_QW
-        if self.negatives is not None:
-            wrong = F.pad(wrong, (0, len(self.negatives[layer])), value=True)
-        logits = torch.cat([null.expand(len(scores), 1), scores.masked_fill(~wrong, -torch.inf)], 1)
+        logits = torch.cat([null.expand(len(scores), 1), scores.masked_fill(~history.wrong_QW, -torch.inf)], 1)
         self.losses.append(F.cross_entropy(logits, history.gold_Q + 1))
-        return scores[:, : self.writes], null
+        return scores, null
 
     def _choose(self, scores_QW: Tensor, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the bank in reading order [Q, P-1], which of them exist, and the logit bias of all slots [Q, P]."""

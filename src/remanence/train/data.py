@@ -18,8 +18,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from ..errors import ConfigError
 from .facts import ACKNOWLEDGE, RELATIONS, UNKNOWN, Fact, FactMaker, Subject
 
+_LEAST_PROSE = 2_000  # tokens
 QUESTION, ANSWER = "Question: ", " Answer:"  # the built-in model's prompt around a question
 _PERSON = [name for name, relation in RELATIONS.items() if relation.kind == "person"]
 
@@ -75,6 +77,11 @@ class Prose:
             self.ids += [i for e in encode(text[start : start + 1_000_000].split("\n")) for i in e.ids]
         stops = {tokenizer.convert_tokens_to_ids(mark) for mark in (".", "!", "?", '."', '!"', '?"')}
         self.ends = [i + 1 for i, token in enumerate(self.ids) if token in stops]
+        if not self.ends or self.ends[-1] < _LEAST_PROSE:
+            raise ConfigError(
+                f"the prose has {len(self.ids)} tokens and {len(self.ends)} sentence ends; training takes at least "
+                f"{_LEAST_PROSE} tokens of sentences. Give a longer text."
+            )
 
     def after(self, rng: random.Random, length: int) -> list[int]:
         """`length` tokens from the beginning of a sentence on."""
@@ -172,11 +179,12 @@ class Streams:
             ids += statement + (self.prose.after(rng, gap) if gap else [])
         return ids or self.prose.after(rng, length)
 
-    def batch(self, step: int, mix: Mix) -> Batch:
-        """The batch of a step."""
-        rng = random.Random(f"{self.seed}/{self.split}/{step}")
+    def batch(self, step: int, mix: Mix, *, rank: int = 0) -> Batch:
+        """The batch of a step. Processes of the same step get other streams of the same length, and so equal work."""
+        few = mix.tokens[0] // 4, mix.tokens[1] // 4  # few different lengths: kernels are made per shape
+        length = random.Random(f"{self.seed}/{step}").randint(*few) * 4
+        rng = random.Random(f"{self.seed}/{self.split}/{step}/{rank}")
         maker = FactMaker(rng, self.split)
-        length = rng.randint(mix.tokens[0] // 4, mix.tokens[1] // 4) * 4
         chunks, first_person, questions = [], [], []
         for stream in range(mix.streams):
             row, told, flags = self._stream(rng, maker, mix, length)

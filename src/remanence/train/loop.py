@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -39,7 +40,6 @@ class Stage:
     in_context: share of steps that ask about text in the window, without memory.
     pending: share of the other steps in which some text is still in the window.
     force: share of questions whose right write is retrieved whatever its score.
-    negatives: keys of that many writes of earlier steps that the retriever must tell apart as well.
     """
 
     name: str
@@ -56,7 +56,6 @@ class Stage:
     in_context: float = 0.0
     pending: float = 0.0
     force: float = 0.0
-    negatives: int = 0
     lm_weight: float = 0.15
     retriever_weight: float = 0.5
 
@@ -117,20 +116,25 @@ class Trainer:
             torch.optim.AdamW(retriever, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.stage_index = self.step = 0
-        self.negatives: list[Tensor] | None = None
 
     @property
     def stage(self) -> Stage:
         """The stage at hand."""
         return self.stages[self.stage_index]
 
-    def loss(self, batch: Batch, generator: torch.Generator, train: bool = True) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of a batch and its figures."""
+    def loss(self, batch: Batch, generator: torch.Generator, shared: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a batch and its figures.
+
+        Args:
+            batch: of this process.
+            generator: for what each process draws.
+            shared: for what all processes draw alike, the sub-task, so that they have equal work.
+        """
         model, stage = self.model, self.stage
         assert model.start is not None
         layers = len(model.attachment.layers)
-        draw = torch.rand(2, generator=generator)
-        in_context = bool(draw[0] < stage.in_context)
+        draws = torch.rand(2, generator=shared).tolist()
+        in_context, pending = draws[0] < stage.in_context, draws[1] < stage.pending
         questions = batch.questions
         with model.attachment.hooks(), torch.autocast("cpu", torch.bfloat16):
             if in_context:
@@ -147,7 +151,7 @@ class Trainer:
             own = torch.arange(writes)[None] // chunks == streams_Q[:, None]
             forbidden = first_Q[:, None] & batch.first_person_BT.flatten()[None] & ~own
             contexts: list[list[int]] = [[] for _ in questions]
-            if bool(draw[1] < stage.pending):
+            if pending:
                 contexts, moved = self._pending(batch, gold_Q, generator)
                 forbidden[moved, gold_Q[moved]] = True
                 gold_Q[moved] = -1
@@ -158,14 +162,12 @@ class Trainer:
                 pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=model.config.score_bias,
                 key_group=model.config.key_group,
                 force_Q=torch.rand(len(questions), generator=generator) < stage.force,
-                negatives=self.negatives, generator=generator,
+                generator=generator,
             )  # fmt: skip
             cache = MemoryCache(source, layers)
             hidden = model.attachment.decoder(rows.ids_QT, past_key_values=cache, use_cache=True).last_hidden_state
         answer, right = self._answers(hidden, rows, len(questions))
         retriever = torch.stack(source.losses).mean()
-        if stage.negatives and train:
-            self._remember(source.keys)
         loss = answer + stage.lm_weight * lm + stage.retriever_weight * retriever
         figures = self._figures(questions, right) | {
             "answer": answer.item(), "lm": lm.item(), "retriever": retriever.item(),
@@ -200,6 +202,7 @@ class Trainer:
         moved = (gold_Q >= 0) & (torch.rand(len(gold_Q), generator=generator) < 0.33)
         moved &= torch.tensor([not q.stale for q in batch.questions])
         plain = (~batch.first_person_BT.flatten()).nonzero().flatten()
+        plain = plain if len(plain) else torch.zeros(1, dtype=torch.long)
         picks = plain[torch.randint(len(plain), (len(gold_Q),), generator=generator)]
         sizes = torch.randint(1, chunks_WD.shape[1], (len(gold_Q),), generator=generator)
         own = torch.tensor([q.stream for q in batch.questions]) == picks // batch.chunks_BTn.shape[1]
@@ -235,11 +238,6 @@ class Trainer:
     def _unknown(self) -> list[int]:
         return [*self.streams.encode(UNKNOWN), self.streams.eos]
 
-    def _remember(self, keys: list[Tensor]) -> None:
-        """Keep the newest keys as negatives of later steps."""
-        old = self.negatives or [k[:0] for k in keys]
-        self.negatives = [torch.cat([o, k])[-self.stage.negatives :] for o, k in zip(old, keys, strict=True)]
-
     def rate(self) -> float:
         """The learning rate's factor at this step."""
         stage = self.stage
@@ -250,11 +248,10 @@ class Trainer:
     def train_step(self) -> dict[str, Any]:
         """One optimizer step."""
         began = time.perf_counter()
-        seed = (self.stage_index * 1_000_000 + self.step) * 64 + self.rank
-        generator = torch.Generator().manual_seed(seed)
-        batch = self.streams.batch(seed, self.stage.mixes[self.step % len(self.stage.mixes)])
+        place = self.stage_index * 1_000_000 + self.step
+        batch = self.streams.batch(place, self.stage.mixes[self.step % len(self.stage.mixes)], rank=self.rank)
         drawn = time.perf_counter()
-        loss, figures = self.loss(batch, generator)
+        loss, figures = self.loss(batch, *self._generators(place))
         loss.backward()
         if self.world > 1:
             self._average_gradients()
@@ -272,6 +269,10 @@ class Trainer:
             "stage": self.stage.name, "step": self.step, "loss": loss.item(), "norm": norm.item(),
             "data_s": drawn - began, "s": now - began, "tokens": batch.chunks_BTn.numel() * self.world,
         }  # fmt: skip
+
+    def _generators(self, place: int) -> tuple[torch.Generator, torch.Generator]:
+        """The process's own generator for a step, and the one that is alike in all."""
+        return torch.Generator().manual_seed(place * 64 + self.rank), torch.Generator().manual_seed(place)
 
     @staticmethod
     def _clip(optimizer: torch.optim.Optimizer) -> Tensor:
@@ -292,9 +293,8 @@ class Trainer:
         total: dict[str, list[Any]] = {}
         for i in range(batches):
             with torch.no_grad():
-                seed = i * 64 + self.rank
-                batch = self.held_out.batch(seed, self.stage.mixes[-1])
-                _, figures = self.loss(batch, torch.Generator().manual_seed(seed), train=False)
+                batch = self.held_out.batch(i, self.stage.mixes[-1], rank=self.rank)
+                _, figures = self.loss(batch, *self._generators(i))
             for key, value in figures.items():
                 total.setdefault(key, []).append(value)
         return {f"held_{k}": sum(v) / len(v) for k, v in total.items() if not isinstance(v[0], list)}
@@ -323,19 +323,14 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint: weights, optimizer states, the place in the curriculum. Atomic; no pickle."""
-        if self.rank == 0:
-            tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != "base.lm_head.weight"}
-            for i, optimizer in enumerate(self.optimizers):
-                for j, state in optimizer.state_dict()["state"].items():
-                    tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
-            place = {"stage": str(self.stage_index), "step": str(self.step)}
-            _replace(self.folder / "checkpoint.safetensors", tensors, place)
-        if self.negatives is not None:
-            _replace(
-                self.folder / f"negatives-{self.rank}.safetensors",
-                {str(i): n for i, n in enumerate(self.negatives)},
-                {},
-            )
+        if self.rank:
+            return
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != "base.lm_head.weight"}
+        for i, optimizer in enumerate(self.optimizers):
+            for j, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        place = {"stage": str(self.stage_index), "step": str(self.step)}
+        _replace(self.folder / "checkpoint.safetensors", tensors, place)
 
     def resume(self) -> bool:
         """Load the folder's checkpoint; False if there is none."""
@@ -357,9 +352,6 @@ class Trainer:
                     whole["state"].setdefault(int(j), {})[name] = value
             optimizer.load_state_dict(whole)
         self.stage_index, self.step = int(place["stage"]), int(place["step"])
-        old = self.folder / f"negatives-{self.rank}.safetensors"
-        if old.exists():
-            self.negatives = [v for _, v in sorted(load_file(old).items(), key=lambda item: int(item[0]))]
         return True
 
 
@@ -371,4 +363,6 @@ def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
     """Write a safetensors file in one step: the old one stays until the new one is whole."""
     temporary = path.with_suffix(".tmp")
     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)

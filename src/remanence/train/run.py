@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,13 @@ def launch(
     command = [sys.executable, "-m", "remanence.train.run", *arguments]
     children = [subprocess.Popen(command, env=shared | {"RANK": str(rank)}) for rank in range(processes)]
     try:
-        codes = [child.wait() for child in children]
-    except BaseException:
+        while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
+            time.sleep(0.2)
+    finally:  # one that failed would keep the others waiting
         for child in children:
-            child.terminate()
-        raise
+            if child.poll() is None:
+                child.terminate()
+    codes = [child.wait() for child in children]
     if any(codes):
         raise RemanenceError(f"training stopped with exit codes {codes}; start it again to go on from its checkpoint.")
     log = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -77,7 +80,6 @@ def _stages(fast: bool) -> list[Stage]:
     return [
         replace(
             s, steps=3, mixes=tuple(replace(m, streams=4) for m in s.mixes), others=(0, min(s.others[1], 8)),
-            negatives=min(s.negatives, 16),
         )
         for s in stages
     ]  # fmt: skip
