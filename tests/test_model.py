@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
 
@@ -817,3 +818,52 @@ def test_training_mode_and_gradients_stay_as_they_were(make_model: Make) -> None
     assert memory.tensors()["vectors"].grad_fn is None
     assert all(p.grad is None for p in model.parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+# Adapters -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_adapters_one_writes_one_reads(tokenizer: Any, tmp_path: Path) -> None:
+    """Each acts in its own pass only, the base is plain outside and inside, and both survive a save."""
+    base = build_decoder("llama", "sdpa")
+    ids = torch.tensor([random_ids(20)])
+    with torch.no_grad():
+        before = base(ids).logits
+    settings = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "k_proj", "v_proj", "down_proj"])
+    model = MemoryModel(base, tokenizer, small(), lora=settings).eval()
+    text = random_text(50)
+
+    def vectors() -> Tensor:
+        memory = model.new_memory()
+        model.memorize(memory, text)
+        return memory.tensors()["vectors"]
+
+    def read(memory: Memory) -> Tensor:
+        with torch.no_grad(), model.reading([memory]) as cache:
+            return base(ids, past_key_values=cache).logits
+
+    plain, memory = vectors(), model.new_memory()
+    model.memorize(memory, text)
+    answered = read(memory)
+    parameters = dict(model.named_parameters())
+    for role in ("write", "read"):
+        for name, parameter in parameters.items():
+            if f"lora_B.{role}" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+        model._fingerprint = memory.model  # the weights changed under the memory's feet, on purpose
+        assert not torch.equal(vectors(), plain)
+        assert torch.equal(read(memory), answered) == (role == "write")
+    with torch.no_grad():
+        assert torch.equal(base(ids).logits, before)
+        with model.reading([memory]), model.plain() as untouched:
+            assert torch.equal(untouched(ids).logits, before)
+        assert torch.equal(base(ids).logits, before)
+    model._fingerprint = ""
+    model.save_pretrained(tmp_path)
+    again = MemoryModel.from_pretrained(tmp_path)
+    assert again.fingerprint == model.fingerprint
+    one, two = model.new_memory(), again.new_memory()
+    model.memorize(one, text)
+    again.memorize(two, text)
+    torch.testing.assert_close(one.tensors()["vectors"], two.tensors()["vectors"], **CLOSE)
+    assert model.ask(one, "why?", max_new_tokens=6).ids == again.ask(two, "why?", max_new_tokens=6).ids

@@ -353,13 +353,15 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the model.")] = Path("runs/builtin"),
     prose: Annotated[Path, typer.Option(help="Text to train on, .txt or .txt.xz.")] = Path("data/prose_train.txt.xz"),
     resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
+    begin: Annotated[str | None, typer.Option("--from", help="Train a trained model on: builtin, or a folder.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 2,
     fast: Annotated[bool, typer.Option("--fast", help="A few steps of every stage: a test of the machinery.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train the built-in model from scratch: in-context questions, one chunk, many chunks, long-term store.
 
-    Killed at any moment it goes on from its last checkpoint when started again.
+    Killed at any moment it goes on from its last checkpoint when started again. With --from the last stage is run
+    once more on a trained model.
 
     Example: remanence train builtin --out runs/builtin
     """
@@ -369,7 +371,7 @@ def train(
         raise InputError(f"no prose at {prose}; give a text file with --prose (the repository has data/).")
     from .train.run import launch
 
-    result = launch(out, prose, resume=resume, processes=processes, fast=fast, quiet=as_json)
+    result = launch(out, prose, resume=resume, begin=begin, processes=processes, fast=fast, quiet=as_json)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import ConfigError, RemanenceError
+from ..model import MemoryModel
 from .attention import GROUPED
 from .data import ANSWER, QUESTION, Prose, build_tokenizer, read_prose
 from .loop import Stage, Trainer
@@ -32,12 +33,20 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "85
 
 
 def launch(
-    out: Path, prose: Path, *, resume: bool = True, processes: int = 2, fast: bool = False, quiet: bool = False
+    out: Path,
+    prose: Path,
+    *,
+    resume: bool = True,
+    begin: str | None = None,
+    processes: int = 2,
+    fast: bool = False,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Train the built-in model in `processes` processes.
 
     Args:
         out: folder of the run. prose: text to train on. resume: go on from the folder's checkpoint.
+        begin: "builtin" or the folder of a trained model, whose last stage is then run once more.
         fast: a few steps of every stage. quiet: no progress bar.
 
     Returns:
@@ -53,6 +62,7 @@ def launch(
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     arguments = [str(out), str(prose), *(["--fast"] if fast else []), *(["--quiet"] if quiet else [])]
+    arguments += [f"--from={begin}"] if begin else []
     shared = os.environ | _MALLOC | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -70,11 +80,12 @@ def launch(
     if any(codes):
         raise RemanenceError(f"training stopped with exit codes {codes}; start it again to go on from its checkpoint.")
     log = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return {"model": str(out / "model"), "steps": sum(s.steps for s in _stages(fast)), "last": json.loads(log[-1])}
+    steps = sum(s.steps for s in _stages(fast, begin))
+    return {"model": str(out / "model"), "steps": steps, "last": json.loads(log[-1])}
 
 
-def _stages(fast: bool) -> list[Stage]:
-    stages = builtin()
+def _stages(fast: bool, begin: str | None) -> list[Stage]:
+    stages = builtin()[-1:] if begin else builtin()
     if not fast:
         return stages
     return [
@@ -103,15 +114,20 @@ def main(arguments: list[str]) -> None:
         dist.init_process_group("gloo")
     rank = int(os.environ.get("RANK", "0"))
     text = read_prose(prose_file)
-    if rank == 0:
-        _tokenizer(out / "tokenizer", text)
-    if dist.is_initialized():
-        dist.barrier()
-    tokenizer = _tokenizer(out / "tokenizer", text)
-    model = new_model(tokenizer)
+    begin = next((a.removeprefix("--from=") for a in arguments if a.startswith("--from=")), None)
+    if begin:
+        trained = MemoryModel.from_pretrained(begin)
+        model = new_model(trained.tokenizer)
+        model.load_state_dict(trained.state_dict())
+    else:
+        if rank == 0:
+            _tokenizer(out / "tokenizer", text)
+        if dist.is_initialized():
+            dist.barrier()
+        model = new_model(_tokenizer(out / "tokenizer", text))
     model.prompt = PROMPT
     model.base.set_attn_implementation(GROUPED)
-    trainer = Trainer(model, Prose(text, tokenizer), _stages("--fast" in arguments), out)
+    trainer = Trainer(model, Prose(text, model.tokenizer), _stages("--fast" in arguments, begin), out)
     trainer.resume()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
     hidden = rank != 0 or "--quiet" in arguments

@@ -43,7 +43,7 @@ def builtin() -> list[Stage]:
         one_chunk, name="many chunks", steps=600, in_context=0.06, pending=0.12, force=0.6,
         others=(0, 76), pool=128, retrieved=4, mixes=(long,),
     )  # fmt: skip
-    more = replace(short, streams=64), replace(long, questions=6)
+    more = replace(short, streams=64, unknown=0.2), replace(long, questions=6, unknown=0.2)
     mixed = replace(many_chunks, name="mixed", steps=200, lr=0.015, force=0.3, mixes=more)
     long_term = replace(mixed, name="long term", steps=1800, decay=1.0, force=0.15)
     return [context, one_chunk, many_chunks, mixed, long_term]
