@@ -865,5 +865,6 @@ def test_two_adapters_one_writes_one_reads(tokenizer: Any, tmp_path: Path) -> No
     one, two = model.new_memory(), again.new_memory()
     model.memorize(one, text)
     again.memorize(two, text)
-    torch.testing.assert_close(one.tensors()["vectors"], two.tensors()["vectors"], **CLOSE)
+    # Rounding grows over a dozen writes in a row; without an adapter the vectors would differ by whole units.
+    torch.testing.assert_close(one.tensors()["vectors"], two.tensors()["vectors"], atol=1e-3, rtol=0)
     assert model.ask(one, "why?", max_new_tokens=6).ids == again.ask(two, "why?", max_new_tokens=6).ids
