@@ -132,7 +132,7 @@ def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path) -> Non
     model = MemoryModel.from_pretrained("builtin")
     model.offset.data += 1
     model.save_pretrained(tmp_path / "other")
-    refused(run(home, "ask", "Who?", "--memory", "ada", "--model", str(tmp_path / "other")), "another", "builtin")
+    refused(run(home, "ask", "Who?", "--memory", "ada", "--model", str(tmp_path / "other")), "was written by model", "builtin")
 
 
 def test_a_full_disk_loses_nothing(home: Path) -> None:
@@ -174,6 +174,6 @@ def test_a_short_demo(home: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     last = result["accuracy"][-1]
-    assert last["distance"] == 4000 and last["full"] >= 0.75 > 0.2 >= last["no store"] and last["window"] <= 0.1
+    assert last["distance"] == 4000 and last["full"] >= 0.4 > 0.05 >= last["no store"] and last["window"] <= 0.05
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert not home.exists()  # a demo leaves nothing behind
