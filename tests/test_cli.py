@@ -132,7 +132,8 @@ def test_a_memory_of_another_model_is_refused(home: Path, tmp_path: Path) -> Non
     model = MemoryModel.from_pretrained("builtin")
     model.offset.data += 1
     model.save_pretrained(tmp_path / "other")
-    refused(run(home, "ask", "Who?", "--memory", "ada", "--model", str(tmp_path / "other")), "was written by model", "builtin")
+    asked = run(home, "ask", "Who?", "--memory", "ada", "--model", str(tmp_path / "other"))
+    refused(asked, "was written by model", "builtin")
 
 
 def test_a_full_disk_loses_nothing(home: Path) -> None:
