@@ -140,6 +140,20 @@ def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
+def small(**changes: Any) -> MemoryConfig:
+    """A small config for the tiny decoders."""
+    values: dict[str, Any] = {
+        "K": 4,
+        "N": 12,
+        "K0": 6,
+        "chunk_tokens": 8,
+        "window_tokens": 64,
+        "retriever_dim": 8,
+        "split": "fixed",
+    }
+    return MemoryConfig(**(values | changes))
+
+
 def random_ids(count: int, seed: int = 0) -> list[int]:
     """Byte tokens without meaning."""
     return torch.randint(33, 127, (count,), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import reference
-from conftest import BOS, random_ids, random_text
+from conftest import BOS, random_ids, random_text, small
 from remanence.config import MemoryConfig
 from remanence.errors import ConfigError
 from remanence.hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache
@@ -20,20 +20,6 @@ from remanence.model import MemoryModel
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Kind = tuple[str, str]
-
-
-def small(**changes: Any) -> MemoryConfig:
-    """A small config."""
-    values: dict[str, Any] = {
-        "K": 4,
-        "N": 12,
-        "K0": 6,
-        "chunk_tokens": 8,
-        "window_tokens": 64,
-        "retriever_dim": 8,
-        "split": "fixed",
-    }
-    return MemoryConfig(**(values | changes))
 
 
 def hooks_left(model: PreTrainedModel) -> int:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
 
-from conftest import BOS, build_decoder, build_tokenizer, random_ids, random_text
+from conftest import BOS, build_decoder, build_tokenizer, random_ids, random_text, small
 from remanence.config import MemoryConfig
 from remanence.errors import ConfigError, IncompatibleMemory, InputError
 from remanence.memory import Memory
@@ -20,20 +20,6 @@ from remanence.model import WEIGHTS, MemoryModel
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Make = Callable[..., MemoryModel]
-
-
-def small(**changes: Any) -> MemoryConfig:
-    """A small config."""
-    values: dict[str, Any] = {
-        "K": 4,
-        "N": 12,
-        "K0": 6,
-        "chunk_tokens": 8,
-        "window_tokens": 64,
-        "retriever_dim": 8,
-        "split": "fixed",
-    }
-    return MemoryConfig(**(values | changes))
 
 
 class Record(LogitsProcessor):

@@ -299,11 +299,19 @@ class MemoryModel(nn.Module):
             raise ConfigError(f"a chunk of {ids_BT.shape[1]} tokens cannot give K = {self.config.K} vectors.")
         if self.training and getattr(self.attachment.decoder, "gradient_checkpointing", False):
             raise ConfigError("a write needs its cache, which gradient checkpointing drops; turn it off to write.")
-        source = VectorSource(self.attachment, [self._with_start(l, c) for l, c in enumerate(context)])
-        cache = WriteCache(source, len(context), self.config.K, self.config.tap, self.offset)
+        cache = self.write_cache(context)
         with self.attachment.hooks(), self._adapter("write"):
             self.attachment.decoder(ids_BT, past_key_values=cache, use_cache=True)
         return cache.kept
+
+    def write_cache(self, context: list[Tensor]) -> WriteCache:
+        """The cache of one write pass, for a forward of the decoder inside `attachment.hooks()`.
+
+        Args:
+            context: as in `write_pass`.
+        """
+        source = VectorSource(self.attachment, [self._with_start(l, c) for l, c in enumerate(context)])
+        return WriteCache(source, len(context), self.config.K, self.config.tap, self.offset)
 
     def _with_start(self, layer: int, vectors_BnD: Tensor) -> Tensor:
         if self.start is None:

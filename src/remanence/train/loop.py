@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..hf import MemoryCache, VectorSource, WriteCache
+from ..hf import MemoryCache, VectorSource
 from ..model import MemoryModel
 from .bank import BankSource, History
 from .data import Batch, Mix, Prose, Rows, Streams
@@ -66,19 +66,16 @@ def write_streams(model: MemoryModel, chunks_BTn: Tensor, lm_share: float) -> tu
     Returns:
         per layer the vectors [B * T, K, D], and the language-modelling loss of a share of the chunks.
     """
-    attachment, config = model.attachment, model.config
-    assert model.start is not None
+    decoder, width = model.attachment.decoder, model.base.config.hidden_size
     streams, chunks, _ = chunks_BTn.shape
+    nothing = torch.zeros(streams, 0, width)
     written: list[list[Tensor]] = []
     losses = []
     for t in range(chunks):
-        start = [s.expand(streams, 1, -1) for s in model.start]
-        vectors = start if t == 0 else [torch.cat([s, v.detach()], 1) for s, v in zip(start, written[-1], strict=True)]
-        cache = WriteCache(
-            VectorSource(attachment, vectors), len(attachment.layers), config.K, config.tap, model.offset
-        )
+        seen = [v.detach() for v in written[-1]] if t else [nothing] * len(model.attachment.layers)
+        cache = model.write_cache(seen)
         ids = chunks_BTn[:, t]
-        hidden = attachment.decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
         written.append(cache.kept)
         some = max(1, round(streams * lm_share))
         logits = model.base.lm_head(hidden[:some, :-1])
