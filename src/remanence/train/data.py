@@ -8,6 +8,7 @@ Every batch is a function of (seed, step) alone, so a resumed run sees exactly w
 
 from __future__ import annotations
 
+import itertools
 import lzma
 import random
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import ConfigError
-from .facts import ACKNOWLEDGE, RELATIONS, UNKNOWN, Fact, FactMaker, Subject
+from .facts import ACKNOWLEDGE, RELATIONS, UNKNOWN, Fact, FactMaker, Subject, usable_words
 
 _LEAST_PROSE = 2_000  # tokens
 QUESTION, ANSWER = "Question: ", " Answer:"  # the built-in model's prompt around a question
@@ -71,6 +72,7 @@ class Prose:
     """Tokenised prose, handed out in pieces that begin or end where sentences do."""
 
     def __init__(self, text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.words = usable_words(set(text.split()))
         encode = tokenizer.backend_tokenizer.encode_batch
         self.ids: list[int] = []
         for start in range(0, len(text), 1_000_000):
@@ -124,7 +126,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mix:
-    """How streams and questions are drawn."""
+    """How streams and questions are drawn.
+
+    streams, chunks, tokens: how many, and how long a chunk is at least and at most.
+    questions: to each stream. facts: how many a chunk tells, drawn from these.
+    update: share of statements that change a fact. unknown, acknowledge: shares of questions about what was never told,
+    and of statements in place of a question.
+    first_person, thing: about the shares of subjects that are the speaker, or a thing.
+    few_relations: share of streams with two to four relations, so that names must be told apart.
+    strangers: share of streams that tell one fact about everybody.
+    """
 
     streams: int = 32
     chunks: int = 6
@@ -135,8 +146,9 @@ class Mix:
     unknown: float = 0.12
     acknowledge: float = 0.02
     first_person: float = 0.06
-    thing: float = 0.08
+    thing: float = 0.1
     few_relations: float = 0.7
+    strangers: float = 0.35
 
 
 class Streams:
@@ -154,12 +166,16 @@ class Streams:
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def _subjects(self, rng: random.Random, maker: FactMaker, mix: Mix) -> list[tuple[Subject, str]]:
-        """Subjects and relations of one stream, in the order they may be told."""
-        people = [maker.subject("person") for _ in range(rng.randint(2, 5))]
+        """Subjects and relations of one stream, in the order they may be told; not all of them will be."""
+        strangers = rng.random() < mix.strangers
+        people = [maker.subject("person") for _ in range(10 if strangers else rng.randint(2, 5))]
         if rng.random() < mix.first_person * 4:
             people.append(maker.subject("self"))
         relations = rng.sample(_PERSON, rng.randint(2, 4)) if rng.random() < mix.few_relations else _PERSON
-        pairs = [(person, relation) for person in people for relation in relations]
+        if strangers:
+            pairs = [(person, rng.choice(relations)) for person in people]
+        else:
+            pairs = [(person, relation) for person in people for relation in relations]
         rng.shuffle(pairs)
         if rng.random() < mix.thing * 4:
             for _ in range(3):
@@ -184,7 +200,7 @@ class Streams:
         few = mix.tokens[0] // 4, mix.tokens[1] // 4  # few different lengths: kernels are made per shape
         length = random.Random(f"{self.seed}/{step}").randint(*few) * 4
         rng = random.Random(f"{self.seed}/{self.split}/{step}/{rank}")
-        maker = FactMaker(rng, self.split)
+        maker = FactMaker(rng, self.split, self.prose.words if self.split == "train" else ())
         chunks, first_person, questions = [], [], []
         for stream in range(mix.streams):
             row, told, flags = self._stream(rng, maker, mix, length)
@@ -196,7 +212,7 @@ class Streams:
     def _stream(
         self, rng: random.Random, maker: FactMaker, mix: Mix, length: int
     ) -> tuple[list[list[int]], list[tuple[Fact, int]], list[bool]]:
-        pairs = self._subjects(rng, maker, mix)
+        pairs = self._subjects(rng, maker, mix)[::-1]
         told: list[tuple[Fact, int]] = []
         row, flags = [], []
         for chunk in range(mix.chunks):
@@ -227,7 +243,9 @@ class Streams:
         count: dict[tuple[Subject, str], int] = {}
         for f, _ in told:
             count[f.subject, f.relation] = count.get((f.subject, f.relation), 0) + 1
-        weights = [2 if count[key] > 1 else 1 for key in newest]
+        # Each fact is asked once before one is asked again, those that were changed rather first.
+        asked_of = sorted(newest, key=lambda key: rng.random() ** (1 / min(2, count[key])), reverse=True)
+        next_asked = itertools.cycle(asked_of)
         questions = []
         for _ in range(mix.questions):
             draw = rng.random()
@@ -238,11 +256,14 @@ class Streams:
                 known = [f.subject for f, _ in told if f.subject.kind == "person"]
                 subject = rng.choice(known) if known and rng.random() < 0.5 else maker.subject("person")
                 missing = [r for r in _PERSON if (subject, r) not in newest]
+                told_of = [r for r in missing if any(f.relation == r for f, _ in told)]
+                if told_of and rng.random() < 0.5:  # told, but of somebody else
+                    missing = told_of
                 if rng.random() < 0.1:
                     subject, missing = maker.subject("thing"), ["location"]
                 questions.append(self.question(maker.question(subject, rng.choice(missing)), UNKNOWN, stream))
             else:
-                fact, chunk = rng.choices(list(newest.values()), weights)[0]
+                fact, chunk = newest[next(next_asked)]
                 stale = [c for f, c in told if (f.subject, f.relation) == (fact.subject, fact.relation) and c != chunk]
                 asked = maker.question(fact.subject, fact.relation)
                 questions.append(

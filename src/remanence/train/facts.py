@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 UNKNOWN = "I don't know."
@@ -36,6 +36,9 @@ SPLITS = ("train", "held_out")
 _LEAD_IN_SHARE = 0.15
 _SINGLE_NAME_SHARE = 0.3
 _INVENTED_SIBLING_SHARE = 0.3
+_WORD_SHARE = 0.35  # of names, or parts of names, that are any word
+_PET_WORD_SHARE = 0.7  # the list of pet names is short
+_NAMESAKE_SHARE = 0.2  # of persons in training that share a first name with somebody
 _MOST_TRIES = 20_000  # for a name that was not used yet, before giving up
 
 
@@ -1227,18 +1230,33 @@ _LISTED = frozenset(
 )  # fmt: skip
 
 
+def usable_words(words: Iterable[str]) -> list[str]:
+    """Those of the words that may be names in the train split, capitalised and sorted, each once.
+
+    Left out are the words of every list here, since a fifth of each list is held out.
+    """
+    fits = {word.lower() for word in words if word.isascii() and word.isalpha() and 3 <= len(word) <= 9}
+    return sorted(w.capitalize() for w in fits - _LISTED if _split_of_text(w.capitalize()) == "train")
+
+
 class FactMaker:
     """Makes up subjects, facts about them, changes to those facts, and questions.
 
-    All choices come from ``rng``.  ``split`` is one of :data:`SPLITS`.
+    All choices come from ``rng``.  ``split`` is one of :data:`SPLITS`.  ``words``
+    (see :func:`usable_words`), if given, serve as names beside the listed ones: a
+    model that is trained on a short list of names learns the list, not to copy.
     """
 
-    def __init__(self, rng: random.Random, split: str = "train") -> None:
+    def __init__(
+        self, rng: random.Random, split: str = "train", words: Sequence[str] = ()
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}, expected one of {SPLITS}")
         self.rng = rng
         self.split = split
+        self.words = words
         self._used: set[str] = set()
+        self._first_names: list[str] = []
         self._first = _share(_FIRST, split)
         self._last = _share(_LAST, split)
         self._female = _share(_FEMALE, split)
@@ -1249,7 +1267,7 @@ class FactMaker:
             "employer": lambda: self._in_split(self._company),
             "boat": lambda: self._in_split(self._boat),
             "location": lambda: self._in_split(self._location),
-            "pet_name": lambda: rng.choice(self._pet_names),
+            "pet_name": lambda: self._word(_PET_WORD_SHARE) or rng.choice(self._pet_names),
             "sister": lambda: self._sibling(self._female),
             "brother": lambda: self._sibling(self._male),
             "birthday": self._birthday,
@@ -1277,6 +1295,7 @@ class FactMaker:
             name = make()
             if name not in self._used:
                 self._used.add(name)
+                self._first_names += [name.split()[0]] if kind == "person" else []
                 return Subject(name, kind)
         raise RuntimeError(f"no unused name left for a {kind}")
 
@@ -1348,9 +1367,12 @@ class FactMaker:
 
     def _person(self) -> str:
         single = self.rng.random() < _SINGLE_NAME_SHARE
+        if self.words and self._first_names and self.rng.random() < _NAMESAKE_SHARE:
+            first = self.rng.choice(self._first_names)
+            return first if single else f"{first} {self._word() or self.rng.choice(self._last)}"
         if self.rng.random() < 0.5:
-            first = self.rng.choice(self._first)
-            return first if single else f"{first} {self.rng.choice(self._last)}"
+            first = self._word() or self.rng.choice(self._first)
+            return first if single else f"{first} {self._word() or self.rng.choice(self._last)}"
         return self._invented() if single else f"{self._invented()} {self._invented()}"
 
     def _invented(self) -> str:
@@ -1366,21 +1388,30 @@ class FactMaker:
             word += rng.choice(_CODAS)
         return word.capitalize()
 
+    def _word(self, share: float = _WORD_SHARE) -> str | None:
+        """For a share of the names any word, else None; always None without words."""
+        if self.words and self.rng.random() < share:
+            return self.rng.choice(self.words)
+        return None
+
     def _sibling(self, names: tuple[str, ...]) -> str:
+        if word := self._word():
+            return word
         if self.rng.random() < _INVENTED_SIBLING_SHARE:
             return self._invented()
         return self.rng.choice(names)
 
     def _street(self) -> str:
-        return f"{self.rng.choice(_STREET_STEMS)} {self.rng.choice(_STREET_TYPES)}"
+        return f"{self._word() or self.rng.choice(_STREET_STEMS)} {self.rng.choice(_STREET_TYPES)}"
 
     def _company(self) -> str:
         if self.rng.random() < 0.4:
-            return " & ".join(self.rng.sample(_COMPANY_STEMS, 2))
-        return f"{self.rng.choice(_COMPANY_STEMS)} {self.rng.choice(_COMPANY_TRADES)}"
+            return " & ".join(self._word() or stem for stem in self.rng.sample(_COMPANY_STEMS, 2))
+        return f"{self._word() or self.rng.choice(_COMPANY_STEMS)} {self.rng.choice(_COMPANY_TRADES)}"
 
     def _boat(self) -> str:
-        return f"{self.rng.choice(_BOAT_FIRST)} {self.rng.choice(_BOAT_SECOND)}"
+        first, second = (self._word() or self.rng.choice(names) for names in (_BOAT_FIRST, _BOAT_SECOND))
+        return f"{first} {second}"
 
     def _thing(self) -> str:
         return self._in_split(self._described_thing)

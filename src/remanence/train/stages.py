@@ -45,5 +45,5 @@ def builtin() -> list[Stage]:
     )  # fmt: skip
     more = replace(short, streams=64, unknown=0.2), replace(long, questions=6, unknown=0.2)
     mixed = replace(many_chunks, name="mixed", steps=200, lr=0.015, force=0.3, mixes=more)
-    long_term = replace(mixed, name="long term", steps=1800, decay=1.0, force=0.15)
+    long_term = replace(mixed, name="long term", steps=4200, decay=1.0, force=0.15)
     return [context, one_chunk, many_chunks, mixed, long_term]
