@@ -244,6 +244,54 @@ def test_reading_the_pool_only_or_a_forced_write(make_model: Make) -> None:
     assert same(memory, before)
 
 
+def test_the_pool_is_projected_once_a_write(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second question reuses the pool's keys and values; a write, or other weights, make new ones."""
+    model = make_model(small())
+    memory = model.new_memory()
+    model.memorize(memory, random_text(200))
+    projected: list[int] = []
+    slots = model.attachment.slots
+
+    def counted(layer: int, vectors: Tensor, *more: Any) -> Any:
+        projected.append(vectors.shape[1])
+        return slots(layer, vectors, *more)
+
+    monkeypatch.setattr(model.attachment, "slots", counted)
+
+    def ask() -> tuple[list[int], list[int]]:
+        projected.clear()
+        ids = model.ask(memory, "who?", max_new_tokens=3, min_new_tokens=3).ids
+        return ids, sorted(set(projected))
+
+    front, pool = 1 + model.config.K0, model.config.N
+    first, shapes = ask()
+    assert shapes == sorted({front, pool})
+    assert ask() == (first, [front])
+    for change in ("write", "weights"):
+        if change == "write":
+            model.memorize(memory, random_text(20, 1))
+        else:
+            with torch.no_grad():
+                model.base.model.layers[0].self_attn.k_proj.weight.mul_(-3)
+                model.base.model.layers[1].self_attn.v_proj.weight.mul_(-3)
+        answer, shapes = ask()
+        assert pool in shapes
+        model.pools.clear()
+        assert ask()[0] == answer
+
+
+def test_few_pools_are_kept(make_model: Make) -> None:
+    """The keys and values of many memories are not kept for ever, and go with their memory."""
+    model = make_model(small())
+    memories = [model.new_memory() for _ in range(24)]
+    for index, memory in enumerate(memories):
+        model.memorize(memory, random_text(40, index))
+        model.ask(memory, "who?", max_new_tokens=1)
+    assert len(model.pools) <= 17 and memories[-1] in model.pools
+    del memory, memories
+    assert not model.pools
+
+
 @pytest.mark.parametrize("changes", [{"store_tokens": 32}, {"long_term": False, "K0": 0}], ids=str)
 def test_forcing_a_write_that_is_not_in_the_store(changes: dict[str, Any], make_model: Make) -> None:
     """Refused with a typed error."""

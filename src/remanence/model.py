@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig
@@ -32,6 +33,7 @@ from .retriever import Retriever, block_scores, slot_bias, vector_scores
 FORMAT = 1
 SETTINGS, WEIGHTS = "remanence.json", "memory.safetensors"
 BUILTIN = Path(__file__).parent / "builtin"
+_POOLS = 16  # memories whose pools are kept as keys and values between questions
 _PIECE = 1024  # tokens of a pending piece, so that taking some off costs little
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
 
@@ -121,6 +123,7 @@ class MemoryModel(nn.Module):
         self._sentence_ends: frozenset[int] | None = None
         self._active: str | None = None
         self._fingerprint = ""
+        self.pools: WeakKeyDictionary[Memory, dict[int, Any]] = WeakKeyDictionary()  # see `ReadSource`
 
     @torch.no_grad()
     def _start_as_bos(self) -> None:
@@ -579,12 +582,13 @@ class ReadSource:
             if write is not None and not (model.config.long_term and memory.first_write <= write < memory.write_count):
                 raise InputError(f"cannot force write {write}: the long-term store does not hold it.")
         config = model.config
+        for memory in list(model.pools)[: max(0, len(model.pools) - _POOLS)]:
+            model.pools.pop(memory, None)
         self._long = [min(config.K0, m.long_term_size) if long_term else 0 for m in memories]
         own = [int(config.start) + long + m.pool_size for long, m in zip(self._long, memories, strict=True)]
         self.length = max(own)
         device = model.base.device
         self._padding = torch.tensor([self.length - n for n in own], device=device)
-        self._positions_BP = (torch.arange(self.length, device=device)[None] - self._padding[:, None]).clamp_min(0)
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
 
     def mask(self) -> Tensor:
@@ -597,8 +601,11 @@ class ReadSource:
         repeats = len(hidden_BTD) // len(self.memories)  # several answers a prompt: each row is there that many times
         hidden_BTD = hidden_BTD[::repeats]
         asks_BT = self.asks_BT if self.asks_BT is not None else hidden_BTD.new_ones(hidden_BTD.shape[:2]).bool()
-        vectors = hidden_BTD.new_zeros(len(self.memories), self.length, hidden_BTD.shape[-1])
         bias = hidden_BTD.new_zeros(len(self.memories), self.length) if config.score_bias else None
+        # Before the pools come the start vector and what was retrieved: all rows in one go, each at the right end.
+        width, start = int(config.start) + max(self._long), int(config.start)
+        front = hidden_BTD.new_zeros(len(self.memories), width, hidden_BTD.shape[-1])
+        positions = torch.zeros(len(self.memories), width, dtype=torch.long, device=front.device)
         entries = []
         for b, memory in enumerate(self.memories):
             scores, null = self._scores(layer, memory, hidden_BTD[b, asks_BT[b]])
@@ -607,26 +614,62 @@ class ReadSource:
                 at = (forced - memory.first_write) * per_write
                 scores[at : at + per_write] = max(float(scores.max()), null) + 1.0
             rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
-            pad = int(self._padding[b])
+            own = start + len(rows)
+            positions[b, width - own :] = torch.arange(own, device=front.device)
             if model.start is not None:
-                vectors[b, pad] = model.start[layer]
-            first = pad + int(config.start)
+                front[b, width - own] = model.start[layer]
             if len(rows):
-                vectors[b, first : first + len(rows)] = memory.long_term(layer, rows).to(vectors)
-            vectors[b, first + len(rows) :] = memory.pool_LnD[layer]
+                front[b, width - len(rows) :] = memory.long_term(layer, rows).to(front)
             rows = torch.cat([rows, memory.pool_rows_Ln[layer]])
             if bias is not None and len(rows):
+                pad = int(self._padding[b])
                 known = self._of_rows(memory, scores, rows)
                 best = torch.maximum(known.max(), torch.tensor(null))
-                bias[b, first:] = slot_bias(known, best, config.score_bias).to(bias)
-                bias[b, pad:first] = slot_bias(torch.tensor(null), best, config.score_bias).to(bias)
+                bias[b, pad + start :] = slot_bias(known, best, config.score_bias).to(bias)
+                bias[b, pad : pad + start] = slot_bias(torch.tensor(null), best, config.score_bias).to(bias)
             entries.append((rows, scores, null))
         self.read.append(entries)
-        slots = model.attachment.slots(layer, vectors, self._positions_BP, bias)
+        fronts = model.attachment.slots(layer, front, positions)
+        pools = [self._pool(layer, *each) for each in zip(self.memories, self._long, strict=True)]
+        keys = self._joined(fronts.keys, [pool.keys for pool in pools])
+        values = self._joined(fronts.values, [pool.values for pool in pools])
         if repeats > 1:
-            keys, values = (t.repeat_interleave(repeats, 0) for t in (slots.keys, slots.values))
-            slots = Slots(keys, values, None if slots.bias is None else slots.bias.repeat_interleave(repeats, 0))
+            keys, values = (t.repeat_interleave(repeats, 0) for t in (keys, values))
+            bias = None if bias is None else bias.repeat_interleave(repeats, 0)
+        return Slots(keys, values, bias)
+
+    def _pool(self, layer: int, memory: Memory, long: int) -> Slots:
+        """Slots of a memory's pool, which stands behind `long` retrieved vectors [1, H, n, E].
+
+        Kept for the next question: a pool changes by writes only, which make a new tensor of it.
+        """
+        model, pool_LnD = self.model, memory.pool_LnD
+        weights = [(p.data_ptr(), p._version) for p in model.attachment.layers[layer].parameters()]
+        state = long, pool_LnD._version, weights
+        kept = model.pools.setdefault(memory, {})
+        if layer in kept and not torch.is_grad_enabled():
+            of_pool, of_state, slots = kept[layer]
+            if of_pool is pool_LnD and of_state == state:
+                return slots
+        first = int(model.config.start) + long
+        positions = torch.arange(first, first + memory.pool_size, device=pool_LnD.device)[None]
+        slots = model.attachment.slots(layer, pool_LnD[layer][None], positions)
+        if not torch.is_grad_enabled():
+            kept[layer] = pool_LnD, state, slots
         return slots
+
+    def _joined(self, fronts_BHFE: Tensor, pools: list[Tensor]) -> Tensor:
+        """Keys or values of all rows [B, H, P, E]: padding, front, pool."""
+        if len(pools) == 1:
+            return torch.cat([fronts_BHFE, *pools], 2)
+        heads, size = fronts_BHFE.shape[1], fronts_BHFE.shape[3]
+        out = fronts_BHFE.new_zeros(len(pools), heads, self.length, size)
+        for row, front, pool, long in zip(out, fronts_BHFE, pools, self._long, strict=True):
+            own = int(self.model.config.start) + long
+            behind = self.length - pool.shape[2]
+            row[:, behind:] = pool[0]
+            row[:, behind - own : behind] = front[:, front.shape[1] - own :]
+        return out
 
     def _scores(self, layer: int, memory: Memory, hidden_TD: Tensor) -> tuple[Tensor, float]:
         """Scores of the memory's writes (or vectors), on the CPU and in float32, and the null score."""
