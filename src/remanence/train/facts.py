@@ -38,7 +38,7 @@ _SINGLE_NAME_SHARE = 0.3
 _INVENTED_SIBLING_SHARE = 0.3
 _WORD_SHARE = 0.35  # of names, or parts of names, that are any word
 _PET_WORD_SHARE = 0.7  # the list of pet names is short
-_NAMESAKE_SHARE = 0.2  # of persons in training that share a first name with somebody
+_NAMESAKE_SHARE = 0.3  # of persons in training that share a first name with somebody; of last names too
 _MOST_TRIES = 20_000  # for a name that was not used yet, before giving up
 
 
@@ -1256,7 +1256,7 @@ class FactMaker:
         self.split = split
         self.words = words
         self._used: set[str] = set()
-        self._first_names: list[str] = []
+        self._names: list[str] = []  # of the persons so far
         self._first = _share(_FIRST, split)
         self._last = _share(_LAST, split)
         self._female = _share(_FEMALE, split)
@@ -1295,7 +1295,7 @@ class FactMaker:
             name = make()
             if name not in self._used:
                 self._used.add(name)
-                self._first_names += [name.split()[0]] if kind == "person" else []
+                self._names += [name] if kind == "person" else []
                 return Subject(name, kind)
         raise RuntimeError(f"no unused name left for a {kind}")
 
@@ -1367,13 +1367,18 @@ class FactMaker:
 
     def _person(self) -> str:
         single = self.rng.random() < _SINGLE_NAME_SHARE
-        if self.words and self._first_names and self.rng.random() < _NAMESAKE_SHARE:
-            first = self.rng.choice(self._first_names)
-            return first if single else f"{first} {self._word() or self.rng.choice(self._last)}"
+        if self.words and self._names and self.rng.random() < _NAMESAKE_SHARE:
+            first = self.rng.choice(self._names).split()[0]
+            return first if single else f"{first} {self._last_name()}"
         if self.rng.random() < 0.5:
             first = self._word() or self.rng.choice(self._first)
-            return first if single else f"{first} {self._word() or self.rng.choice(self._last)}"
+            return first if single else f"{first} {self._last_name()}"
         return self._invented() if single else f"{self._invented()} {self._invented()}"
+
+    def _last_name(self) -> str:
+        if self.words and self._names and self.rng.random() < _NAMESAKE_SHARE:
+            return self.rng.choice(self._names).split()[-1]
+        return self._word() or self.rng.choice(self._last)
 
     def _invented(self) -> str:
         while (word := self._in_split(self._syllables)).lower() in _LISTED:
