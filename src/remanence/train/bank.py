@@ -20,6 +20,7 @@ from torch import Tensor
 from ..hf import Attachment, Slots
 from ..retriever import Retriever, slot_bias
 
+_STALE_SHARE = 0.4
 _NEVER = -1e4  # a logit bias that hides a slot
 
 
@@ -28,14 +29,15 @@ class History:
     """The past of every question: which writes, in which order.
 
     order_QW: write indices, oldest first, those outside the history in front. known_QW: which places of `order_QW`
-    are in the history. gold_Q: the write that holds the answer, -1 if none. wrong_QW: by write, which ones are wrong to
-    retrieve, in the history or not; older answers to the same question are neither right nor wrong.
+    are in the history. gold_Q: the write that holds the answer, -1 if none. stale_QW: by write, which ones hold an older
+    answer to the same question. forbidden_QW: by write, which ones must not be in the history.
     """
 
     order_QW: Tensor
     known_QW: Tensor
     gold_Q: Tensor
-    wrong_QW: Tensor
+    stale_QW: Tensor
+    forbidden_QW: Tensor
 
     @classmethod
     def draw(
@@ -65,8 +67,19 @@ class History:
         drawn = rand(questions, writes).masked_fill(own_QW, 2).argsort(1).argsort(1) < wanted.round()
         known_QW = (own_QW | drawn) & ~forbidden_QW
         order_QW = torch.where(known_QW, times_QW, times_QW - 10).argsort(1)
-        wrong_QW = ~(stale_QW | forbidden_QW)
-        return cls(order_QW, known_QW.gather(1, order_QW), gold_Q, wrong_QW)
+        return cls(order_QW, known_QW.gather(1, order_QW), gold_Q, stale_QW, forbidden_QW)
+
+
+    def targets(self) -> Tensor:
+        """What the retriever should find [Q, 1 + W]: nothing (the first column), or the right write.
+
+        An older answer to the same question gets a share: it cannot be told from the right write by what it says, and
+        scores that differ by chance would hide from the reader which of the two is newer.
+        """
+        stale_QW = self.stale_QW & ~self.forbidden_QW
+        share_QW = _STALE_SHARE * stale_QW / stale_QW.sum(1, keepdim=True).clamp_min(1)
+        targets = torch.cat([torch.zeros(len(share_QW), 1), share_QW], 1)
+        return targets.scatter_(1, self.gold_Q[:, None] + 1, 1 - targets.sum(1, keepdim=True))
 
 
 class BankSource:
@@ -118,6 +131,7 @@ class BankSource:
         self.rank_QW = torch.empty_like(history.order_QW).scatter_(
             1, history.order_QW, torch.arange(self.writes).expand_as(history.order_QW)
         )
+        self.targets = history.targets()
         self.known_by_write_QW = torch.empty_like(history.known_QW).scatter_(1, history.order_QW, history.known_QW)
         self.losses: list[Tensor] = []
         self.recall: list[Tensor] = []
@@ -154,8 +168,8 @@ class BankSource:
         weight = 1 / self.asks_QT.sum(1)[asked[0]]
         scores = torch.zeros(len(queries), len(keys_WGR)).index_add(0, asked[0], best * weight[:, None])
         null = retriever.null[layer]
-        logits = torch.cat([null.expand(len(scores), 1), scores.masked_fill(~history.wrong_QW, -torch.inf)], 1)
-        self.losses.append(F.cross_entropy(logits, history.gold_Q + 1))
+        logits = torch.cat([null.expand(len(scores), 1), scores.masked_fill(history.forbidden_QW, _NEVER)], 1)
+        self.losses.append(F.cross_entropy(logits, self.targets))
         return scores, null
 
     def _choose(self, scores_QW: Tensor, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
