@@ -426,7 +426,7 @@ def bank(
     asks = torch.rand(questions, 6, generator=generator) < 0.5
     asks[:, 1] = True
     options: dict[str, Any] = {
-        "pool_vectors": pool, "retrieved_writes": retrieved, "strength": 3.0, "key_group": 4,
+        "pool_vectors": pool, "retrieved_writes": retrieved, "strength": 3.0, "recency": 0.0, "key_group": 4,
         "force_Q": torch.zeros(questions, dtype=torch.bool), "generator": generator,
     }  # fmt: skip
     vectors = [torch.randn(writes, 8, 32, generator=generator) for _ in range(2)]
@@ -592,10 +592,12 @@ def test_the_retrievers_loss_is_a_cross_entropy(make: Callable[..., MemoryModel]
     assert source.vectors[0].grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("recency", [0.0, 3.0])
 @torch.no_grad()
-def test_training_writes_and_reads_as_use_does(make: Callable[..., MemoryModel], prose: Prose) -> None:
+def test_training_writes_and_reads_as_use_does(recency: float, make: Callable[..., MemoryModel], prose: Prose) -> None:
     """The same vectors from the same chunks, and the same hidden states of a question that reads them."""
     model = make().eval()
+    model.config = model.config.replace(recency=recency)
     torch.nn.init.normal_(model.offset, std=0.3)
     torch.nn.init.normal_(model.start)
     torch.nn.init.normal_(model.retriever.null)
@@ -615,7 +617,7 @@ def test_training_writes_and_reads_as_use_does(make: Callable[..., MemoryModel],
     asks[:, 2:7] = True
     source = BankSource(
         model.attachment, model.retriever, vectors, model.start, history, asks, pool_vectors=32, retrieved_writes=0,
-        strength=0.5, key_group=4, force_Q=none[:, 0], generator=torch.Generator(),
+        strength=0.5, recency=recency, key_group=4, force_Q=none[:, 0], generator=torch.Generator(),
     )  # fmt: skip
     with model.attachment.hooks():
         cache = loop_module.MemoryCache(source, 2)

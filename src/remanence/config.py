@@ -48,6 +48,8 @@ class MemoryConfig:
         retriever_dim: width of queries and keys.
         key_group: neighbouring vectors that share one key (block scores only); K must be a multiple.
         score_bias: a; clamp(a * (score - best), -8, 0) is added to the attention logits of a memory slot.
+        recency: r; r less on the attention logits of a write once a newer one is read that scores about as well, since
+            it may be an update (block scores only; see `retriever.superseded`).
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
 
     Storage
@@ -75,6 +77,7 @@ class MemoryConfig:
     retriever_dim: int = 32
     key_group: int = 1
     score_bias: float = 0.0
+    recency: float = 0.0
     null_slope: float = 0.0
 
     store_dtype: str = "float32"

@@ -28,11 +28,12 @@ from .config import MemoryConfig
 from .errors import ConfigError, IncompatibleMemory, InputError
 from .hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache
 from .memory import Memory, Pending, Write
-from .retriever import Retriever, block_scores, slot_bias, vector_scores
+from .retriever import Retriever, block_scores, slot_bias, superseded, vector_scores
 
 FORMAT = 1
 SETTINGS, WEIGHTS = "remanence.json", "memory.safetensors"
 BUILTIN = Path(__file__).parent / "builtin"
+_FORCED = 3.0  # by how much a forced write has the best score
 _POOLS = 16  # memories whose pools are kept as keys and values between questions
 _PIECE = 1024  # tokens of a pending piece, so that taking some off costs little
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
@@ -601,7 +602,8 @@ class ReadSource:
         repeats = len(hidden_BTD) // len(self.memories)  # several answers a prompt: each row is there that many times
         hidden_BTD = hidden_BTD[::repeats]
         asks_BT = self.asks_BT if self.asks_BT is not None else hidden_BTD.new_ones(hidden_BTD.shape[:2]).bool()
-        bias = hidden_BTD.new_zeros(len(self.memories), self.length) if config.score_bias else None
+        biased = config.score_bias or config.recency
+        bias = hidden_BTD.new_zeros(len(self.memories), self.length) if biased else None
         # Before the pools come the start vector and what was retrieved: all rows in one go, each at the right end.
         width, start = int(config.start) + max(self._long), int(config.start)
         front = hidden_BTD.new_zeros(len(self.memories), width, hidden_BTD.shape[-1])
@@ -612,7 +614,7 @@ class ReadSource:
             if (forced := self._force[b]) is not None:
                 per_write = len(scores) // (memory.write_count - memory.first_write)
                 at = (forced - memory.first_write) * per_write
-                scores[at : at + per_write] = max(float(scores.max()), null) + 1.0
+                scores[at : at + per_write] = max(float(scores.max()), null) + _FORCED
             rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
             own = start + len(rows)
             positions[b, width - own :] = torch.arange(own, device=front.device)
@@ -625,7 +627,12 @@ class ReadSource:
                 pad = int(self._padding[b])
                 known = self._of_rows(memory, scores, rows)
                 best = torch.maximum(known.max(), torch.tensor(null))
-                bias[b, pad + start :] = slot_bias(known, best, config.score_bias).to(bias)
+                own_bias = slot_bias(known, best, config.score_bias)
+                if config.recency and len(scores):
+                    writes, of_row = torch.unique(rows // config.K, return_inverse=True)
+                    of_write = self._of_rows(memory, scores, writes * config.K)
+                    own_bias -= config.recency * superseded(of_write, torch.ones_like(of_write).bool())[of_row]
+                bias[b, pad + start :] = own_bias.to(bias)
                 bias[b, pad : pad + start] = slot_bias(torch.tensor(null), best, config.score_bias).to(bias)
             entries.append((rows, scores, null))
         self.read.append(entries)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _SHORTLIST = 128  # writes that are scored again in float32
+_MARGIN, _SOFTNESS = 2.0, 0.5  # a newer write supersedes from this much below an older one's score on, softly
 
 
 class Retriever(nn.Module):
@@ -81,3 +82,19 @@ def vector_scores(queries_TR: Tensor, keys_GWR: Tensor) -> Tensor:
 def slot_bias(scores: Tensor, best: Tensor, strength: float) -> Tensor:
     """What is added to the attention logits of a memory slot: clamp(a * (score - best), -8, 0)."""
     return (strength * (scores - best)).clamp(-8.0, 0.0)
+
+
+def superseded(scores_BW: Tensor, read_BW: Tensor) -> Tensor:
+    """How far each write is superseded by a newer one, from 0 to 1 [B, W].
+
+    What was told twice scores about alike, whichever is newer. So a write counts as superseded when any newer write
+    that is read too has at least about its score: sigmoid((best newer score - own score + 2) / 0.5).
+
+    Args:
+        scores_BW: scores of writes in their order, oldest first.
+        read_BW: which of them are read at all.
+    """
+    known = scores_BW.masked_fill(~read_BW, -torch.inf)
+    newest = known.flip(-1).cummax(-1).values.flip(-1)
+    newer = torch.cat([newest[..., 1:], torch.full_like(newest[..., :1], -torch.inf)], -1)
+    return ((newer - scores_BW + _MARGIN) / _SOFTNESS).sigmoid()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..hf import Attachment, Slots
-from ..retriever import Retriever, slot_bias
+from ..retriever import Retriever, slot_bias, superseded
 
 _STALE_SHARE = 0.4
 _NEVER = -1e4  # a logit bias that hides a slot
@@ -93,8 +93,7 @@ class BankSource:
         asks_QT: the tokens that query the retriever.
         pool_vectors: N. pool_writes: how many of the newest writes may still have vectors in the pool.
         retrieved_writes: K0 / K.
-        strength: `score_bias` of the memory config.
-        key_group: `key_group` of the memory config.
+        strength, recency, key_group: `score_bias`, `recency` and `key_group` of the memory config.
         force_Q: questions whose right write gets the best score, whatever the retriever says.
         generator: for the drops.
 
@@ -114,13 +113,14 @@ class BankSource:
         pool_vectors: int,
         retrieved_writes: int,
         strength: float,
+        recency: float,
         key_group: int,
         force_Q: Tensor,
         generator: torch.Generator,
     ) -> None:
         self.attachment, self.retriever, self.vectors, self.start_LD = attachment, retriever, vectors, start_LD
         self.history, self.asks_QT, self.force_Q = history, asks_QT, force_Q
-        self.strength, self.key_group, self.generator = strength, key_group, generator
+        self.strength, self.recency, self.key_group, self.generator = strength, recency, key_group, generator
         self.writes, self.K = vectors[0].shape[:2]
         self.pool_vectors = min(pool_vectors, self.writes * self.K)
         self.pool_writes = min(self.writes, 20 * pool_vectors // (4 * self.K))
@@ -203,6 +203,12 @@ class BankSource:
         slot_scores = scores_QW.gather(1, rows // K).masked_fill(~alive, -torch.inf)
         best = torch.maximum(slot_scores.amax(1, keepdim=True), null)
         bias = slot_bias(torch.cat([null.expand(questions, 1), slot_scores], 1), best, self.strength)
+        if self.recency:
+            writes, order = rows // K, history.order_QW
+            read = torch.zeros_like(scores_QW).scatter_reduce_(1, writes, alive.float(), "amax") > 0
+            old = superseded(scores_QW.gather(1, order), read.gather(1, order))
+            old_QW = torch.empty_like(scores_QW).scatter_(1, order, old)
+            bias[:, 1:] -= self.recency * old_QW.gather(1, writes)
         answerable = gold >= 0
         hit = ((found == gold[:, None]) & exists).any(1) | ~outside.gather(1, gold.clamp_min(0)[:, None])[:, 0]
         self.recall.append(hit[answerable].float().mean())

@@ -157,7 +157,7 @@ class Trainer:
             source = BankSource(
                 model.attachment, model.retriever, vectors, model.start, history, rows.asks_QT,
                 pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=model.config.score_bias,
-                key_group=model.config.key_group,
+                recency=model.config.recency, key_group=model.config.key_group,
                 force_Q=torch.rand(len(questions), generator=generator) < stage.force,
                 generator=generator,
             )  # fmt: skip
