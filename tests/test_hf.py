@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -128,7 +129,7 @@ class Retrieval:
         rows = rows + pool
         vectors = self.rows[layer, rows]
         bias = None
-        if config.score_bias:
+        if config.score_bias or config.recency:
             null = float(model.retriever.null[layer])
             null += config.null_slope * float(torch.tensor(float(len(keys))).log())
             if not block:
@@ -136,6 +137,12 @@ class Retrieval:
             known = [scores[row // K - memory.first_write] if block else scores[row] for row in rows]
             best = max([*known, null])
             bias = torch.tensor([min(0.0, max(-8.0, config.score_bias * (s - best))) for s in known])
+            if config.recency:
+                at = [row // K - memory.first_write for row in rows]
+                for slot, own in enumerate(at):
+                    newer = [scores[other] for other in set(at) if other > own]
+                    if newer:
+                        bias[slot] -= config.recency / (1 + math.exp(-(max(newer) - scores[own] + 2) / 0.5))
         if model.start is not None:
             vectors = torch.cat([model.start[layer][None], vectors])
             if bias is not None:
@@ -144,15 +151,19 @@ class Retrieval:
 
 
 @pytest.mark.parametrize("start", [True, False], ids=["start", "no-start"])
-@pytest.mark.parametrize("score_bias", [0.0, 2.0], ids=["", "bias"])
-@pytest.mark.parametrize("score", ["block", "vector"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"score_bias": 2.0}, {"score_bias": 2.0, "recency": 3.0}, {"recency": 3.0},
+        {"score": "vector"}, {"score": "vector", "score_bias": 2.0},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_memory_is_read_as_in_the_reference(
-    kind: Kind, start: bool, score_bias: float, score: str, make_model: Callable[..., MemoryModel]
+    kind: Kind, start: bool, changes: dict[str, Any], make_model: Callable[..., MemoryModel]
 ) -> None:
     """[start; retrieved; pool; prompt] of a memory with a long-term store, retrieval included."""
-    config = small(
-        start=start, score=score, score_bias=score_bias, null_slope=0.1, key_group=2 if score == "block" else 1
-    )
+    config = small(start=start, null_slope=0.1, key_group=1 if "score" in changes else 2, **changes)
     model = make_model(config, *kind)
     torch.nn.init.normal_(model.retriever.null)
     memory, ids = model.new_memory(), random_ids(9, 1)

@@ -444,6 +444,7 @@ def test_keys_of_another_shape_are_refused(keys: tuple[int, ...] | None) -> None
         ({"store_dtype": "int3"}, "float32, float16, bfloat16"),
         ({"key_group": 3}, "key_group"),
         ({"key_group": 2, "score": "vector"}, "key_group"),
+        ({"recency": 1.0, "score": "vector"}, "recency"),
         ({"window_tokens": 8}, "window_tokens = 8 must exceed"),
         ({"store_tokens": 7}, "less than one chunk"),
     ],

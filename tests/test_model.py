@@ -71,7 +71,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("changes", [{}, {"score_bias": 2.0}, {"start": False}, {"score": "vector"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"score_bias": 2.0, "recency": 3.0}, {"start": False}, {"score": "vector"}], ids=str)
 def test_a_batch_equals_single_runs(attention: str, changes: dict[str, Any], make_model: Make) -> None:
     """Six prompts of different lengths with memories of every kind of fill, in one forward."""
     model = make_model(small(**changes), attention=attention)
@@ -777,6 +777,7 @@ def test_tied_embeddings_and_half_precision(tokenizer: Any, tmp_path: Path) -> N
         {"key_group": 4},
         {"score": "vector", "score_bias": 1.0},
         {"score_bias": 3.0, "null_slope": 0.5, "start": False},
+        {"score_bias": 1.0, "recency": 3.0},
         {"store_dtype": "float16"},
         {"store_tokens": 24},
         {"tap": "input", "write_context": "pool", "N": 11},

@@ -110,6 +110,8 @@ class MemoryConfig:
             raise ConfigError(
                 f"key_group = {self.key_group} needs block scores and must divide K = {self.K}; use 1 or a divisor."
             )
+        if self.recency and self.score == "vector":
+            raise ConfigError(f"recency = {self.recency} needs block scores; use 0 with vector scores.")
         if self.chunk_tokens >= self.window_tokens:
             raise ConfigError(
                 f"window_tokens = {self.window_tokens} must exceed chunk_tokens = {self.chunk_tokens}: "
