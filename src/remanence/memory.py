@@ -198,7 +198,7 @@ class Memory:
         """Put a write at the end of the long-term arrays; they double, so a write costs the same at any size."""
         K, used = self.config.K, self.write_count - self._base
         if (used + 1) * K > self._vectors_LXD.shape[1]:
-            room = max(64, 2 * used)
+            room = used + max(64, used if self.ledger is None else used // 4)  # a bounded store is large and stays so
             layers, groups, _, size = self._keys_LGWR.shape
             vectors = self._vectors_LXD.new_zeros(layers, room * K, self.width)
             keys = self._keys_LGWR.new_zeros(layers, groups, room, size)

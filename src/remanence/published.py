@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, log, log1p, prod
 from typing import Any
 
 from .config import MemoryConfig
@@ -316,13 +316,24 @@ def store_rows(layout: Layout) -> int | None:
     return max((merges + 1) * layout.merge_every * layout.K, layout.shipped_rows + layout.merge_every * layout.K)
 
 
+def held_rows(layout: Layout) -> int:
+    """Rows that a `Memory` holds for them: whole writes, as long as one vector of any layer is left of a write."""
+    if not layout.mplus:
+        return 0
+    cap = store_rows(layout)
+    if cap is None:
+        return layout.shipped_rows + layout.N
+    survivors = layout.layers * layout.N  # a vector stays in the pool for longer than this with chance 1 / survivors
+    return cap + layout.K * ceil(log(survivors) / -log1p(-layout.K / layout.N))
+
+
 def plan(layout: Layout) -> dict[str, Any]:
     """The bytes a checkpoint takes, from its config alone.
 
     Returns:
         "layers", a list with the bytes of each part; "outside", the parts that belong to no layer; "total"; "gpu" and
         "host", sums for the model's device and for the host's memory; and the sizes they come from. The host's parts
-        are what `Memory` holds: the store at its cap, the copies of the pool, and their keys.
+        are what `Memory` holds once the store is at its cap ("store_rows" that count, "held_rows" in all).
     """
     number, config = _BYTES[layout.dtype], layout.settings()
     parts = [dict.fromkeys(_PARTS, 0) for _ in range(layout.layers + 1)]  # the last is outside
@@ -335,8 +346,7 @@ def plan(layout: Layout) -> dict[str, Any]:
         size = prod(key.shape) * (4 if part == "retriever" else number) * len(key.names)
         parts[int(inside[1]) if inside else -1][part] += size
     slots = int(layout.start) + layout.K0 + layout.N + config.window_tokens
-    cap = store_rows(layout)
-    rows = (cap if cap is not None else layout.shipped_rows) + layout.N if layout.mplus else 0
+    cap, rows = store_rows(layout), held_rows(layout)
     for layer in parts[:-1]:
         layer["pool"] = layout.N * layout.width * number
         layer["kv_cache"] = slots * 2 * layout.kv_heads * layout.head_dim * number
@@ -346,7 +356,7 @@ def plan(layout: Layout) -> dict[str, Any]:
     host = sum(total[part] for part in _HOST)
     return {
         "checkpoint": layout.name, "class": layout.kind, "dtype": layout.dtype, "K": layout.K, "N": layout.N,
-        "K0": layout.K0, "slots": slots, "store_rows": rows, "store_bounded": cap is not None,
+        "K0": layout.K0, "slots": slots, "store_rows": cap, "held_rows": rows,
         "layers": parts[:-1], "outside": parts[-1], "total": total, "gpu": sum(total.values()) - host, "host": host,
         "ignored_settings": layout.ignored,
     }  # fmt: skip
@@ -362,8 +372,8 @@ def plan_table(values: dict[str, Any]) -> str:
 
     head = f"{'':<12}" + "".join(f"{part:>10}" for part in (*_PARTS, "gpu", "host"))
     sizes = f"{values['class']} {values['checkpoint']}, {values['dtype']}: K {values['K']:,}, N {values['N']:,}, "
-    sizes += f"K0 {values['K0']:,}; cache of {values['slots']:,} slots; store of {values['store_rows']:,} rows a layer"
-    sizes += "" if values["store_bounded"] else " now, and growing without end"
+    cap = "without end" if values["store_rows"] is None else f"of at most {values['store_rows']:,} vectors a layer"
+    sizes += f"K0 {values['K0']:,}; cache of {values['slots']:,} slots; store {cap}, {values['held_rows']:,} rows held"
     lines = [sizes, "", f"{'MiB':<12}" + head[12:]]
     lines += [row(f"layer {i}", layer, 2**20) for i, layer in enumerate(values["layers"])]
     lines += [row("outside", values["outside"], 2**20), "", f"{'GiB':<12}" + head[12:]]
