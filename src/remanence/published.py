@@ -276,7 +276,7 @@ class Layout:
             "K": self.K, "N": self.N, "K0": self.K0, "chunk_tokens": chunk, "window_tokens": WINDOW // CHUNK * chunk,
             "split": "fixed", "long_term": self.mplus, "start": self.start, "score": "vector",
             "retriever_dim": self.retriever_dim, "retriever_depth": self.depth, "store_dtype": self.dtype,
-            "key_dtype": "float32" if self.dtype == "float32" else "bfloat16", "short_chunks": "complete",
+            "key_dtype": "bfloat16" if self.dtype == "bfloat16" else "float32", "short_chunks": "complete",
         }  # fmt: skip
         if self.mplus:
             start, decay = self.recall
@@ -317,13 +317,13 @@ def store_rows(layout: Layout) -> int | None:
 
 
 def held_rows(layout: Layout) -> int:
-    """Rows that a `Memory` holds for them: whole writes, as long as one vector of any layer is left of a write."""
+    """Rows that a `Memory` holds for them on average: whole writes, while any layer has a vector of a write left."""
     if not layout.mplus:
         return 0
     cap = store_rows(layout)
     if cap is None:
         return layout.shipped_rows + layout.N
-    survivors = layout.layers * layout.N  # a vector stays in the pool for longer than this with chance 1 / survivors
+    survivors = layout.layers * layout.N  # of so many vectors about one stays in the pool for as long as this
     return cap + layout.K * ceil(log(survivors) / -log1p(-layout.K / layout.N))
 
 
@@ -373,7 +373,8 @@ def plan_table(values: dict[str, Any]) -> str:
     head = f"{'':<12}" + "".join(f"{part:>10}" for part in (*_PARTS, "gpu", "host"))
     sizes = f"{values['class']} {values['checkpoint']}, {values['dtype']}: K {values['K']:,}, N {values['N']:,}, "
     cap = "without end" if values["store_rows"] is None else f"of at most {values['store_rows']:,} vectors a layer"
-    sizes += f"K0 {values['K0']:,}; cache of {values['slots']:,} slots; store {cap}, {values['held_rows']:,} rows held"
+    store = f"store {cap}, {values['held_rows']:,} rows held" if values["held_rows"] else "no long-term store"
+    sizes += f"K0 {values['K0']:,}; cache of {values['slots']:,} slots; {store}"
     lines = [sizes, "", f"{'MiB':<12}" + head[12:]]
     lines += [row(f"layer {i}", layer, 2**20) for i, layer in enumerate(values["layers"])]
     lines += [row("outside", values["outside"], 2**20), "", f"{'GiB':<12}" + head[12:]]
