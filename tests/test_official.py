@@ -585,6 +585,7 @@ def test_a_new_memory_is_the_shipped_one(load: Callable[..., MemoryModel]) -> No
     assert torch.equal(second.pool_LnD, untouched.pool_LnD) and second.write_count == untouched.write_count
     assert torch.equal(model.new_memory().pool_LnD, second.pool_LnD)
     assert model.new_memory(empty=True).pool_size == 0
+    assert not any(tensor.requires_grad for tensor in first.tensors().values())
     assert {s.label for s in model.ask(first, "who?", max_new_tokens=1).sources} >= {"", "checkpoint"}
 
 

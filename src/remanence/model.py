@@ -646,7 +646,8 @@ class MemoryModel(nn.Module):
         self._take_own(checkpoint.own(), checkpoint.name)
         if checkpoint.initialized:
             pool = checkpoint.pool().to(base.device, base.dtype)
-            keys = self._keys(pool) if self.config.long_term else pool
+            with torch.no_grad():
+                keys = self._keys(pool) if self.config.long_term else pool
             self.shipped = checkpoint.memory(self.config, pool, keys, self.fingerprint)
         return self.eval()
 
