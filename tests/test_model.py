@@ -248,7 +248,7 @@ def test_reading_the_pool_only_or_a_forced_write(make_model: Make) -> None:
 
 def test_the_pool_is_projected_once_a_write(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second question reuses the pool's keys and values; a write, or other weights, make new ones."""
-    model = make_model(small())
+    model = make_model(small(), max_position_embeddings=1000)  # a decoder of its own: its weights are changed below
     memory = model.new_memory()
     model.memorize(memory, random_text(200))
     projected: list[int] = []

@@ -17,7 +17,18 @@ _CHOICES = {
     "score": ("block", "vector"),
     "store_dtype": ("float32", "float16", "bfloat16"),
     "key_dtype": ("float32", "bfloat16"),
+    "read_order": ("written", "age", "left"),
+    "small_store": ("once", "repeat"),
+    "short_chunks": ("wait", "complete"),
+    "first_write": ("append", "tile"),
+    "rotary_dtype": ("float32", "bfloat16"),
 }
+
+# Settings that only converted checkpoints change. Other models' fingerprints do not depend on them.
+PUBLISHED = (
+    "read_order", "small_store", "merge_every", "recall_start", "recall_decay", "drop_shared", "short_chunks",
+    "first_write", "rotary_dtype", "retriever_depth",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,24 @@ class MemoryConfig:
         store_dtype: number format of long-term vectors.
         key_dtype: number format of the retriever's keys; bfloat16 keys are searched faster (see `block_scores`).
         keep_text: keep the text of each write, so that answers can name their sources.
+
+    What the published code does otherwise (docs/method.md, "Published checkpoints"). The defaults are right for new
+    models; a converted checkpoint has the other values, because it was trained or is known with them.
+        read_order: long-term vectors are read oldest first, by the time they were "written"; by "age" (the same, but
+            vectors of equal age in reverse order of leaving the pool: the published training code); or by the time
+            since they "left" the pool, where ages stand still (the published inference code).
+        small_store: a long-term store with fewer than K0 vectors is read "once", or "repeat"edly up to K0 vectors.
+        merge_every: writes after which what has left the pool is merged into the long-term store, and what has been
+            there for too many merges is lost; None loses nothing.
+        recall_start, recall_decay: a vector enters with this recall frequency; each merge takes the decay from it, and
+            it is lost at 0.01 or below, unless K0 vectors or fewer would stay.
+        drop_shared: the same places of all layers' pools are dropped.
+        short_chunks: text that does not fill a chunk "wait"s in the window; or it is written at once, and a chunk of
+            n < K tokens is "complete"d with the last K - n vectors of the pool, which are encoded again.
+        first_write: into an empty pool is "append"ed; or "tile"d until the pool is full, and nothing, not even the
+            start vector, is read before it. The tiled vectors of all layers but the last hold the offset once more.
+        rotary_dtype: number format to which the rotary frequencies are rounded.
+        retriever_depth: linear layers of f_q and f_k, 1 or 2.
     """
 
     K: int = 32
@@ -83,6 +112,17 @@ class MemoryConfig:
     store_dtype: str = "float32"
     key_dtype: str = "float32"
     keep_text: bool = True
+
+    read_order: str = "written"
+    small_store: str = "once"
+    merge_every: int | None = None
+    recall_start: float = 10
+    recall_decay: float = 1
+    drop_shared: bool = False
+    short_chunks: str = "wait"
+    first_write: str = "append"
+    rotary_dtype: str = "float32"
+    retriever_depth: int = 2
 
     def __post_init__(self) -> None:
         for name in ("K", "N", "chunk_tokens", "window_tokens", "retriever_dim", "key_group"):
@@ -119,11 +159,40 @@ class MemoryConfig:
             )
         if self.store_tokens is not None and self.store_tokens < self.chunk_tokens:
             raise ConfigError(f"store_tokens = {self.store_tokens} is less than one chunk; raise it or use None.")
+        self._check_published()
+
+    def _check_published(self) -> None:
+        """Check the settings of converted checkpoints."""
+        if self.retriever_depth not in (1, 2):
+            raise ConfigError(f"retriever_depth is {self.retriever_depth!r}; choose 1 or 2.")
+        if self.merge_every is not None and not (isinstance(self.merge_every, int) and self.merge_every > 0):
+            raise ConfigError(f"merge_every must be a positive whole number or None, not {self.merge_every!r}.")
+        if not (self.recall_start > 0 and self.recall_decay >= 0):
+            raise ConfigError(
+                f"recall_start = {self.recall_start!r} must be above 0, and recall_decay = {self.recall_decay!r} at "
+                "least 0."
+            )
+        if self.keeps_ledger and (self.score != "vector" or self.store_tokens is not None):
+            raise ConfigError(
+                f"read_order = {self.read_order!r}, small_store = {self.small_store!r} and merge_every = "
+                f"{self.merge_every!r} need score = 'vector' and store_tokens = None; leave them at their defaults."
+            )
+        if self.first_write == "tile" and (self.long_term or self.N % self.K):
+            raise ConfigError(
+                f"first_write = 'tile' needs long_term = False and a pool of whole writes, not N = {self.N} with "
+                f"K = {self.K}; use 'append'."
+            )
 
     @property
     def keys_per_write(self) -> int:
         """Retriever keys that one write leaves per layer."""
         return self.K // self.key_group
+
+    @property
+    def keeps_ledger(self) -> bool:
+        """Whether a memory keeps books of what left its pool when (`ledger.py`), for the published order and expiry."""
+        ordinary = self.read_order == "written" and self.small_store == "once" and self.merge_every is None
+        return self.long_term and not ordinary
 
     @classmethod
     def verbatim(cls, *, chunk_tokens: int = 64, pool_tokens: int = 1024, **changes: Any) -> MemoryConfig:

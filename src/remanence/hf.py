@@ -120,11 +120,20 @@ class WriteCache(MemoryCache):
         keep: K.
         tap: "output" or "input" of the layer is kept.
         offset_D: added to the last K inputs of every layer, or None.
+        leading: per layer, vectors that take the place of the first inputs [B, m, D], for chunks shorter than K.
     """
 
-    def __init__(self, source: Source, layers: int, keep: int, tap: str, offset_D: Tensor | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        layers: int,
+        keep: int,
+        tap: str,
+        offset_D: Tensor | None,
+        leading: list[Tensor] | None = None,
+    ) -> None:
         super().__init__(source, layers)
-        self.keep, self.tap, self.offset_D = keep, tap, offset_D
+        self.keep, self.tap, self.offset_D, self.leading = keep, tap, offset_D, leading
         self.kept: list[Tensor] = []  # one [B, K, D] a layer
 
 
@@ -195,6 +204,12 @@ class Attachment:
         cos, sin = self.rotary(keys_BHPE, positions_BP)
         return self._apply_rotary(keys_BHPE, keys_BHPE, cos, sin)[1]
 
+    def round_rotary(self, dtype: torch.dtype) -> None:
+        """Round the rotary frequencies to another number format; they stay in float32."""
+        for name, buffer in self.rotary.named_buffers():
+            if name.endswith("inv_freq"):
+                buffer.copy_(buffer.to(dtype))
+
     def slots(self, layer: int, vectors_BPD: Tensor, positions_BP: Tensor, bias_BP: Tensor | None = None) -> Slots:
         """The slots a layer makes of residual-stream vectors at the given positions."""
         keys, values = self.project(layer, vectors_BPD)
@@ -211,6 +226,9 @@ def _before(index: int) -> Any:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         slot_layer: Any = cache.layers[index]
         if isinstance(cache, WriteCache):
+            if cache.leading is not None:
+                first = cache.leading[index].to(hidden.dtype)
+                hidden = torch.cat([first, hidden[:, first.shape[1] :]], dim=1)
             if cache.tap == "input":
                 cache.kept.append(hidden[:, -cache.keep :])
             if cache.offset_D is not None:

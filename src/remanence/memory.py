@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .config import MemoryConfig
 from .errors import IncompatibleMemory, MemoryCorrupt
+from .ledger import Ledger
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TRIM_WRITES = 256  # expired writes are cut off the store this many at a time
@@ -90,6 +91,7 @@ class Memory:
         shape = layers, config.keys_per_write, 0, config.retriever_dim
         self._keys_LGWR = torch.zeros(shape, dtype=_DTYPES[config.key_dtype])
         self._generator = torch.Generator().manual_seed(seed)
+        self.ledger = Ledger(config, layers) if config.keeps_ledger else None
 
     # Sizes ------------------------------------------------------------------------------------------------------------
 
@@ -118,9 +120,16 @@ class Memory:
         """Vectors in each layer's long-term store (in the layer that holds the fewest)."""
         if not self.config.long_term:
             return 0
+        if self.ledger is not None:
+            return self.ledger.size
         kept = (self.write_count - self.first_write) * self.config.K
         in_pool = (self.pool_rows_Ln >= self.first_write * self.config.K).sum(1).max()  # they differ after an expiry
         return kept - int(in_pool)
+
+    @property
+    def read_size(self) -> int:
+        """Long-term vectors that each layer reads for a question, at most K0."""
+        return min(self.config.K0, self.long_term_size) if self.ledger is None else self.ledger.read_size
 
     @property
     def nbytes(self) -> int:
@@ -155,8 +164,9 @@ class Memory:
         excess = self.pool_size + K - N
         if keys_LGR is not None and self.config.long_term:
             self._append(vectors_LKD, keys_LGR)
-        if excess > 0:
-            self._drop(excess)
+        if self.config.first_write == "tile" and not self.pool_size:
+            vectors_LKD, rows = vectors_LKD.repeat(1, N // K, 1), rows.repeat(1, N // K)
+        self._drop(max(0, excess))
         self.pool_LnD = torch.cat([self.pool_LnD, vectors_LKD.to(self.pool_LnD)], 1)
         self.pool_rows_Ln = torch.cat([self.pool_rows_Ln, rows], 1)
         self.writes.append(write)
@@ -164,22 +174,31 @@ class Memory:
 
     def _drop(self, excess: int) -> None:
         """Let `excess` vectors of every layer's pool go."""
+        if not excess and self.ledger is None:
+            return
         layers, size = self.pool_rows_Ln.shape
-        if self.config.drop == "oldest":
+        if self.config.drop == "oldest" or not excess:
             order = torch.arange(size).roll(-excess).expand(layers, -1)
         else:
-            order = torch.rand(layers, size, generator=self._generator).argsort(1)
+            order = self._shuffled(1 if self.config.drop_shared else layers, size).expand(layers, -1)
         kept = order[:, : size - excess].sort(1).values
+        if self.ledger is not None:
+            gone = order[:, size - excess :].sort(1).values
+            self.ledger.write(kept, gone, self.pool_rows_Ln.gather(1, gone))
         flat = (torch.arange(layers)[:, None] * size + kept).flatten()
         pool = self.pool_LnD.flatten(0, 1).index_select(0, flat.to(self.pool_LnD.device))
         self.pool_LnD = pool.unflatten(0, (layers, -1))
         self.pool_rows_Ln = self.pool_rows_Ln.gather(1, kept)
 
+    def _shuffled(self, layers: int, size: int) -> Tensor:
+        """Random orders of a pool's places [layers, size], layer 0 drawn first, as the published code draws them."""
+        return torch.stack([torch.randperm(size, generator=self._generator) for _ in range(layers)])
+
     def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor) -> None:
         """Put a write at the end of the long-term arrays; they double, so a write costs the same at any size."""
         K, used = self.config.K, self.write_count - self._base
         if (used + 1) * K > self._vectors_LXD.shape[1]:
-            room = max(64, 2 * used)
+            room = used + max(64, used if self.ledger is None else used // 4)  # a bounded store is large and stays so
             layers, groups, _, size = self._keys_LGWR.shape
             vectors = self._vectors_LXD.new_zeros(layers, room * K, self.width)
             keys = self._keys_LGWR.new_zeros(layers, groups, room, size)
@@ -192,10 +211,13 @@ class Memory:
     def _expire(self) -> None:
         """Let the oldest writes leave the long-term store once it holds more than `store_tokens`."""
         cap = self.config.store_tokens
-        if cap is None:
+        if self.config.merge_every is not None and self.ledger is not None:
+            self.first_write = min(int(self.pool_rows_Ln.min()), self.ledger.first_row) // self.config.K
+        elif cap is None:
             return
-        while self.first_write < self.write_count and self.tokens - self.writes[self.first_write].first_token > cap:
-            self.first_write += 1
+        else:
+            while self.first_write < self.write_count and self.tokens - self.writes[self.first_write].first_token > cap:
+                self.first_write += 1
         spare = self.first_write - self._base
         if self.config.long_term and spare >= _TRIM_WRITES:
             self._vectors_LXD = self._vectors_LXD[:, spare * self.config.K :].clone()
@@ -216,7 +238,9 @@ class Memory:
             scores: one a write from `first_write` on (block scores), or one a vector (vector scores).
         """
         K = self.config.K
-        wanted = min(self.config.K0, self.long_term_size)
+        if self.ledger is not None:
+            return self.ledger.best(layer, scores, self.first_write * K)
+        wanted = self.read_size
         if wanted == 0:
             return torch.zeros(0, dtype=torch.long)
         first, rows = self.first_write * K, self.pool_rows_Ln[layer]
@@ -257,6 +281,7 @@ class Memory:
             "vectors": self._vectors_LXD[:, since * self.config.K : used * self.config.K],
             "keys": self._keys_LGWR[:, :, since:used].transpose(1, 2).flatten(1, 2),
             "generator": self._generator.get_state(),
+            **(self.ledger.tensors() if self.ledger is not None else {}),
         }
 
     def meta(self) -> dict[str, Any]:
@@ -270,6 +295,7 @@ class Memory:
             "base": self._base,
             "writes": [dataclasses.asdict(write) for write in self.writes],
             "pending": [dataclasses.asdict(piece) for piece in self.pending],
+            **({"ledger": self.ledger.meta()} if self.ledger is not None else {}),
         }
 
     @classmethod
@@ -297,4 +323,6 @@ class Memory:
         memory._vectors_LXD = tensors["vectors"]
         memory._keys_LGWR = tensors["keys"].unflatten(1, (-1, config.keys_per_write)).transpose(1, 2).contiguous()
         memory._generator.set_state(tensors["generator"])
+        if memory.ledger is not None:
+            memory.ledger = Ledger.from_parts(config, memory.pool_rows_Ln, tensors, meta)
         return memory

@@ -20,18 +20,29 @@ from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from .config import MemoryConfig
+from . import convert
+from .config import PUBLISHED, MemoryConfig
 from .errors import ConfigError, IncompatibleMemory, InputError
 from .hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache
 from .memory import Memory, Pending, Write
+from .published import QUESTION, is_published
 from .retriever import Retriever, block_scores, slot_bias, superseded, vector_scores
 
 FORMAT = 1
-SETTINGS, WEIGHTS = "remanence.json", "memory.safetensors"
+SETTINGS, WEIGHTS, SHIPPED = "remanence.json", "memory.safetensors", "shipped.safetensors"
 BUILTIN = Path(__file__).parent / "builtin"
 _FORCED = 3.0  # by how much a forced write has the best score
 _POOLS = 16  # memories whose pools are kept as keys and values between questions
@@ -105,15 +116,18 @@ class MemoryModel(nn.Module):
         self.config = config
         self.prompt, self.name = prompt, name or base.config.name_or_path or base.config.model_type
         self.attachment = Attachment(base)
+        if config.rotary_dtype != "float32":
+            self.attachment.round_rotary(getattr(torch, config.rotary_dtype))
         layers, width = len(self.attachment.layers), base.config.hidden_size
         self.start = nn.Parameter(torch.zeros(layers, width)) if config.start else None
         self.offset = nn.Parameter(torch.zeros(width)) if config.offset else None
         with torch.random.fork_rng(devices=[]):  # untrained, it is the same every time, and so are its memories
             torch.manual_seed(0)
-            self.retriever = Retriever(layers, width, config.retriever_dim)
+            self.retriever = Retriever(layers, width, config.retriever_dim, config.retriever_depth)
         self.to(base.device)
         if self.start is not None:
             self._start_as_bos()
+        self.shipped: Memory | None = None  # what a published checkpoint comes with; new memories begin as it
         self.lora = lora
         if lora is not None:
             with warnings.catch_warnings():  # two adapters are meant
@@ -173,7 +187,9 @@ class MemoryModel(nn.Module):
     def fingerprint(self) -> str:
         """Tells this model's memories from other models': a hash over its settings and samples of its weights."""
         if not self._fingerprint:
-            digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+            settings, default = self.config.to_dict(), MemoryConfig().to_dict()
+            settings = {k: v for k, v in settings.items() if k not in PUBLISHED or v != default[k]}
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for key, value in self.state_dict().items():
                 flat = value.detach().flatten()
                 sample = flat[:: max(1, len(flat) // 256)].float().cpu()
@@ -181,8 +197,18 @@ class MemoryModel(nn.Module):
             self._fingerprint = f"{self.name}-{digest.hexdigest()[:16]}"
         return self._fingerprint
 
-    def new_memory(self, *, seed: int = 0) -> Memory:
-        """An empty memory for this model; `seed` of its random drops."""
+    def new_memory(self, *, seed: int = 0, empty: bool = False) -> Memory:
+        """A memory for this model: empty, or for a published checkpoint what it comes with.
+
+        Args:
+            seed: of its random drops.
+            empty: without what a checkpoint comes with; it was trained to see a full pool, so expect less of it.
+        """
+        if self.shipped is not None and not empty:
+            parts = self.shipped.tensors() | {"generator": torch.Generator().manual_seed(seed).get_state()}
+            memory = Memory.from_parts(parts, self.shipped.meta() | {"model": self.fingerprint})
+            memory.pool_LnD = memory.pool_LnD.to(self.base.device, self.base.dtype, copy=True)
+            return memory
         return Memory(
             self.config,
             layers=len(self.attachment.layers),
@@ -226,15 +252,17 @@ class MemoryModel(nn.Module):
         """
         self.check(memory)
         time = clock.time() if time is None else time
-        text = text.strip()
-        if text and (memory.writes or memory.pending):
-            text = "\n" + text  # texts are told apart
+        at_once = self.config.short_chunks == "complete"
+        if not at_once:
+            text = text.strip()
+            if text and (memory.writes or memory.pending):
+                text = "\n" + text  # texts are told apart
         ids = self._encode(text)
         for begin in range(0, len(ids), _PIECE):
             memory.pending.append(Pending(source, time, tuple(ids[begin : begin + _PIECE])))
         waiting = memory.pending_ids
         done, total = 0, len(waiting)
-        while total - done >= self.config.chunk_tokens:
+        while total - done >= self.config.chunk_tokens or (at_once and self._writable(memory, total - done)):
             chunk = waiting[done : done + self.config.chunk_tokens]
             chunk = chunk[: self._cut(chunk)]
             label = memory.pending[0]
@@ -276,16 +304,27 @@ class MemoryModel(nn.Module):
     def write(self, memory: Memory, chunk: list[int], *, source: str = "", time: float = 0.0) -> None:
         """Write one chunk of K to `chunk_tokens` tokens at once; `memorize` cuts texts into such chunks."""
         self.check(memory)
-        if not self.config.K <= len(chunk) <= self.config.chunk_tokens:
+        if not self._writable(memory, len(chunk)):
             raise ConfigError(
                 f"a chunk of {len(chunk)} tokens cannot be written; it takes {self.config.K} to "
                 f"{self.config.chunk_tokens}. `memorize` cuts texts into chunks."
             )
         ids = torch.tensor([chunk], device=self.base.device)
         vectors_LKD = torch.cat(self.write_pass(ids, [p[None] for p in self._context(memory)]))
+        if self.offset is not None and self._unread(memory.pool_size):
+            vectors_LKD[:-1] += self.offset.to(vectors_LKD)  # as the published code does
         keys = self._keys(vectors_LKD) if self.config.long_term else None
         text = self.tokenizer.decode(chunk).strip() if self.config.keep_text else None
         memory.add(vectors_LKD, keys, Write(memory.write_count, source, time, memory.tokens, len(chunk), text))
+
+    def _writable(self, memory: Memory, tokens: int) -> bool:
+        """Whether a chunk of that many tokens can be written; a short one needs K vectors to be completed from."""
+        complete = self.config.short_chunks == "complete" and memory.pool_size >= self.config.K
+        return (1 if complete else self.config.K) <= tokens <= self.config.chunk_tokens
+
+    def _unread(self, vectors: int) -> bool:
+        """Whether nothing is read, not even the start vector, because the pool is empty (`first_write`)."""
+        return self.config.first_write == "tile" and not vectors
 
     def _context(self, memory: Memory) -> Tensor:
         """What a chunk sees while it is written: the last K vectors of every layer, or the whole pool [L, n, D]."""
@@ -296,29 +335,35 @@ class MemoryModel(nn.Module):
         """One write pass (M+ §3.1): the K new vectors of every layer [B, K, D].
 
         Args:
-            ids_BT: chunks of equal length, at least K.
+            ids_BT: chunks of equal length, at least K; with `short_chunks="complete"` also shorter.
             context: per layer, the vectors that the chunks see [B, n, D]; the start vector is put before them.
         """
-        if ids_BT.shape[1] < self.config.K:
-            raise ConfigError(f"a chunk of {ids_BT.shape[1]} tokens cannot give K = {self.config.K} vectors.")
+        short, leading = self.config.K - ids_BT.shape[1], None
+        if short > 0:
+            if self.config.short_chunks != "complete" or context[0].shape[1] < self.config.K:
+                raise ConfigError(f"a chunk of {ids_BT.shape[1]} tokens cannot give K = {self.config.K} vectors.")
+            leading = [vectors[:, -short:] for vectors in context]
+            context = [vectors[:, :-short] for vectors in context]
+            ids_BT = torch.cat([ids_BT.new_zeros(len(ids_BT), short), ids_BT], 1)
         if self.training and getattr(self.attachment.decoder, "gradient_checkpointing", False):
             raise ConfigError("a write needs its cache, which gradient checkpointing drops; turn it off to write.")
-        cache = self.write_cache(context)
+        cache = self.write_cache(context, leading)
         with self.attachment.hooks(), self._adapter("write"):
             self.attachment.decoder(ids_BT, past_key_values=cache, use_cache=True)
         return cache.kept
 
-    def write_cache(self, context: list[Tensor]) -> WriteCache:
+    def write_cache(self, context: list[Tensor], leading: list[Tensor] | None = None) -> WriteCache:
         """The cache of one write pass, for a forward of the decoder inside `attachment.hooks()`.
 
         Args:
             context: as in `write_pass`.
+            leading: per layer, vectors that are encoded again in place of the first tokens.
         """
         source = VectorSource(self.attachment, [self._with_start(l, c) for l, c in enumerate(context)])
-        return WriteCache(source, len(context), self.config.K, self.config.tap, self.offset)
+        return WriteCache(source, len(context), self.config.K, self.config.tap, self.offset, leading)
 
     def _with_start(self, layer: int, vectors_BnD: Tensor) -> Tensor:
-        if self.start is None:
+        if self.start is None or self._unread(vectors_BnD.shape[1]):
             return vectors_BnD
         return torch.cat([self.start[layer].expand(len(vectors_BnD), 1, -1).to(vectors_BnD.dtype), vectors_BnD], 1)
 
@@ -494,6 +539,9 @@ class MemoryModel(nn.Module):
             "lora": None if self.lora is None else _plain(self.lora.to_dict()),
         }  # fmt: skip
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if self.shipped is not None:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.shipped.tensors().items()}
+            save_file(tensors, folder / SHIPPED, metadata={"meta": json.dumps(self.shipped.meta())})
 
     def _save_base(self, folder: Path) -> None:
         """The base's own weights, without adapters."""
@@ -509,19 +557,32 @@ class MemoryModel(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path = "builtin", *, memory: MemoryConfig | None = None, **options: Any
+        cls,
+        model: str | Path = "builtin",
+        *,
+        memory: MemoryConfig | None = None,
+        settings: dict[str, Any] | None = None,
+        **options: Any,
     ) -> MemoryModel:
         """Load a model with its memory weights, or attach an untrained, verbatim memory to any decoder.
 
         Args:
-            model: "builtin", a folder written by `save_pretrained`, or a folder or hub id of a Hugging Face decoder.
+            model: "builtin", a folder written by `save_pretrained`, a folder or hub id of a Hugging Face decoder, or
+                one of a published MemoryLLM or M+ checkpoint ("YuWangX/mplus-8b").
             memory: sizes and rules, for a model without trained memory; verbatim memory if None.
+            settings: fields of `MemoryConfig` to set otherwise than a published checkpoint has them.
             options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...).
 
         Raises:
             ConfigError: no such model, or settings that this version does not know.
         """
         folder = BUILTIN if str(model) == "builtin" else Path(model)
+        if not (folder / SETTINGS).exists() and is_published(convert.find(model) or {}):
+            if memory is not None:
+                raise ConfigError(f"{str(model)!r} has its own memory; change single fields with settings=.")
+            return cls._from_checkpoint(convert.Checkpoint(model), settings or {}, options)
+        if settings:
+            raise ConfigError(f"settings= are for published checkpoints, and {str(model)!r} is none; use memory=.")
         try:
             base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
             tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(model))
@@ -550,7 +611,75 @@ class MemoryModel(nn.Module):
                 f"{folder / WEIGHTS} does not fit model {str(model)!r}: missing {missing or 'nothing'}, unexpected "
                 f"{result.unexpected_keys or 'nothing'}. Save the model again."
             )
+        if (folder / SHIPPED).exists():
+            with safe_open(folder / SHIPPED, framework="pt") as file:
+                meta = json.loads(file.metadata()["meta"])
+            self.shipped = Memory.from_parts(load_file(folder / SHIPPED), meta)
         return self.eval()
+
+    @classmethod
+    def _from_checkpoint(
+        cls, checkpoint: convert.Checkpoint, changes: dict[str, Any], options: dict[str, Any]
+    ) -> MemoryModel:
+        """Load a published checkpoint; see docs/checkpoints.md."""
+        layout = checkpoint.layout
+        weights = checkpoint.base()
+        options = {"dtype": getattr(torch, layout.dtype)} | options
+        loaded: Any = LlamaForCausalLM.from_pretrained(
+            None, config=LlamaConfig(**layout.llama), state_dict=weights, output_loading_info=True, **options
+        )
+        base, info = loaded
+        tied = {"lm_head.weight"} if layout.tied else set()
+        if lost := sorted({str(key) for kind in info.values() for key in kind} - tied):
+            raise ConfigError(f"{checkpoint.name}: the decoder did not take {lost}; report it with your versions.")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"{checkpoint.name} has no tokenizer that can be loaded: {reason}") from error
+        _prepare_chat(base, tokenizer)
+        lora = None if layout.lora is None else LoraConfig(**layout.lora)
+        self = cls(
+            base.eval(),
+            tokenizer,
+            layout.settings(initialized=checkpoint.initialized, **changes),
+            prompt=None if tokenizer.chat_template else QUESTION,
+            name=checkpoint.name,
+            lora=lora,
+        )
+        self._take_own(checkpoint.own(), checkpoint.name)
+        if checkpoint.initialized:
+            pool = checkpoint.pool().to(base.device, base.dtype)
+            with torch.no_grad():
+                keys = self._keys(pool) if self.config.long_term else pool
+            self.shipped = checkpoint.memory(self.config, pool, keys, self.fingerprint)
+        return self.eval()
+
+    @torch.no_grad()
+    def _take_own(self, own: dict[str, Tensor], name: str) -> None:
+        """Load a checkpoint's weights beside the base's, and check that every one has arrived."""
+        mine = {k: v for k, v in self.state_dict().items() if not k.startswith("base.") or "lora_" in k}
+        unused = {k for k in mine if k.startswith("retriever.") and not self.config.long_term} | {"retriever.null"}
+        if wrong := sorted((mine.keys() - unused) ^ own.keys()):
+            raise ConfigError(f"{name}: these weights have no counterpart: {wrong}; report it with your versions.")
+        for key, value in own.items():
+            mine[key].copy_(value)
+        after = self.state_dict()
+        if lost := [k for k, v in own.items() if not torch.equal(after[k].cpu(), v.to(after[k].dtype))]:
+            raise ConfigError(f"{name}: these weights did not arrive: {lost}; report it with your versions.")
+
+
+def _prepare_chat(base: Any, tokenizer: Any) -> None:
+    """What the published models expect of `generate`: greedy, padding with the end token, chat turns end an answer."""
+    ends = [tokenizer.eos_token_id]
+    turn_end = tokenizer.get_vocab().get("<|eot_id|>")
+    if tokenizer.chat_template and turn_end is not None and turn_end not in ends:
+        ends.append(turn_end)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    base.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -585,8 +714,10 @@ class ReadSource:
         config = model.config
         for memory in list(model.pools)[: max(0, len(model.pools) - _POOLS)]:
             model.pools.pop(memory, None)
-        self._long = [min(config.K0, m.long_term_size) if long_term else 0 for m in memories]
-        own = [int(config.start) + long + m.pool_size for long, m in zip(self._long, memories, strict=True)]
+        self._long = [m.read_size if long_term else 0 for m in memories]
+        self._starts = [int(config.start and not model._unread(m.pool_size)) for m in memories]
+        self._before = [start + long for start, long in zip(self._starts, self._long, strict=True)]
+        own = [before + m.pool_size for before, m in zip(self._before, memories, strict=True)]
         self.length = max(own)
         device = model.base.device
         self._padding = torch.tensor([self.length - n for n in own], device=device)
@@ -605,7 +736,7 @@ class ReadSource:
         biased = config.score_bias or config.recency
         bias = hidden_BTD.new_zeros(len(self.memories), self.length) if biased else None
         # Before the pools come the start vector and what was retrieved: all rows in one go, each at the right end.
-        width, start = int(config.start) + max(self._long), int(config.start)
+        width = max(self._before)
         front = hidden_BTD.new_zeros(len(self.memories), width, hidden_BTD.shape[-1])
         positions = torch.zeros(len(self.memories), width, dtype=torch.long, device=front.device)
         entries = []
@@ -616,9 +747,9 @@ class ReadSource:
                 at = (forced - memory.first_write) * per_write
                 scores[at : at + per_write] = max(float(scores.max()), null) + _FORCED
             rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
-            own = start + len(rows)
+            start, own = self._starts[b], self._before[b]
             positions[b, width - own :] = torch.arange(own, device=front.device)
-            if model.start is not None:
+            if model.start is not None and start:
                 front[b, width - own] = model.start[layer]
             if len(rows):
                 front[b, width - len(rows) :] = memory.long_term(layer, rows).to(front)
@@ -637,7 +768,7 @@ class ReadSource:
             entries.append((rows, scores, null))
         self.read.append(entries)
         fronts = model.attachment.slots(layer, front, positions)
-        pools = [self._pool(layer, *each) for each in zip(self.memories, self._long, strict=True)]
+        pools = [self._pool(layer, *each) for each in zip(self.memories, self._before, strict=True)]
         keys = self._joined(fronts.keys, [pool.keys for pool in pools])
         values = self._joined(fronts.values, [pool.values for pool in pools])
         if repeats > 1:
@@ -645,20 +776,19 @@ class ReadSource:
             bias = None if bias is None else bias.repeat_interleave(repeats, 0)
         return Slots(keys, values, bias)
 
-    def _pool(self, layer: int, memory: Memory, long: int) -> Slots:
-        """Slots of a memory's pool, which stands behind `long` retrieved vectors [1, H, n, E].
+    def _pool(self, layer: int, memory: Memory, first: int) -> Slots:
+        """Slots of a memory's pool at positions from `first` on [1, H, n, E].
 
         Kept for the next question: a pool changes by writes only, which make a new tensor of it.
         """
         model, pool_LnD = self.model, memory.pool_LnD
         weights = [(p.data_ptr(), p._version) for p in model.attachment.layers[layer].parameters()]
-        state = long, pool_LnD._version, weights
+        state = first, pool_LnD._version, weights
         kept = model.pools.setdefault(memory, {})
         if layer in kept and not torch.is_grad_enabled():
             of_pool, of_state, slots = kept[layer]
             if of_pool is pool_LnD and of_state == state:
                 return slots
-        first = int(model.config.start) + long
         positions = torch.arange(first, first + memory.pool_size, device=pool_LnD.device)[None]
         slots = model.attachment.slots(layer, pool_LnD[layer][None], positions)
         if not torch.is_grad_enabled():
@@ -671,8 +801,7 @@ class ReadSource:
             return torch.cat([fronts_BHFE, *pools], 2)
         heads, size = fronts_BHFE.shape[1], fronts_BHFE.shape[3]
         out = fronts_BHFE.new_zeros(len(pools), heads, self.length, size)
-        for row, front, pool, long in zip(out, fronts_BHFE, pools, self._long, strict=True):
-            own = int(self.model.config.start) + long
+        for row, front, pool, own in zip(out, fronts_BHFE, pools, self._before, strict=True):
             behind = self.length - pool.shape[2]
             row[:, behind:] = pool[0]
             row[:, behind - own : behind] = front[:, front.shape[1] - own :]

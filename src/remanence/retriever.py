@@ -22,12 +22,15 @@ class Retriever(nn.Module):
         layers: decoder layers, L.
         hidden_size: width of the hidden states, D.
         dim: width of queries and keys, R.
+        depth: 1 makes them single linear layers.
     """
 
-    def __init__(self, layers: int, hidden_size: int, dim: int) -> None:
+    def __init__(self, layers: int, hidden_size: int, dim: int, depth: int = 2) -> None:
         super().__init__()
 
-        def perceptron() -> nn.Sequential:
+        def perceptron() -> nn.Module:
+            if depth == 1:
+                return nn.Linear(hidden_size, dim, bias=False)
             return nn.Sequential(
                 nn.Linear(hidden_size, 2 * dim, bias=False), nn.SiLU(), nn.Linear(2 * dim, dim, bias=False)
             )

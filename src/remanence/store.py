@@ -224,10 +224,11 @@ class MemoryStore:
         if not starting and not self.exists(name):
             raise self._unknown(name)
         with self._locked(name):
-            memory = model.new_memory() if starting and model and not self.exists(name) else self.load(name)
-            if model is not None:
+            fresh = model.new_memory() if model is not None else None
+            memory = fresh if starting and fresh is not None and not self.exists(name) else self.load(name)
+            if model is not None and fresh is not None:
                 model.check(memory)
-                memory.pool_LnD = memory.pool_LnD.to(model.new_memory().pool_LnD.device)
+                memory.pool_LnD = memory.pool_LnD.to(fresh.pool_LnD.device)
             yield memory
             saved = self._saved.get(memory)
             if saved is None or saved.mark != _mark(memory):
@@ -623,9 +624,9 @@ def _write_segment(folder: Path, memory: Memory, first: int, generation: int) ->
 
 
 def _write_state(folder: Path, memory: Memory, generation: int) -> _File:
-    """Write what changes with every write: the short-term pool and the state of the random drops."""
+    """Write what changes with every write: the short-term pool, the state of the random drops, the books if kept."""
     tensors = memory.tensors(since=memory.write_count)
-    state = {key: tensors[key].detach().cpu().contiguous() for key in ("pool", "pool_rows", "generator")}
+    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if k not in ("vectors", "keys")}
     return _write_file(folder, f"state-{generation}.safetensors", state)
 
 

@@ -29,8 +29,8 @@ class History:
     """The past of every question: which writes, in which order.
 
     order_QW: write indices, oldest first, those outside the history in front. known_QW: which places of `order_QW`
-    are in the history. gold_Q: the write that holds the answer, -1 if none. stale_QW: by write, which ones hold an older
-    answer to the same question. forbidden_QW: by write, which ones must not be in the history.
+    are in the history. gold_Q: the write that holds the answer, -1 if none. stale_QW: by write, which ones hold an
+    older answer to the same question. forbidden_QW: by write, which ones must not be in the history.
     """
 
     order_QW: Tensor
