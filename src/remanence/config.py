@@ -120,6 +120,11 @@ class MemoryConfig:
         """Retriever keys that one write leaves per layer."""
         return self.K // self.key_group
 
+    @property
+    def slots(self) -> int:
+        """Most memory slots that a layer reads, P."""
+        return int(self.start) + (self.K0 if self.long_term else 0) + self.N
+
     @classmethod
     def verbatim(cls, *, chunk_tokens: int = 64, pool_tokens: int = 1024, **changes: Any) -> MemoryConfig:
         """Verbatim memory (DESIGN "two ends of one scale"): every token's layer inputs are kept.

@@ -102,7 +102,13 @@ class MemoryModel(nn.Module):
         self.config = config
         self.prompt, self.name = prompt, name or base.config.name_or_path or base.config.model_type
         self.attachment = Attachment(base)
-        layers, width = len(self.attachment.layers), base.config.hidden_size
+        layers, width = len(self.attachment.layers), self.attachment.width
+        limit, slots = self.attachment.position_limit, config.slots
+        if limit is not None and slots + config.window_tokens > limit:
+            raise ConfigError(
+                f"{slots} memory slots and a window of {config.window_tokens} tokens are more than the {limit} "
+                "positions after which this model's rotary scaling changes; make N, K0 or window_tokens smaller."
+            )
         self.start = nn.Parameter(torch.zeros(layers, width)) if config.start else None
         self.offset = nn.Parameter(torch.zeros(width)) if config.offset else None
         with torch.random.fork_rng(devices=[]):  # untrained, it is the same every time, and so are its memories
@@ -182,7 +188,7 @@ class MemoryModel(nn.Module):
         return Memory(
             self.config,
             layers=len(self.attachment.layers),
-            width=self.base.config.hidden_size,
+            width=self.attachment.width,
             model=self.fingerprint,
             seed=seed,
             dtype=self.base.dtype,
@@ -337,6 +343,7 @@ class MemoryModel(nn.Module):
         *,
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
+        padding_B: Tensor | None = None,
     ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
 
@@ -348,12 +355,14 @@ class MemoryModel(nn.Module):
             long_term: False reads the short-term pool only, as MemoryLLM does.
             force: per memory, a write that is retrieved whatever its score, to tell errors of reading from errors of
                 retrieving.
+            padding_B: how many tokens of padding each prompt has in front. The cache then holds them before the
+                memory, and so must the attention mask: zeros first, then ones over memory and prompt.
         """
         for memory in memories:
             self.check(memory)
         with self.attachment.hooks(), self._adapter("read"):
             source = ReadSource(self, memories, asks_BT, long_term, force)
-            yield MemoryCache(source, len(self.attachment.layers))
+            yield MemoryCache(source, len(self.attachment.layers), padding_B)
 
     @contextmanager
     def plain(self) -> Iterator[PreTrainedModel]:
@@ -407,11 +416,16 @@ class MemoryModel(nn.Module):
             ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
             mask[row, width - len(prompt) :] = 1
             asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
-        with torch.no_grad(), self.reading(memories, asking, long_term=long_term, force=force) as cache:
+        padding_B = width - mask.sum(1)
+        with (
+            torch.no_grad(),
+            self.reading(memories, asking, long_term=long_term, force=force, padding_B=padding_B) as cache,
+        ):
             source: Any = cache.source
+            # Padding first, then memory and prompt: as the cache holds them.
             out = self.base.generate(
                 ids,
-                attention_mask=torch.cat([source.mask(), mask], 1),
+                attention_mask=torch.cat([source.mask(), mask], 1).sort(1).values,
                 past_key_values=cache,
                 pad_token_id=pad,
                 **options,
