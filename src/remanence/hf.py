@@ -247,13 +247,18 @@ class Attachment:
         self.rotary: Any = getattr(self.decoder, "rotary_emb", None)
         self._apply_rotary: Any = None
         self._two_sets = False
-        self.head_dim = 0
+        self.head_dim = self.key_heads = 0
         self._lock, self._users = threading.Lock(), 0
         self._handles: list[RemovableHandle] = []
         self._check()
         # Rotary scaling that changes with the length: keys made before and after the change do not fit together.
         self.position_limit = _position_limit(self.config)
         self.parts = self._examine()
+
+    @property
+    def positions(self) -> int:
+        """Positions that the model was trained on, as far as its config says."""
+        return trained_positions(self.config)
 
     def _refuse(self, why: str) -> ConfigError:
         return ConfigError(f"cannot attach a memory to a {self.family!r} model: {why}.")
@@ -301,7 +306,9 @@ class Attachment:
             kept: Any = cache.layers[index] if index < len(cache.layers) else None
             if kept is None or kept.keys is None or kept.keys.shape[-2] != _PROBE:
                 raise self._refuse(f"its layer {index} keeps no keys and values of its own")
-            self.head_dim = kept.keys.shape[-1]
+            if index and kept.keys.shape[1::2] != (self.key_heads, self.head_dim):
+                raise self._refuse("its layers have heads of different sizes")
+            self.key_heads, self.head_dim = kept.keys.shape[1::2]
             for parts in self._candidates(index, kept.keys):
                 if self._agrees(parts, hidden, kept.keys, kept.values):
                     found.append(parts)
@@ -372,6 +379,10 @@ class Attachment:
         keys, values = self.parts[layer].heads(vectors, "kv")
         return keys, values
 
+    def queries(self, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden states that enter a layer [..., D] -> its queries before rotation [..., Q heads, E]."""
+        return self.parts[layer].heads(hidden, "q")[0]
+
     def rotate(self, keys_BHPE: Tensor, positions_BP: Tensor, layer: int = 0) -> Tensor:
         """Rotary positions for the keys of a layer; positions [B or 1, P]."""
         return self._rotate(self.parts[layer], keys_BHPE, positions_BP)
@@ -393,6 +404,12 @@ class Attachment:
         """The slots a layer makes of residual-stream vectors at the given positions."""
         keys, values = self.project(layer, vectors_BPD)
         return Slots(self.rotate(keys.transpose(1, 2), positions_BP, layer), values.transpose(1, 2), bias_BP)
+
+
+def trained_positions(config: Any) -> int:
+    """Positions that a model of this config was trained on; those before a change of its rotary scaling, if any."""
+    config = config.get_text_config()
+    return _position_limit(config) or int(getattr(config, "max_position_embeddings", 2048))
 
 
 def _position_limit(config: Any) -> int | None:

@@ -21,13 +21,13 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import MemoryConfig
 from .errors import ConfigError, IncompatibleMemory, InputError
-from .hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache
+from .hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache, trained_positions
 from .memory import Memory, Pending, Write
-from .retriever import Retriever, block_scores, slot_bias, vector_scores
+from .retriever import Retriever, attention_keys, attention_scores, block_scores, slot_bias, vector_scores
 
 FORMAT = 1
 SETTINGS, WEIGHTS = "remanence.json", "memory.safetensors"
@@ -99,9 +99,12 @@ class MemoryModel(nn.Module):
         super().__init__()
         self.base: Any = base
         self.tokenizer: Any = tokenizer
+        self.attachment = Attachment(base)
+        attention = config.retriever == "attention"
+        if attention:  # keys are as wide as the layers' own
+            config = config.replace(retriever_dim=self.attachment.key_heads * self.attachment.head_dim)
         self.config = config
         self.prompt, self.name = prompt, name or base.config.name_or_path or base.config.model_type
-        self.attachment = Attachment(base)
         layers, width = len(self.attachment.layers), self.attachment.width
         limit, slots = self.attachment.position_limit, config.slots
         if limit is not None and slots + config.window_tokens > limit:
@@ -113,7 +116,7 @@ class MemoryModel(nn.Module):
         self.offset = nn.Parameter(torch.zeros(width)) if config.offset else None
         with torch.random.fork_rng(devices=[]):  # untrained, it is the same every time, and so are its memories
             torch.manual_seed(0)
-            self.retriever = Retriever(layers, width, config.retriever_dim)
+            self.retriever: Any = None if attention else Retriever(layers, width, config.retriever_dim)
         self.to(base.device)
         if self.start is not None:
             self._start_as_bos()
@@ -326,6 +329,9 @@ class MemoryModel(nn.Module):
 
     def _keys(self, vectors_LKD: Tensor) -> Tensor:
         """Retriever keys of one write [L, G, R]."""
+        if self.config.retriever == "attention":
+            keys = [attention_keys(self.attachment.project(i, vectors)[0]) for i, vectors in enumerate(vectors_LKD)]
+            return torch.stack(keys).unflatten(1, (-1, self.config.key_group)).sum(2).cpu()
         return torch.cat(
             [
                 self.retriever.keys(layer, self.attachment.norm(layer, vectors[None]).float(), self.config.key_group)
@@ -525,7 +531,8 @@ class MemoryModel(nn.Module):
 
         Args:
             model: "builtin", a folder written by `save_pretrained`, or a folder or hub id of a Hugging Face decoder.
-            memory: sizes and rules, for a model without trained memory; verbatim memory if None.
+            memory: sizes and rules. If None, those that a model was trained with; for one without trained memory,
+                verbatim memory sized for its positions (`MemoryConfig.for_positions`).
             options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...).
 
         Raises:
@@ -542,17 +549,20 @@ class MemoryModel(nn.Module):
             ) from error
         base.eval()
         if not (folder / SETTINGS).exists():
-            return cls(base, tokenizer, memory or MemoryConfig.verbatim(), name=str(model))
+            memory = memory or MemoryConfig.for_positions(trained_positions(base.config))
+            return cls(base, tokenizer, memory, name=str(model))
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if settings["format"] > FORMAT:
             raise ConfigError(
                 f"model {str(model)!r} has format {settings['format']}, this version reads up to {FORMAT}; "
                 "upgrade remanence."
             )
-        config = MemoryConfig.from_dict(settings["memory"])
+        config = memory or MemoryConfig.from_dict(settings["memory"])
         lora = LoraConfig(**settings["lora"]) if settings.get("lora") else None
         self = cls(base, tokenizer, config, prompt=settings["prompt"], name=settings["name"], lora=lora)
         own = load_file(folder / WEIGHTS)
+        if config.retriever == "attention":  # the trained one, if any, is left aside
+            own = {k: v for k, v in own.items() if not k.startswith("retriever.")}
         result = self.load_state_dict(own, strict=False)
         missing = [k for k in result.missing_keys if not k.startswith("base.") or "lora_" in k]
         if missing or result.unexpected_keys:
@@ -561,6 +571,48 @@ class MemoryModel(nn.Module):
                 f"{result.unexpected_keys or 'nothing'}. Save the model again."
             )
         return self.eval()
+
+
+def plan(model: str | Path) -> dict[str, Any]:
+    """How a model's memory is sized, from its config alone: no weights are loaded.
+
+    Args:
+        model: as for `MemoryModel.from_pretrained`.
+
+    Returns:
+        model: its name. trained_memory: whether it brings memory weights. positions: it was trained on. longest: most
+        positions of a read, memory, window and answer. memory: the `MemoryConfig` as a dict. bytes_per_token: in host
+        memory and on disk, for each token remembered.
+
+    Raises:
+        ConfigError: no such model, or too few positions.
+    """
+    folder = BUILTIN if str(model) == "builtin" else Path(model)
+    try:
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else str(model)).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load the config of model {str(model)!r}; give 'builtin', a folder or a hub id."
+        ) from error
+    trained = (folder / SETTINGS).exists()
+    positions = trained_positions(config)
+    memory = MemoryConfig.for_positions(positions)
+    if trained:
+        memory = MemoryConfig.from_dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["memory"])
+    keys = memory.retriever_dim
+    if memory.retriever == "attention":
+        heads = config.num_attention_heads
+        keys = getattr(config, "num_key_value_heads", heads) * (
+            getattr(config, "head_dim", None) or config.hidden_size // heads
+        )
+    size = {"float32": 4, "float16": 2, "bfloat16": 2}
+    vector = memory.K * config.hidden_size * size[memory.store_dtype]
+    a_write = vector + memory.keys_per_write * keys * size[memory.key_dtype]
+    return {
+        "model": str(model), "trained_memory": trained, "positions": positions,
+        "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),
+        "bytes_per_token": config.num_hidden_layers * a_write // memory.chunk_tokens,
+    }  # fmt: skip
 
 
 def _plain(value: Any) -> Any:
@@ -599,6 +651,7 @@ class ReadSource:
         device = model.base.device
         self._padding = torch.tensor([self.length - n for n in own], device=device)
         self._positions_BP = (torch.arange(self.length, device=device)[None] - self._padding[:, None]).clamp_min(0)
+        self._votes: list[Tensor | float] = [0.0] * len(memories)  # by rows, summed over layers (attention retrieval)
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
 
     def mask(self) -> Tensor:
@@ -615,7 +668,7 @@ class ReadSource:
         bias = hidden_BTD.new_zeros(len(self.memories), self.length) if config.score_bias else None
         entries = []
         for b, memory in enumerate(self.memories):
-            scores, null = self._scores(layer, memory, hidden_BTD[b, asks_BT[b]])
+            scores, null = self._scores(layer, b, hidden_BTD[b, asks_BT[b]])
             if (forced := self._force[b]) is not None:
                 per_write = len(scores) // (memory.write_count - memory.first_write)
                 at = (forced - memory.first_write) * per_write
@@ -642,11 +695,17 @@ class ReadSource:
             slots = Slots(keys, values, None if slots.bias is None else slots.bias.repeat_interleave(repeats, 0))
         return slots
 
-    def _scores(self, layer: int, memory: Memory, hidden_TD: Tensor) -> tuple[Tensor, float]:
-        """Scores of the memory's writes (or vectors), on the CPU and in float32, and the null score."""
-        model, config = self.model, self.model.config
+    def _scores(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, float]:
+        """Scores of a memory's writes (or vectors), on the CPU and in float32, and the null score."""
+        model, config, memory = self.model, self.model.config, self.memories[row]
         if not config.long_term or memory.write_count == memory.first_write:
             return torch.zeros(0), 0.0
+        if config.retriever == "attention":
+            queries = model.attachment.queries(layer, hidden_TD).cpu()
+            votes = attention_scores(queries, memory.keys(layer), model.attachment.key_heads, config.score == "block")
+            # What the layers before found helps the next: the score is the mean over the layers so far.
+            self._votes[row] = votes = votes + self._votes[row]
+            return votes / (layer + 1), 0.0
         normed = model.attachment.norm(layer, hidden_TD).float()
         queries = model.retriever.queries(layer, normed).cpu()
         if config.score == "vector":
