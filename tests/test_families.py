@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,9 +208,38 @@ def test_beams_and_several_answers_equal_the_plain_model(make: Make) -> None:
     options: dict[str, Any] = {"max_new_tokens": 5, "num_beams": 3, "num_return_sequences": 2, "do_sample": False}
     out, _ = model.generate([memory], [question], **options)
     assert out.tolist() == model.base.generate(whole, **options)[:, whole.shape[1] :].tolist()
+    greedy = model.base.generate(whole, max_new_tokens=5, do_sample=False)[0, whole.shape[1] :].tolist()
+    looked_up, _ = model.generate([memory], [question], max_new_tokens=5, do_sample=False, prompt_lookup_num_tokens=3)
+    assert looked_up[0].tolist() == greedy
+    assert (
+        model.generate([memory], [question], max_new_tokens=2, do_sample=True, num_return_sequences=3)[0].shape[0] == 3
+    )
+
+
+def test_bfloat16_scores_are_float32(make: Make) -> None:
+    """In bfloat16 the verbatim law holds as far as its numbers reach, and retrieval is scored in float32."""
+    model, ids, question = make(VERBATIM), random_ids(72), random_ids(6, 1)
+    base = copy.deepcopy(model.base).to(torch.bfloat16)
+    model = MemoryModel(base, model.tokenizer, VERBATIM.replace(N=48), name="half").eval()
+    memory = remember(model, bytes(ids[:48]).decode())
+    logits = read_logits(model, memory, question).float()
+    expected = plain_logits(base, [BOS, *ids[:48], *question])[-6:].float()
+    assert (logits - expected).abs().mean() < 0.05 * expected.abs().mean()
+    model.memorize(memory, bytes(ids[48:]).decode())
+    with torch.no_grad(), model.reading([memory]) as cache:
+        model.base(torch.tensor([question]), past_key_values=cache)
+    assert all(layer[0][1].dtype == torch.float32 for layer in cache.source.read)
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_model_is_refused(make_model: Callable[..., MemoryModel]) -> None:
+    """An assistant would be handed our mask, and no memory."""
+    model = make_model(small())
+    for option in ({"assistant_model": model.base}, {"cache_implementation": "static"}):
+        with pytest.raises(ConfigError, match=next(iter(option))):
+            model.generate([model.new_memory()], [[1, 2]], max_new_tokens=2, **option)
 
 
 def test_a_running_state_is_refused() -> None:

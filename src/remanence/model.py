@@ -399,7 +399,7 @@ class MemoryModel(nn.Module):
             prompts: token ids.
             asks: how many of each prompt's last tokens query the retriever; all if None.
             long_term, force: as in `reading`.
-            options: for `generate`; `streamer`, sampling and stopping among them.
+            options: for `generate`; `streamer`, sampling, stopping, beams and prompt lookup among them.
 
         Returns:
             The generated tokens [B, new], without the prompts; and what was read.
@@ -413,6 +413,9 @@ class MemoryModel(nn.Module):
         for name, value in {"prefill_chunk_size": None, "return_dict_in_generate": False, "use_cache": True}.items():
             if options.get(name, value) not in (value, None):
                 raise ConfigError(f"{name}={options[name]!r} does not work with a memory; leave it out.")
+        for name in ("assistant_model", "cache_implementation"):  # it would be called with our mask, and no memory
+            if options.get(name) is not None:
+                raise ConfigError(f"{name} does not work with a memory; leave it out (prompt_lookup_num_tokens works).")
         device, width = self.base.device, max(map(len, prompts))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         ids = torch.full((len(prompts), width), pad, device=device)
