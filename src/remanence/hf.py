@@ -275,6 +275,8 @@ class Attachment:
                 raise self._refuse(f"it has layers of type {kind!r}; {_KEPT_OTHERWISE}")
         if getattr(config, "clip_qkv", None) is not None:
             raise self._refuse("it clips its keys and values (clip_qkv)")
+        if len(set(getattr(self.model, "hf_device_map", {}).values())) > 1:
+            raise self._refuse("it is spread over several devices; load it on one")
         if self.model.device.type == "meta":
             raise self._refuse("its weights are not loaded (they are on the meta device)")
         self._apply_rotary = getattr(sys.modules[type(self.layers[0]).__module__], "apply_rotary_pos_emb", None)
