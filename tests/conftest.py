@@ -28,7 +28,17 @@ _CLASSES = {
     "mistral": ("MistralConfig", "MistralForCausalLM"),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM"),
+    "gpt_oss": ("GptOssConfig", "GptOssForCausalLM"),
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM"),
+    "olmo2": ("Olmo2Config", "Olmo2ForCausalLM"),
+    "phi3": ("Phi3Config", "Phi3ForCausalLM"),
+    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
+    "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
 }
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")  # what the explicit reference knows
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +73,12 @@ def build_decoder(family: str, attention: str, **changes: Any) -> PreTrainedMode
     }  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(7)
+        if family == "gpt_neox":  # no grouped heads
+            del sizes["num_key_value_heads"], sizes["head_dim"]
         model = model_class._from_config(config_class(**(sizes | changes)), attn_implementation=attention)
         with torch.no_grad():  # norms and biases start as ones and zeros, which would hide that they are left out
             for name, parameter in model.named_parameters():
-                if "norm" in name:
+                if "norm" in name or "sinks" in name:
                     parameter.add_(0.2 * torch.randn_like(parameter))
                 elif name.endswith(".bias"):
                     parameter.copy_(0.2 * torch.randn_like(parameter))
@@ -134,9 +146,9 @@ def make_model(make_decoder: Callable[..., PreTrainedModel], tokenizer: Any) -> 
     return make
 
 
-@pytest.fixture(params=[(f, a) for f in _CLASSES for a in ("eager", "sdpa")], ids="-".join)
+@pytest.fixture(params=[(f, a) for f in LLAMA_LIKE for a in ("eager", "sdpa")], ids="-".join)
 def kind(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Every family with every attention."""
+    """Every family like Llama with every attention."""
     return request.param
 
 

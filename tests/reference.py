@@ -62,6 +62,58 @@ def run_layer(model: PreTrainedModel, layer: int, x_SD: Tensor, first: int, bias
     return hidden + module.mlp(module.post_attention_layernorm(hidden))
 
 
+def run_any_layer(model: PreTrainedModel, layer: int, x_SD: Tensor, first: int, bias_S: Tensor | None = None) -> Tensor:
+    """The same for any family: the untouched layer runs over everything, without a cache, and the prefix is cut off.
+
+    Only the mask is made here: causal, the layer's window counted from position to position, and the bias.
+    """
+    decoder = model.get_decoder()
+    module, config = decoder.layers[layer], decoder.config
+    positions = torch.arange(len(x_SD))
+    kind = config.layer_types[layer] if getattr(config, "layer_types", None) else "full_attention"
+    window = getattr(config, "sliding_window", None)
+    if not hasattr(config, "layer_types") and window:  # one window for all layers
+        kind = "sliding_attention"
+    age = positions[:, None] - positions[None]
+    hidden = (age < 0) | ((age >= window) if kind == "sliding_attention" else False)
+    mask = torch.zeros(age.shape) if bias_S is None else bias_S.expand(age.shape)
+    mask = mask.masked_fill(hidden, torch.finfo(x_SD.dtype).min)[None, None]
+    two_sets = config.model_type.startswith("gemma3")
+    rotary = decoder.rotary_emb(x_SD[None], positions[None], *([kind] if two_sets else []))
+    out = module(x_SD[None], attention_mask=mask, position_embeddings=rotary, position_ids=positions[None])
+    return (out if isinstance(out, Tensor) else out[0])[0, first:]
+
+
+def read_any(
+    model: PreTrainedModel, ids: list[int], memory: Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
+) -> Tensor:
+    """`read` for any family: the model's own forward, with every layer replaced by `run_any_layer`."""
+    decoder = model.get_decoder()
+    count = len(decoder.layers)
+    hooks, done = [], [False] * count
+
+    def hook_of(layer: int) -> Callable[..., Tensor | None]:
+        def hook(_module: object, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+            if done[layer]:  # our own call of the layer
+                return None
+            done[layer] = True
+            hidden = (args[0] if args else kwargs["hidden_states"])[0]
+            vectors, bias = memory(layer, hidden)
+            if bias is not None:
+                bias = torch.cat([bias, torch.zeros(len(hidden))])
+            return run_any_layer(model, layer, torch.cat([vectors, hidden]), len(vectors), bias)[None]
+
+        return hook
+
+    for layer in range(count):
+        hooks.append(decoder.layers[layer].register_forward_hook(hook_of(layer), with_kwargs=True))
+    try:
+        return model(torch.tensor([ids]), use_cache=False).logits[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def read(
     model: PreTrainedModel, ids: list[int], memory: Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
 ) -> Tensor:

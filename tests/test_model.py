@@ -713,7 +713,7 @@ def test_any_decoder_gets_verbatim_memory(make_decoder: Callable[..., Any], toke
     make_decoder("qwen3").save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = MemoryModel.from_pretrained(tmp_path)
-    assert model.config == MemoryConfig.verbatim()
+    assert model.config == MemoryConfig.for_positions(1024, retriever_dim=32)  # two heads of 16
     assert model.base.config.model_type == "qwen3"
     memory = model.new_memory()
     assert model.memorize(memory, random_text(150)) == 150

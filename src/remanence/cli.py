@@ -35,6 +35,7 @@ app.add_typer(memories, name="memory")
 Name = Annotated[str, typer.Option("--memory", "-m", help="The memory's name.")]
 Model = Annotated[str, typer.Option("--model", help="builtin, a folder, or a hub id.", envvar="REMANENCE_MODEL")]
 Store = Annotated[Path | None, typer.Option("--store", help="Folder of the store; else REMANENCE_HOME.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Print how this model's memory is sized, and end.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 
@@ -58,6 +59,31 @@ def _model(name: str, **options: Any) -> MemoryModel:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return MemoryModel.from_pretrained(name, **options)
+
+
+def _plan(name: str, as_json: bool) -> None:
+    """How a model's memory is sized: as a table, or one JSON object."""
+    from .model import plan
+
+    sizes = plan(name)
+    if as_json:
+        typer.echo(json.dumps(sizes))
+        return
+    memory = sizes["memory"]
+    rows = {
+        "model": f"{sizes['model']}, {'trained' if sizes['trained_memory'] else 'untrained'} memory",
+        "trained on": f"{sizes['positions']:,} positions",
+        "a read takes": f"{sizes['longest']:,} positions at most",
+        "  start": f"{int(memory['start'])} vector",
+        "  retrieved": f"{memory['K0'] if memory['long_term'] else 0:,} vectors (K0)",
+        "  pool": f"{memory['N']:,} vectors (N)",
+        "  window": f"{memory['window_tokens']:,} tokens: what waits, question and answer",
+        "a write": f"{memory['chunk_tokens']} tokens become {memory['K']} vectors a layer (K)",
+        "retriever": f"{memory['retriever']}, {memory['K'] // memory['key_group']} keys a write and layer",
+        "storage": f"{sizes['bytes_per_token'] / 1024:,.1f} KiB a token remembered",
+    }
+    for key, value in rows.items():
+        typer.echo(f"{key:<14}{value}")
 
 
 @contextmanager
@@ -112,12 +138,16 @@ def memorize(
     source: Annotated[str | None, typer.Option(help="A label that answers name; the file's name if not given.")] = None,
     model: Model = "builtin",
     store: Store = None,
+    plan: Plan = False,
     as_json: Json = False,
 ) -> None:
     """Remember a text.
 
     Example: echo "The spare key is under the blue pot." | remanence memorize --memory ada
     """
+    if plan:
+        _plan(model, as_json)
+        return
     text = _text(file)
     label = source if source is not None else ("stdin" if file == "-" else Path(file).name)
     loaded = _model(model)
@@ -173,6 +203,7 @@ def chat(
     memory: Name = "default",
     model: Model = "builtin",
     store: Store = None,
+    plan: Plan = False,
     as_json: Json = False,
 ) -> None:
     """Talk; it remembers tomorrow. One turn a line; /sources shows what the last answer read, /quit ends.
@@ -181,6 +212,9 @@ def chat(
 
     Example: remanence chat --memory ada
     """
+    if plan:
+        _plan(model, as_json)
+        return
     loaded = _model(model)
     shelf = _store(store)
     from .session import Session

@@ -14,6 +14,7 @@ _CHOICES = {
     "write_context": ("last", "pool"),
     "drop": ("random", "oldest"),
     "split": ("sentence", "fixed"),
+    "retriever": ("trained", "attention"),
     "score": ("block", "vector"),
     "store_dtype": ("float32", "float16", "bfloat16"),
     "key_dtype": ("float32", "bfloat16"),
@@ -23,6 +24,7 @@ _CHOICES = {
     "first_write": ("append", "tile"),
     "rotary_dtype": ("float32", "bfloat16"),
 }
+_LEAST_POSITIONS, _MOST_POSITIONS = 64, 4096
 
 # Settings that only converted checkpoints change. Other models' fingerprints do not depend on them.
 PUBLISHED = (
@@ -54,6 +56,8 @@ class MemoryConfig:
         offset: a learned vector is added to the last K positions of every layer while writing (the papers).
 
     Retriever (M+ §3.2; "block" is ours, see docs/method.md)
+        retriever: "trained" projections (the paper), or the layer's own "attention" queries and keys, which need no
+            training (the paper's ablation M+-Attn; ours compares by cosine). `retriever_dim` is then the model's.
         score: "vector" scores each vector by the mean of sigmoids over the question's tokens (the paper);
             "block" scores a whole write by the mean over the question's tokens of its best key.
         retriever_dim: width of queries and keys.
@@ -102,6 +106,7 @@ class MemoryConfig:
     start: bool = True
     offset: bool = True
 
+    retriever: str = "trained"
     score: str = "block"
     retriever_dim: int = 32
     key_group: int = 1
@@ -194,6 +199,11 @@ class MemoryConfig:
         ordinary = self.read_order == "written" and self.small_store == "once" and self.merge_every is None
         return self.long_term and not ordinary
 
+    @property
+    def slots(self) -> int:
+        """Most memory slots that a layer reads, P."""
+        return int(self.start) + (self.K0 if self.long_term else 0) + self.N
+
     @classmethod
     def verbatim(cls, *, chunk_tokens: int = 64, pool_tokens: int = 1024, **changes: Any) -> MemoryConfig:
         """Verbatim memory (DESIGN "two ends of one scale"): every token's layer inputs are kept.
@@ -203,9 +213,28 @@ class MemoryConfig:
         settings: dict[str, Any] = {
             "K": chunk_tokens, "N": pool_tokens, "K0": 4 * chunk_tokens, "chunk_tokens": chunk_tokens,
             "window_tokens": 4 * chunk_tokens, "tap": "input", "write_context": "pool", "drop": "oldest",
-            "split": "fixed", "offset": False,
+            "split": "fixed", "offset": False, "retriever": "attention",
         }  # fmt: skip
         return cls(**{**settings, **changes})
+
+    @classmethod
+    def for_positions(cls, positions: int, **changes: Any) -> MemoryConfig:
+        """Verbatim memory for a model that was trained on so many positions.
+
+        A quarter is for the window, a quarter for what is retrieved and the rest for the pool, so that every position
+        of a read and of a write is one that the model knows. More than `_MOST_POSITIONS` are not used unless asked
+        for: each slot is projected and attended to at every answer.
+        """
+        if positions < _LEAST_POSITIONS:
+            raise ConfigError(
+                f"a model trained on {positions} positions has no room for a memory; it takes {_LEAST_POSITIONS}."
+            )
+        quarter = min(positions, _MOST_POSITIONS) // 4
+        chunk = min(64, quarter // 4)
+        retrieved = quarter // chunk * chunk
+        pool = (min(positions, _MOST_POSITIONS) - quarter - retrieved - 1) // chunk * chunk
+        sizes = {"chunk_tokens": chunk, "pool_tokens": pool, "window_tokens": quarter, "K0": retrieved}
+        return cls.verbatim(**(sizes | changes))
 
     def replace(self, **changes: Any) -> MemoryConfig:
         """A copy with some fields changed, checked again."""

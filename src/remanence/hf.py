@@ -14,9 +14,11 @@ Legend:  B batch   T tokens   P memory slots   K vectors a write keeps   H key/v
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,12 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from .errors import ConfigError
 
-# Decoder families whose layer is: norm -> k_proj, v_proj (-> k_norm) -> rotary on all dimensions.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+_PROBE = 4  # tokens that show how a decoder makes its keys and values
 
 
 @dataclass
@@ -66,11 +67,15 @@ class VectorSource:
 
 
 class MemoryLayer(DynamicLayer):
-    """One layer of a `MemoryCache`: counts P slots from the start, holds them once `fill` was called."""
+    """One layer of a `MemoryCache`: counts P slots from the start, holds them once `fill` was called.
 
-    def __init__(self, length: int) -> None:
+    A prompt that is padded in front would have its padding between memory and text, where a sliding window would count
+    it. So with the first tokens it is moved before the memory: row by row, [padding; memory; prompt].
+    """
+
+    def __init__(self, length: int, padding_B: Tensor | None = None) -> None:
         super().__init__()
-        self.length = length
+        self.length, self.padding_B = length, padding_B
         self.bias: Tensor | None = None
 
     def fill(self, slots: Slots) -> None:
@@ -78,6 +83,27 @@ class MemoryLayer(DynamicLayer):
         self.dtype, self.device = slots.keys.dtype, slots.keys.device
         self.keys, self.values, self.bias = slots.keys, slots.values, slots.bias
         self.is_initialized = True
+        if self.padding_B is not None and self.bias is not None:
+            bias = nn.functional.pad(self.bias, (0, int(self.padding_B.max())))
+            self.bias = bias.take_along_dim(self._order(*bias.shape), 1)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens; padding among the first ones goes before the memory."""
+        first = self.keys is not None and self.keys.shape[-2] == self.length
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if first and self.padding_B is not None:
+            order = self._order(len(keys), keys.shape[-2])[:, None, :, None]
+            self.keys, self.values = keys.take_along_dim(order, 2), values.take_along_dim(order, 2)
+            keys, values = self.keys, self.values
+        return keys, values
+
+    def _order(self, rows: int, columns: int) -> Tensor:
+        """Where each column of [padding; memory; prompt] is in [memory; padding; prompt]."""
+        assert self.padding_B is not None
+        padding = self.padding_B.to(self.device).repeat_interleave(rows // len(self.padding_B))[:, None]
+        at = torch.arange(columns, device=self.device)[None]
+        moved = torch.where(at < padding, at + self.length, at - padding)
+        return torch.where(at < padding + self.length, moved, at)
 
     def get_seq_length(self) -> int:
         """Slots plus tokens seen so far."""
@@ -104,10 +130,18 @@ class MemoryLayer(DynamicLayer):
 
 
 class MemoryCache(Cache):
-    """A Hugging Face cache whose first `source.length` slots are memory."""
+    """A Hugging Face cache whose first `source.length` slots are memory.
 
-    def __init__(self, source: Source, layers: int) -> None:
-        super().__init__(layers=[MemoryLayer(source.length) for _ in range(layers)])
+    Args:
+        source: of the slots.
+        layers: decoder layers.
+        padding_B: how many tokens of padding each prompt has in front, if any has.
+    """
+
+    def __init__(self, source: Source, layers: int, padding_B: Tensor | None = None) -> None:
+        if padding_B is not None and not padding_B.any():
+            padding_B = None
+        super().__init__(layers=[MemoryLayer(source.length, padding_B) for _ in range(layers)])
         self.source = source
 
 
@@ -137,31 +171,189 @@ class WriteCache(MemoryCache):
         self.kept: list[Tensor] = []  # one [B, K, D] a layer
 
 
+Projection = Callable[[Any, Tensor, str], list[Tensor]]
+
+
+def _separate(attention: Any, normed: Tensor, wanted: str) -> list[Tensor]:
+    """`q_proj`, `k_proj` and `v_proj` (Llama and most others)."""
+    return [getattr(attention, f"{part}_proj")(normed).unflatten(-1, (-1, attention.head_dim)) for part in wanted]
+
+
+def _stacked(attention: Any, normed: Tensor, wanted: str) -> list[Tensor]:
+    """`qkv_proj`: all query heads, then all key heads, then all value heads (Phi-3)."""
+    config = attention.config
+    query, key = config.num_attention_heads, config.num_key_value_heads
+    heads = attention.qkv_proj(normed).unflatten(-1, (query + 2 * key, -1))
+    parts = dict(zip("qkv", heads.split((query, key, key), -2), strict=True))
+    return [parts[part] for part in wanted]
+
+
+def _by_head(attention: Any, normed: Tensor, wanted: str) -> list[Tensor]:
+    """`query_key_value`: query, key and value of the first head, then of the second, ... (GPT-NeoX)."""
+    heads = attention.query_key_value(normed).unflatten(-1, (attention.config.num_attention_heads, -1))
+    parts = dict(zip("qkv", heads.chunk(3, -1), strict=True))
+    return [parts[part] for part in wanted]
+
+
+# What a layer's parts are called, by attribute. A new spelling is a line or a function here; which of them a decoder
+# follows is found by trying (`Attachment._examine`), so there is no list of families.
+_ATTENTIONS = ("self_attn", "attention")
+_INPUT_NORMS = ("input_layernorm", "attention_layernorm")
+_PROJECTIONS: dict[str, Projection] = {"k_proj": _separate, "qkv_proj": _stacked, "query_key_value": _by_head}
+_HEAD_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
+# A kind of layer (`config.layer_types`) on which memory can stand in front, as text does.
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_KEPT_OTHERWISE = "it keeps a running state or chunks of text, where memory has no slot in front of the prompt"
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """How one decoder layer makes queries, keys and values of residual-stream vectors.
+
+    norm: before attention, or None (OLMo 2). attention: the module that projects, in the way of `projection`.
+    norms: of query and key heads, or None; `whole`: over all heads at once. kind: which of the decoder's rotary sets,
+    or None if there is one set. turned: how many numbers of a head take positions, from the first on; 0 in layers
+    without positions (some of SmolLM3).
+    """
+
+    norm: Any
+    attention: Any
+    projection: Projection
+    norms: tuple[Any, Any] | None
+    whole: bool
+    kind: str | None
+    turned: int
+
+    def heads(self, hidden: Tensor, wanted: str) -> list[Tensor]:
+        """Of vectors [..., D] the parts named in `wanted` ("q", "kv"), without positions, each [..., heads, E]."""
+        made = self.projection(self.attention, hidden if self.norm is None else self.norm(hidden), wanted)
+        if self.norms is not None and wanted[0] != "v":
+            norm = self.norms["qk".index(wanted[0])]
+            made[0] = norm(made[0].flatten(-2)).view_as(made[0]) if self.whole else norm(made[0])
+        return made
+
+
 class Attachment:
     """Reads and writes memory through an untouched Hugging Face decoder.
 
+    How its layers make keys and values is found out by running a few tokens through it and comparing with what the
+    model itself put into its cache; a decoder whose keys cannot be made again is refused (docs/families.md).
+
     Args:
-        model: a causal language model of one of `FAMILIES`.
+        model: a causal language model with rotary positions.
 
     Raises:
-        ConfigError: another family, or a model whose layers cannot be found.
+        ConfigError: a decoder that memory cannot be attached to, and why.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        family = model.config.model_type
-        if family not in FAMILIES:
-            raise ConfigError(
-                f"cannot attach a memory to a {family!r} model; families that work: {', '.join(FAMILIES)}."
-            )
         self.model = model
         self.decoder: Any = model.get_decoder()
-        self.layers: list[Any] = list(self.decoder.layers)
-        self.rotary = self.decoder.rotary_emb
-        self._apply_rotary = sys.modules[type(self.layers[0]).__module__].apply_rotary_pos_emb
-        attention = self.layers[0].self_attn
-        self.head_dim: int = attention.head_dim
+        self.config: Any = self.decoder.config
+        self.family: str = self.config.model_type
+        self.width: int = self.config.hidden_size
+        self.layers: list[Any] = list(getattr(self.decoder, "layers", ()))
+        self.rotary: Any = getattr(self.decoder, "rotary_emb", None)
+        self._apply_rotary: Any = None
+        self._two_sets = False
+        self.head_dim = self.key_heads = 0
         self._lock, self._users = threading.Lock(), 0
         self._handles: list[RemovableHandle] = []
+        self._check()
+        # Rotary scaling that changes with the length: keys made before and after the change do not fit together.
+        self.position_limit = _position_limit(self.config)
+        self.parts = self._examine()
+
+    @property
+    def positions(self) -> int:
+        """Positions that the model was trained on, as far as its config says."""
+        return trained_positions(self.config)
+
+    def _refuse(self, why: str) -> ConfigError:
+        return ConfigError(f"cannot attach a memory to a {self.family!r} model: {why}.")
+
+    def _check(self) -> None:
+        """Refuse what can be told from the outside."""
+        config = self.config
+        if not self.layers:
+            raise self._refuse("its decoder has no list of layers named 'layers'")
+        if self.rotary is None:
+            raise self._refuse("it has no rotary positions, so a vector cannot be read at another place than its own")
+        for kind in getattr(config, "layer_types", None) or ():
+            if kind not in _LAYER_TYPES:
+                raise self._refuse(f"it has layers of type {kind!r}; {_KEPT_OTHERWISE}")
+        if getattr(config, "clip_qkv", None) is not None:
+            raise self._refuse("it clips its keys and values (clip_qkv)")
+        if len(set(getattr(self.model, "hf_device_map", {}).values())) > 1:
+            raise self._refuse("it is spread over several devices; load it on one")
+        if self.model.device.type == "meta":
+            raise self._refuse("its weights are not loaded (they are on the meta device)")
+        self._apply_rotary = getattr(sys.modules[type(self.layers[0]).__module__], "apply_rotary_pos_emb", None)
+        if self._apply_rotary is None:
+            raise self._refuse("its module has no apply_rotary_pos_emb")
+        self._two_sets = "layer_type" in inspect.signature(self.rotary.forward).parameters
+
+    @torch.no_grad()
+    def _examine(self) -> list[LayerParts]:
+        """How each layer makes its keys and values, found by comparing with the model's own cache."""
+        inputs: list[Tensor] = []
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args, kw: inputs.append(args[0] if args else kw["hidden_states"]),
+                                            with_kwargs=True)
+            for layer in self.layers
+        ]  # fmt: skip
+        cache, device = DynamicCache(), self.model.device
+        try:
+            self.decoder(torch.arange(_PROBE, device=device)[None], past_key_values=cache, use_cache=True)
+        except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise self._refuse(f"it does not run with a plain cache ({error}); {_KEPT_OTHERWISE}") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(inputs) != len(self.layers):
+            raise self._refuse("it does not call its layers one after the other")
+        found = []
+        for index, hidden in enumerate(inputs):
+            kept: Any = cache.layers[index] if index < len(cache.layers) else None
+            if kept is None or kept.keys is None or kept.keys.shape[-2] != _PROBE:
+                raise self._refuse(f"its layer {index} keeps no keys and values of its own")
+            if index and kept.keys.shape[1::2] != (self.key_heads, self.head_dim):
+                raise self._refuse("its layers have heads of different sizes")
+            self.key_heads, self.head_dim = kept.keys.shape[1::2]
+            for parts in self._candidates(index, kept.keys):
+                if self._agrees(parts, hidden, kept.keys, kept.values):
+                    found.append(parts)
+                    break
+            else:
+                raise self._refuse(f"its layer {index} makes keys and values in a way that is not known here")
+        return found
+
+    def _candidates(self, index: int, keys_BHPE: Tensor) -> Iterator[LayerParts]:
+        """All ways in which a layer of these names could work."""
+        layer = self.layers[index]
+        attention = next((getattr(layer, name) for name in _ATTENTIONS if hasattr(layer, name)), None)
+        norm = next((getattr(layer, name) for name in _INPUT_NORMS if hasattr(layer, name)), None)
+        pairs = ((getattr(attention, q, None), getattr(attention, k, None)) for q, k in _HEAD_NORMS)
+        norms = next((pair for pair in pairs if None not in pair), None)
+        kind = self.config.layer_types[index] if self._two_sets else None
+        rotary = self._cos_sin(kind, keys_BHPE, torch.zeros(1, 1, dtype=torch.long, device=keys_BHPE.device))
+        sizes = dict.fromkeys((self.head_dim, rotary[0].shape[-1], 0))
+        for name, projection in _PROJECTIONS.items():
+            if hasattr(attention, name):
+                for turned, whole in itertools.product(sizes, (False, True) if norms else (False,)):
+                    yield LayerParts(norm, attention, projection, norms, whole, kind, turned)
+
+    def _agrees(self, parts: LayerParts, hidden_1TD: Tensor, keys: Tensor, values: Tensor) -> bool:
+        """Whether the parts make the keys and values [1, H, T, E] that the model made of the same hidden states."""
+        try:
+            made_keys, made_values = (t.transpose(1, 2) for t in parts.heads(hidden_1TD, "kv"))
+            positions = torch.arange(_PROBE, device=keys.device)[None]
+            made_keys = self._rotate(parts, made_keys, positions)
+        except (AttributeError, RuntimeError, TypeError, ValueError):  # names alike, shapes not
+            return False
+        room = 1e-4 if keys.dtype == torch.float32 else 2e-2
+        pairs = (made_keys, keys), (made_values, values)
+        return all(a.shape == b.shape and (a - b).abs().max() <= room * b.abs().max().clamp_min(1e-6) for a, b in pairs)
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -186,23 +378,38 @@ class Attachment:
                     self._handles = []
 
     def norm(self, layer: int, hidden: Tensor) -> Tensor:
-        """The layer's own input norm; any shape [..., D]."""
-        return self.layers[layer].input_layernorm(hidden)
+        """What a retriever sees of hidden states [..., D]: the layer's own input norm.
+
+        Where a layer has none (OLMo 2), they are brought to a root mean square of one.
+        """
+        norm = self.parts[layer].norm
+        return nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-6) if norm is None else norm(hidden)
 
     def project(self, layer: int, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Residual-stream vectors [..., D] -> keys before rotation and values of that layer, each [..., H, E]."""
-        attention = self.layers[layer].self_attn
-        normed = self.norm(layer, vectors)
-        keys = attention.k_proj(normed).unflatten(-1, (-1, self.head_dim))
-        values = attention.v_proj(normed).unflatten(-1, (-1, self.head_dim))
-        if hasattr(attention, "k_norm"):
-            keys = attention.k_norm(keys)
+        keys, values = self.parts[layer].heads(vectors, "kv")
         return keys, values
 
-    def rotate(self, keys_BHPE: Tensor, positions_BP: Tensor) -> Tensor:
-        """Rotary positions for keys; positions [B or 1, P]."""
-        cos, sin = self.rotary(keys_BHPE, positions_BP)
-        return self._apply_rotary(keys_BHPE, keys_BHPE, cos, sin)[1]
+    def queries(self, layer: int, hidden: Tensor) -> Tensor:
+        """Hidden states that enter a layer [..., D] -> its queries before rotation [..., Q heads, E]."""
+        return self.parts[layer].heads(hidden, "q")[0]
+
+    def rotate(self, keys_BHPE: Tensor, positions_BP: Tensor, layer: int = 0) -> Tensor:
+        """Rotary positions for the keys of a layer; positions [B or 1, P]."""
+        return self._rotate(self.parts[layer], keys_BHPE, positions_BP)
+
+    def _cos_sin(self, kind: str | None, like: Tensor, positions_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotary factors of a kind of layer."""
+        return self.rotary(like, positions_BP) if kind is None else self.rotary(like, positions_BP, kind)
+
+    def _rotate(self, parts: LayerParts, keys_BHPE: Tensor, positions_BP: Tensor) -> Tensor:
+        if not parts.turned:
+            return keys_BHPE
+        cos, sin = self._cos_sin(parts.kind, keys_BHPE, positions_BP)
+        turned = keys_BHPE[..., : parts.turned]
+        turned = self._apply_rotary(turned[:, :0], turned, cos, sin)[1]  # it takes queries too; we have none
+        rest = keys_BHPE[..., parts.turned :]
+        return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
 
     def round_rotary(self, dtype: torch.dtype) -> None:
         """Round the rotary frequencies to another number format; they stay in float32."""
@@ -213,15 +420,36 @@ class Attachment:
     def slots(self, layer: int, vectors_BPD: Tensor, positions_BP: Tensor, bias_BP: Tensor | None = None) -> Slots:
         """The slots a layer makes of residual-stream vectors at the given positions."""
         keys, values = self.project(layer, vectors_BPD)
-        return Slots(self.rotate(keys.transpose(1, 2), positions_BP), values.transpose(1, 2), bias_BP)
+        return Slots(self.rotate(keys.transpose(1, 2), positions_BP, layer), values.transpose(1, 2), bias_BP)
+
+
+def trained_positions(config: Any) -> int:
+    """Positions that a model of this config was trained on; those before a change of its rotary scaling, if any."""
+    config = config.get_text_config()
+    return _position_limit(config) or int(getattr(config, "max_position_embeddings", 2048))
+
+
+def _position_limit(config: Any) -> int | None:
+    """Most positions at which rotary factors stay the same; None if they never change."""
+    sets = getattr(config, "rope_parameters", None) or {}
+    for rope in [sets, *(v for v in sets.values() if isinstance(v, dict))]:
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            limit = rope.get("original_max_position_embeddings", config.max_position_embeddings)
+            return int(getattr(config, "original_max_position_embeddings", None) or limit)
+    return None
+
+
+def _cache(kwargs: dict[str, Any]) -> MemoryCache | None:
+    """Ours among a layer's arguments; families call it by different names."""
+    return next((value for value in kwargs.values() if isinstance(value, MemoryCache)), None)
 
 
 def _before(index: int) -> Any:
     """The pre-hook of layer `index`."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        cache = kwargs.get("past_key_values")
-        if not isinstance(cache, MemoryCache):
+        cache = _cache(kwargs)
+        if cache is None:
             return None
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         slot_layer: Any = cache.layers[index]
@@ -249,7 +477,7 @@ def _before(index: int) -> Any:
 
 def _after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     """The hook after a layer: keeps the last K outputs of a write."""
-    cache = kwargs.get("past_key_values")
+    cache = _cache(kwargs)
     if isinstance(cache, WriteCache) and cache.tap == "output":
         hidden = output if isinstance(output, Tensor) else output[0]
         cache.kept.append(hidden[:, -cache.keep :])
@@ -257,6 +485,8 @@ def _after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
 
 def _biased(mask: Tensor | None, bias_BP: Tensor, hidden_BTD: Tensor, key_tokens: int) -> Tensor:
     """The layer's attention mask [B, 1, T, key_tokens] as an additive one, with the bias of the memory slots."""
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ConfigError("score_bias needs masks that are tensors; load the model with attn_implementation='sdpa'.")
     bias = nn.functional.pad(bias_BP.to(hidden_BTD.dtype), (0, key_tokens - bias_BP.shape[1]))[:, None, None]
     if mask is None:  # a single new token that sees everything
         return bias.expand(-1, 1, hidden_BTD.shape[1], -1)

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -36,10 +37,18 @@ from transformers import (
 from . import convert
 from .config import PUBLISHED, MemoryConfig
 from .errors import ConfigError, IncompatibleMemory, InputError
-from .hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache
+from .hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache, trained_positions
 from .memory import Memory, Pending, Write
 from .published import QUESTION, is_published
-from .retriever import Retriever, block_scores, slot_bias, superseded, vector_scores
+from .retriever import (
+    Retriever,
+    attention_keys,
+    attention_scores,
+    block_scores,
+    slot_bias,
+    superseded,
+    vector_scores,
+)
 
 FORMAT = 1
 SETTINGS, WEIGHTS, SHIPPED = "remanence.json", "memory.safetensors", "shipped.safetensors"
@@ -113,17 +122,28 @@ class MemoryModel(nn.Module):
         super().__init__()
         self.base: Any = base
         self.tokenizer: Any = tokenizer
+        self.attachment = Attachment(base)
+        attention = config.retriever == "attention"
+        if attention:  # keys are as wide as the layers' own
+            config = config.replace(retriever_dim=self.attachment.key_heads * self.attachment.head_dim)
         self.config = config
         self.prompt, self.name = prompt, name or base.config.name_or_path or base.config.model_type
-        self.attachment = Attachment(base)
         if config.rotary_dtype != "float32":
             self.attachment.round_rotary(getattr(torch, config.rotary_dtype))
-        layers, width = len(self.attachment.layers), base.config.hidden_size
+        layers, width = len(self.attachment.layers), self.attachment.width
+        limit, slots = self.attachment.position_limit, config.slots
+        if limit is not None and slots + config.window_tokens > limit:
+            raise ConfigError(
+                f"{slots} memory slots and a window of {config.window_tokens} tokens are more than the {limit} "
+                "positions after which this model's rotary scaling changes; make N, K0 or window_tokens smaller."
+            )
         self.start = nn.Parameter(torch.zeros(layers, width)) if config.start else None
         self.offset = nn.Parameter(torch.zeros(width)) if config.offset else None
         with torch.random.fork_rng(devices=[]):  # untrained, it is the same every time, and so are its memories
             torch.manual_seed(0)
-            self.retriever = Retriever(layers, width, config.retriever_dim, config.retriever_depth)
+            self.retriever: Any = None
+            if not attention:
+                self.retriever = Retriever(layers, width, config.retriever_dim, config.retriever_depth)
         self.to(base.device)
         if self.start is not None:
             self._start_as_bos()
@@ -212,7 +232,7 @@ class MemoryModel(nn.Module):
         return Memory(
             self.config,
             layers=len(self.attachment.layers),
-            width=self.base.config.hidden_size,
+            width=self.attachment.width,
             model=self.fingerprint,
             seed=seed,
             dtype=self.base.dtype,
@@ -369,6 +389,9 @@ class MemoryModel(nn.Module):
 
     def _keys(self, vectors_LKD: Tensor) -> Tensor:
         """Retriever keys of one write [L, G, R]."""
+        if self.config.retriever == "attention":
+            keys = [attention_keys(self.attachment.project(i, vectors)[0]) for i, vectors in enumerate(vectors_LKD)]
+            return torch.stack(keys).unflatten(1, (-1, self.config.key_group)).sum(2).cpu()
         return torch.cat(
             [
                 self.retriever.keys(layer, self.attachment.norm(layer, vectors[None]).float(), self.config.key_group)
@@ -386,6 +409,7 @@ class MemoryModel(nn.Module):
         *,
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
+        padding_B: Tensor | None = None,
     ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
 
@@ -397,12 +421,14 @@ class MemoryModel(nn.Module):
             long_term: False reads the short-term pool only, as MemoryLLM does.
             force: per memory, a write that is retrieved whatever its score, to tell errors of reading from errors of
                 retrieving.
+            padding_B: how many tokens of padding each prompt has in front. The cache then holds them before the
+                memory, and so must the attention mask: zeros first, then ones over memory and prompt.
         """
         for memory in memories:
             self.check(memory)
         with self.attachment.hooks(), self._adapter("read"):
             source = ReadSource(self, memories, asks_BT, long_term, force)
-            yield MemoryCache(source, len(self.attachment.layers))
+            yield MemoryCache(source, len(self.attachment.layers), padding_B)
 
     @contextmanager
     def plain(self) -> Iterator[PreTrainedModel]:
@@ -433,7 +459,7 @@ class MemoryModel(nn.Module):
             prompts: token ids.
             asks: how many of each prompt's last tokens query the retriever; all if None.
             long_term, force: as in `reading`.
-            options: for `generate`; `streamer`, sampling and stopping among them.
+            options: for `generate`; `streamer`, sampling, stopping, beams and prompt lookup among them.
 
         Returns:
             The generated tokens [B, new], without the prompts; and what was read.
@@ -447,6 +473,9 @@ class MemoryModel(nn.Module):
         for name, value in {"prefill_chunk_size": None, "return_dict_in_generate": False, "use_cache": True}.items():
             if options.get(name, value) not in (value, None):
                 raise ConfigError(f"{name}={options[name]!r} does not work with a memory; leave it out.")
+        for name in ("assistant_model", "cache_implementation"):  # it would be called with our mask, and no memory
+            if options.get(name) is not None:
+                raise ConfigError(f"{name} does not work with a memory; leave it out (prompt_lookup_num_tokens works).")
         device, width = self.base.device, max(map(len, prompts))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         ids = torch.full((len(prompts), width), pad, device=device)
@@ -456,11 +485,16 @@ class MemoryModel(nn.Module):
             ids[row, width - len(prompt) :] = torch.tensor(prompt, device=device)
             mask[row, width - len(prompt) :] = 1
             asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
-        with torch.no_grad(), self.reading(memories, asking, long_term=long_term, force=force) as cache:
+        padding_B = width - mask.sum(1)
+        with (
+            torch.no_grad(),
+            self.reading(memories, asking, long_term=long_term, force=force, padding_B=padding_B) as cache,
+        ):
             source: Any = cache.source
+            # Padding first, then memory and prompt: as the cache holds them.
             out = self.base.generate(
                 ids,
-                attention_mask=torch.cat([source.mask(), mask], 1),
+                attention_mask=torch.cat([source.mask(), mask], 1).sort(1).values,
                 past_key_values=cache,
                 pad_token_id=pad,
                 **options,
@@ -569,7 +603,8 @@ class MemoryModel(nn.Module):
         Args:
             model: "builtin", a folder written by `save_pretrained`, a folder or hub id of a Hugging Face decoder, or
                 one of a published MemoryLLM or M+ checkpoint ("YuWangX/mplus-8b").
-            memory: sizes and rules, for a model without trained memory; verbatim memory if None.
+            memory: sizes and rules. If None, those that a model was trained with; for one without trained memory,
+                verbatim memory sized for its positions (`MemoryConfig.for_positions`).
             settings: fields of `MemoryConfig` to set otherwise than a published checkpoint has them.
             options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...).
 
@@ -593,17 +628,20 @@ class MemoryModel(nn.Module):
             ) from error
         base.eval()
         if not (folder / SETTINGS).exists():
-            return cls(base, tokenizer, memory or MemoryConfig.verbatim(), name=str(model))
+            memory = memory or MemoryConfig.for_positions(trained_positions(base.config))
+            return cls(base, tokenizer, memory, name=str(model))
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         if settings["format"] > FORMAT:
             raise ConfigError(
                 f"model {str(model)!r} has format {settings['format']}, this version reads up to {FORMAT}; "
                 "upgrade remanence."
             )
-        config = MemoryConfig.from_dict(settings["memory"])
+        config = memory or MemoryConfig.from_dict(settings["memory"])
         lora = LoraConfig(**settings["lora"]) if settings.get("lora") else None
         self = cls(base, tokenizer, config, prompt=settings["prompt"], name=settings["name"], lora=lora)
         own = load_file(folder / WEIGHTS)
+        if config.retriever == "attention":  # the trained one, if any, is left aside
+            own = {k: v for k, v in own.items() if not k.startswith("retriever.")}
         result = self.load_state_dict(own, strict=False)
         missing = [k for k in result.missing_keys if not k.startswith("base.") or "lora_" in k]
         if missing or result.unexpected_keys:
@@ -682,6 +720,48 @@ def _prepare_chat(base: Any, tokenizer: Any) -> None:
     )
 
 
+def plan(model: str | Path) -> dict[str, Any]:
+    """How a model's memory is sized, from its config alone: no weights are loaded.
+
+    Args:
+        model: as for `MemoryModel.from_pretrained`.
+
+    Returns:
+        model: its name. trained_memory: whether it brings memory weights. positions: it was trained on. longest: most
+        positions of a read, memory, window and answer. memory: the `MemoryConfig` as a dict. bytes_per_token: in host
+        memory and on disk, for each token remembered.
+
+    Raises:
+        ConfigError: no such model, or too few positions.
+    """
+    folder = BUILTIN if str(model) == "builtin" else Path(model)
+    try:
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else str(model)).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load the config of model {str(model)!r}; give 'builtin', a folder or a hub id."
+        ) from error
+    trained = (folder / SETTINGS).exists()
+    positions = trained_positions(config)
+    memory = MemoryConfig.for_positions(positions)
+    if trained:
+        memory = MemoryConfig.from_dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["memory"])
+    keys = memory.retriever_dim
+    if memory.retriever == "attention":
+        heads = config.num_attention_heads
+        keys = getattr(config, "num_key_value_heads", heads) * (
+            getattr(config, "head_dim", None) or config.hidden_size // heads
+        )
+    size = {"float32": 4, "float16": 2, "bfloat16": 2}
+    vector = memory.K * config.hidden_size * size[memory.store_dtype]
+    a_write = vector + memory.keys_per_write * keys * size[memory.key_dtype]
+    return {
+        "model": str(model), "trained_memory": trained, "positions": positions,
+        "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),
+        "bytes_per_token": config.num_hidden_layers * a_write // memory.chunk_tokens,
+    }  # fmt: skip
+
+
 def _plain(value: Any) -> Any:
     """JSON-ready settings: sets as sorted lists, enumerations as their values, nothing that is None."""
     if isinstance(value, dict):
@@ -721,6 +801,7 @@ class ReadSource:
         self.length = max(own)
         device = model.base.device
         self._padding = torch.tensor([self.length - n for n in own], device=device)
+        self._votes: list[Tensor | float] = [0.0] * len(memories)  # by rows, summed over layers (attention retrieval)
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
 
     def mask(self) -> Tensor:
@@ -741,7 +822,7 @@ class ReadSource:
         positions = torch.zeros(len(self.memories), width, dtype=torch.long, device=front.device)
         entries = []
         for b, memory in enumerate(self.memories):
-            scores, null = self._scores(layer, memory, hidden_BTD[b, asks_BT[b]])
+            scores, null = self._scores(layer, b, hidden_BTD[b, asks_BT[b]])
             if (forced := self._force[b]) is not None:
                 per_write = len(scores) // (memory.write_count - memory.first_write)
                 at = (forced - memory.first_write) * per_write
@@ -807,11 +888,17 @@ class ReadSource:
             row[:, behind - own : behind] = front[:, front.shape[1] - own :]
         return out
 
-    def _scores(self, layer: int, memory: Memory, hidden_TD: Tensor) -> tuple[Tensor, float]:
-        """Scores of the memory's writes (or vectors), on the CPU and in float32, and the null score."""
-        model, config = self.model, self.model.config
+    def _scores(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, float]:
+        """Scores of a memory's writes (or vectors), on the CPU and in float32, and the null score."""
+        model, config, memory = self.model, self.model.config, self.memories[row]
         if not config.long_term or memory.write_count == memory.first_write:
             return torch.zeros(0), 0.0
+        if config.retriever == "attention":
+            queries = model.attachment.queries(layer, hidden_TD).cpu()
+            votes = attention_scores(queries, memory.keys(layer), model.attachment.key_heads, config.score == "block")
+            # What the layers before found helps the next: the score is the mean over the layers so far.
+            self._votes[row] = votes = votes + self._votes[row]
+            return votes / (layer + 1), 0.0
         normed = model.attachment.norm(layer, hidden_TD).float()
         queries = model.retriever.queries(layer, normed).cpu()
         if config.score == "vector":

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 _SHORTLIST = 128  # writes that are scored again in float32
 _MARGIN, _SOFTNESS = 2.0, 0.5  # a newer write supersedes from this much below an older one's score on, softly
+_SHARPNESS = 5.0  # of the softmax over writes in `attention_scores`; 3 to 8 were about as good
 
 
 class Retriever(nn.Module):
@@ -80,6 +81,38 @@ def vector_scores(queries_TR: Tensor, keys_GWR: Tensor) -> Tensor:
     """Score of each vector in the paper (M+ eq. 4): the mean over question tokens of sigmoid(q . k) [W * G]."""
     scores = [torch.matmul(queries_TR.float(), keys.float().T).sigmoid().mean(0) for keys in keys_GWR]
     return torch.stack(scores, 1).flatten()
+
+
+def attention_keys(keys_KHE: Tensor) -> Tensor:
+    """Keys of one write for `attention_scores`: the layer's own, without positions, each of length one [K, H * E]."""
+    return nn.functional.normalize(keys_KHE.float(), dim=-1).flatten(-2)
+
+
+def attention_scores(queries_TQE: Tensor, keys_GWR: Tensor, heads: int, block: bool = True) -> Tensor:
+    """Score of each write, or vector, by the layer's own queries and keys without positions, float32 [W] or [W * G].
+
+    Every token and head of the question spreads one vote over all writes: the softmax of the cosines with their best
+    keys, in units of the spread that cosines of random vectors have. The score is the logarithm of a write's mean vote
+    against an equal share, 0 for one that is named as often as any other.
+
+    Args:
+        queries_TQE: the question's queries, Q heads.
+        keys_GWR: of all writes in order, made by `attention_keys`.
+        heads: H; each is shared by Q / H query heads.
+        block: score writes by their best key; otherwise every key by itself.
+    """
+    size = queries_TQE.shape[-1]
+    if not block:
+        keys_GWR = keys_GWR.transpose(0, 1).flatten(0, 1)[None]
+    queries = nn.functional.normalize(queries_TQE.float(), dim=-1)
+    queries_HXE = queries.unflatten(1, (heads, -1)).transpose(0, 1).flatten(1, 2)
+    best: Tensor | None = None
+    for keys_WR in keys_GWR:
+        cosines_HXW = queries_HXE @ keys_WR.float().unflatten(-1, (heads, size)).permute(1, 2, 0)
+        best = cosines_HXW if best is None else torch.maximum(best, cosines_HXW)
+    assert best is not None
+    votes = (best * (_SHARPNESS * size**0.5)).softmax(-1).mean((0, 1))
+    return (votes * len(votes)).clamp_min(1e-12).log()
 
 
 def slot_bias(scores: Tensor, best: Tensor, strength: float) -> Tensor:

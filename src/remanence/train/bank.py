@@ -150,7 +150,7 @@ class BankSource:
         start = torch.cat([start_keys.flatten(1), start_values.flatten(1)], -1)
         picked = F.embedding(rows, table)
         both = torch.cat([start.expand(len(rows), 1, -1), picked], 1).unflatten(-1, (2, heads, width))
-        keys_QHPE = self.attachment.rotate(both[:, :, 0].transpose(1, 2), self.positions)
+        keys_QHPE = self.attachment.rotate(both[:, :, 0].transpose(1, 2), self.positions, layer)
         bias = torch.cat([bias[:, :1], bias[:, 1:].masked_fill(~alive, _NEVER)], 1)
         return Slots(keys_QHPE, both[:, :, 1].transpose(1, 2), bias)
 
