@@ -297,8 +297,13 @@ def test_questions_are_answered_by_the_newest_chunk_that_says_so(
             told = []
             for fact in Recorder.facts:
                 if (fact.subject, fact.relation) == (subject, relation):
-                    where = [c for c, text in enumerate(texts[q.stream]) if " " + fact.statement in text]
-                    told += [(fact, c) for c in where]
+                    # "Quist's boat is ..." is also the end of "Marla Quist's boat is ...", which is another's
+                    longer = [f.statement for f in Recorder.facts if f.statement.endswith(" " + fact.statement)]
+                    for c, text in enumerate(texts[q.stream]):
+                        for statement in longer:
+                            text = text.replace(statement, "")
+                        told += [(c, text.rindex(fact.statement), fact)] if " " + fact.statement in text else []
+            told = [(fact, c) for c, _, fact in sorted(told, key=lambda each: each[:2])]  # in the order of the text
             assert q.first_person == (subject.kind == "self" and q.chunk is not None)
             if q.chunk is None:
                 assert answer == UNKNOWN

@@ -403,7 +403,7 @@ class Attachment:
         return self.rotary(like, positions_BP) if kind is None else self.rotary(like, positions_BP, kind)
 
     def _rotate(self, parts: LayerParts, keys_BHPE: Tensor, positions_BP: Tensor) -> Tensor:
-        if not parts.turned:
+        if not parts.turned or not keys_BHPE.numel():
             return keys_BHPE
         cos, sin = self._cos_sin(parts.kind, keys_BHPE, positions_BP)
         turned = keys_BHPE[..., : parts.turned]
