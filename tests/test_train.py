@@ -303,7 +303,7 @@ def test_questions_are_answered_by_the_newest_chunk_that_says_so(
                         for statement in longer:
                             text = text.replace(statement, "")
                         told += [(c, text.rindex(fact.statement), fact)] if " " + fact.statement in text else []
-            told = [(fact, c) for c, _, fact in sorted(set(told), key=lambda each: each[:2])]  # in the order of the text
+            told = [(fact, c) for c, _, fact in sorted(set(told), key=lambda each: each[:2])]
             assert q.first_person == (subject.kind == "self" and q.chunk is not None)
             if q.chunk is None:
                 assert answer == UNKNOWN
