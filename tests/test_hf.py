@@ -144,7 +144,7 @@ class Retrieval:
                 for slot, own in enumerate(at):
                     newer = [scores[other] for other in set(at) if other > own]
                     if newer:
-                        bias[slot] -= config.recency / (1 + math.exp(-(max(newer) - scores[own] + 2) / 0.5))
+                        bias[slot] -= config.recency / (1 + math.exp(-(max(newer) - scores[own] + 1) / 0.5))
         if model.start is not None:
             vectors = torch.cat([model.start[layer][None], vectors])
             if bias is not None:

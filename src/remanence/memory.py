@@ -200,8 +200,8 @@ class Memory:
         if (used + 1) * K > self._vectors_LXD.shape[1]:
             room = used + max(64, used if self.ledger is None else used // 4)  # a bounded store is large and stays so
             layers, groups, _, size = self._keys_LGWR.shape
-            vectors = self._vectors_LXD.new_zeros(layers, room * K, self.width)
-            keys = self._keys_LGWR.new_zeros(layers, groups, room, size)
+            vectors = self._vectors_LXD.new_empty(layers, room * K, self.width)
+            keys = self._keys_LGWR.new_empty(layers, groups, room, size)
             vectors[:, : used * K] = self._vectors_LXD[:, : used * K]
             keys[:, :, :used] = self._keys_LGWR[:, :, :used]
             self._vectors_LXD, self._keys_LGWR = vectors, keys

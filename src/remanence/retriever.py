@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _SHORTLIST = 128  # writes that are scored again in float32
-_MARGIN, _SOFTNESS = 2.0, 0.5  # a newer write supersedes from this much below an older one's score on, softly
+_MARGIN, _SOFTNESS = 1.0, 0.5  # a newer write supersedes from this much below an older one's score on, softly
 _SHARPNESS = 5.0  # of the softmax over writes in `attention_scores`; 3 to 8 were about as good
 
 
@@ -124,7 +124,7 @@ def superseded(scores_BW: Tensor, read_BW: Tensor) -> Tensor:
     """How far each write is superseded by a newer one, from 0 to 1 [B, W].
 
     What was told twice scores about alike, whichever is newer. So a write counts as superseded when any newer write
-    that is read too has at least about its score: sigmoid((best newer score - own score + 2) / 0.5).
+    that is read too has at least about its score: sigmoid((best newer score - own score + 1) / 0.5).
 
     Args:
         scores_BW: scores of writes in their order, oldest first.
