@@ -13,7 +13,7 @@ from .loop import Stage
 
 MEMORY = MemoryConfig(
     K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", retriever_dim=64, key_group=4,
-    score_bias=1.5, recency=3.0, store_dtype="float16", key_dtype="bfloat16",
+    score_bias=2.0, recency=3.0, store_dtype="float16", key_dtype="bfloat16",
 )  # fmt: skip
 
 

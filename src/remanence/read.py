@@ -1,0 +1,232 @@
+"""Reading a memory: for every layer and prompt, the slots [start; retrieved, oldest first; pool] (M+ §3.2).
+
+Legend:  B prompts   T tokens   F slots before the pools   P memory slots   H key/value heads   E head size
+         K vectors a write   D hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .config import MemoryConfig
+from .errors import InputError
+from .hf import Attachment, Slots
+from .memory import Memory
+from .retriever import attention_scores, block_scores, slot_bias, superseded, vector_scores
+
+_FORCED = 3.0  # by how much a forced write has the best score
+_POOLS = 16  # memories whose pools are kept as keys and values between questions
+
+
+@dataclass(frozen=True)
+class Source:
+    """A past write that an answer read.
+
+    write: its number. score: mean over the layers that read it of (its score - the score of "nothing relevant").
+    layers: how many layers read it. label, time, text: as they were given to `memorize`. where: "long-term",
+    "short-term" or "window" (text that is not written yet; its write is -1 and its score 0).
+    """
+
+    write: int
+    score: float
+    layers: int
+    label: str
+    time: float
+    text: str | None
+    where: str
+
+
+class Reader(Protocol):
+    """What reading needs of a `MemoryModel`.
+
+    start: vectors [L, D] or None. pools: by memory and layer, keys and values of its pool, kept between questions.
+    """
+
+    base: Any
+    tokenizer: Any
+    config: MemoryConfig
+    attachment: Attachment
+    retriever: Any
+    start: Any
+    pools: Any
+
+    def unread(self, vectors: int) -> bool:
+        """Whether nothing is read of a pool of so many vectors, not even the start vector."""
+        ...
+
+
+class ReadSource:
+    """The `Source` of a read (M+ §3.2): per row and layer [start; retrieved, oldest first; pool].
+
+    Rows with less memory are padded in front. Positions count from 0 at each row's first slot, so that the newest
+    vector is always next to the prompt.
+    """
+
+    def __init__(
+        self,
+        model: Reader,
+        memories: Sequence[Memory],
+        asks_BT: Tensor | None = None,
+        long_term: bool = True,
+        force: Sequence[int | None] | None = None,
+    ) -> None:
+        self.model, self.memories, self.asks_BT = model, memories, asks_BT
+        self._force = force or [None] * len(memories)
+        for memory, write in zip(memories, self._force, strict=True):
+            if write is not None and not (model.config.long_term and memory.first_write <= write < memory.write_count):
+                raise InputError(f"cannot force write {write}: the long-term store does not hold it.")
+        config = model.config
+        for memory in list(model.pools)[: max(0, len(model.pools) - _POOLS)]:
+            model.pools.pop(memory, None)
+        self._long = [m.read_size if long_term else 0 for m in memories]
+        self._starts = [int(config.start and not model.unread(m.pool_size)) for m in memories]
+        self._before = [start + long for start, long in zip(self._starts, self._long, strict=True)]
+        own = [before + m.pool_size for before, m in zip(self._before, memories, strict=True)]
+        self.length = max(own)
+        device = model.base.device
+        self._padding = torch.tensor([self.length - n for n in own], device=device)
+        self._votes: list[Tensor | float] = [0.0] * len(memories)  # by rows, summed over layers (attention retrieval)
+        self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
+
+    def mask(self) -> Tensor:
+        """Which slots exist [B, P]."""
+        return (torch.arange(self.length, device=self._padding.device)[None] >= self._padding[:, None]).long()
+
+    def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
+        """Retrieve with the hidden states that enter the layer, and make its slots."""
+        model, config = self.model, self.model.config
+        repeats = len(hidden_BTD) // len(self.memories)  # several answers a prompt: each row is there that many times
+        hidden_BTD = hidden_BTD[::repeats]
+        asks_BT = self.asks_BT if self.asks_BT is not None else hidden_BTD.new_ones(hidden_BTD.shape[:2]).bool()
+        biased = config.score_bias or config.recency
+        bias = hidden_BTD.new_zeros(len(self.memories), self.length) if biased else None
+        # Before the pools come the start vector and what was retrieved: all rows in one go, each at the right end.
+        width = max(self._before)
+        front = hidden_BTD.new_zeros(len(self.memories), width, hidden_BTD.shape[-1])
+        positions = torch.zeros(len(self.memories), width, dtype=torch.long, device=front.device)
+        entries = []
+        for b, memory in enumerate(self.memories):
+            scores, null = self._scores(layer, b, hidden_BTD[b, asks_BT[b]])
+            if (forced := self._force[b]) is not None:
+                per_write = len(scores) // (memory.write_count - memory.first_write)
+                at = (forced - memory.first_write) * per_write
+                scores[at : at + per_write] = max(float(scores.max()), null) + _FORCED
+            rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
+            start, own = self._starts[b], self._before[b]
+            positions[b, width - own :] = torch.arange(own, device=front.device)
+            if model.start is not None and start:
+                front[b, width - own] = model.start[layer]
+            if len(rows):
+                front[b, width - len(rows) :] = memory.long_term(layer, rows).to(front)
+            rows = torch.cat([rows, memory.pool_rows_Ln[layer]])
+            if bias is not None and len(rows):
+                pad = int(self._padding[b])
+                known = self._of_rows(memory, scores, rows)
+                best = torch.maximum(known.max(), torch.tensor(null))
+                own_bias = slot_bias(known, best, config.score_bias)
+                if config.recency and len(scores):
+                    writes, of_row = torch.unique(rows // config.K, return_inverse=True)
+                    of_write = self._of_rows(memory, scores, writes * config.K)
+                    own_bias -= config.recency * superseded(of_write, torch.ones_like(of_write).bool())[of_row]
+                bias[b, pad + start :] = own_bias.to(bias)
+                bias[b, pad : pad + start] = slot_bias(torch.tensor(null), best, config.score_bias).to(bias)
+            entries.append((rows, scores, null))
+        self.read.append(entries)
+        fronts = model.attachment.slots(layer, front, positions)
+        pools = [self._pool(layer, *each) for each in zip(self.memories, self._before, strict=True)]
+        keys = self._joined(fronts.keys, [pool.keys for pool in pools])
+        values = self._joined(fronts.values, [pool.values for pool in pools])
+        if repeats > 1:
+            keys, values = (t.repeat_interleave(repeats, 0) for t in (keys, values))
+            bias = None if bias is None else bias.repeat_interleave(repeats, 0)
+        return Slots(keys, values, bias)
+
+    def _pool(self, layer: int, memory: Memory, first: int) -> Slots:
+        """Slots of a memory's pool at positions from `first` on [1, H, n, E].
+
+        Kept for the next question: a pool changes by writes only, which make a new tensor of it.
+        """
+        model, pool_LnD = self.model, memory.pool_LnD
+        weights = [(p.data_ptr(), p._version) for p in model.attachment.layers[layer].parameters()]
+        state = first, pool_LnD._version, weights
+        kept = model.pools.setdefault(memory, {})
+        if layer in kept and not torch.is_grad_enabled():
+            of_pool, of_state, slots = kept[layer]
+            if of_pool is pool_LnD and of_state == state:
+                return slots
+        positions = torch.arange(first, first + memory.pool_size, device=pool_LnD.device)[None]
+        slots = model.attachment.slots(layer, pool_LnD[layer][None], positions)
+        if not torch.is_grad_enabled():
+            kept[layer] = pool_LnD, state, slots
+        return slots
+
+    def _joined(self, fronts_BHFE: Tensor, pools: list[Tensor]) -> Tensor:
+        """Keys or values of all rows [B, H, P, E]: padding, front, pool."""
+        if len(pools) == 1:
+            return torch.cat([fronts_BHFE, *pools], 2)
+        heads, size = fronts_BHFE.shape[1], fronts_BHFE.shape[3]
+        out = fronts_BHFE.new_zeros(len(pools), heads, self.length, size)
+        for row, front, pool, own in zip(out, fronts_BHFE, pools, self._before, strict=True):
+            behind = self.length - pool.shape[2]
+            row[:, behind:] = pool[0]
+            row[:, behind - own : behind] = front[:, front.shape[1] - own :]
+        return out
+
+    def _scores(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, float]:
+        """Scores of a memory's writes (or vectors), on the CPU and in float32, and the null score."""
+        model, config, memory = self.model, self.model.config, self.memories[row]
+        if not config.long_term or memory.write_count == memory.first_write:
+            return torch.zeros(0), 0.0
+        if config.retriever == "attention":
+            queries = model.attachment.queries(layer, hidden_TD).cpu()
+            votes = attention_scores(queries, memory.keys(layer), model.attachment.key_heads, config.score == "block")
+            # What the layers before found helps the next: the score is the mean over the layers so far.
+            self._votes[row] = votes = votes + self._votes[row]
+            return votes / (layer + 1), 0.0
+        normed = model.attachment.norm(layer, hidden_TD).float()
+        queries = model.retriever.queries(layer, normed).cpu()
+        if config.score == "vector":
+            return vector_scores(queries, memory.keys(layer)), 0.0
+        pooled = torch.unique(memory.pool_rows_Ln[layer] // config.K) - memory.first_write
+        scores = block_scores(queries, memory.keys(layer), model.retriever.scale, pooled[pooled >= 0])
+        null = model.retriever.null[layer].item()
+        return scores, null + config.null_slope * float(torch.tensor(float(len(scores))).log())
+
+    def _of_rows(self, memory: Memory, scores: Tensor, rows: Tensor) -> Tensor:
+        """The scores of given rows."""
+        if not len(scores):
+            return torch.zeros(len(rows))
+        per_write = len(scores) // (memory.write_count - memory.first_write)
+        at = (rows // (memory.config.K // per_write) - memory.first_write * per_write).clamp_min(0)
+        return scores[at]
+
+    def writes_read(self, row: int) -> list[set[int]]:
+        """Per layer, the writes that have a vector among the slots of a row."""
+        return [set((layer[row][0] // self.model.config.K).tolist()) for layer in self.read]
+
+    def sources(self, row: int) -> list[Source]:
+        """What was read for a row of the batch, best first; then what was in the window."""
+        memory, K = self.memories[row], self.model.config.K
+        scores_of: dict[int, list[float]] = {}
+        for layer in self.read:
+            rows, scores, null = layer[row]
+            writes = torch.unique(rows // K)
+            for write, score in zip(writes.tolist(), self._of_rows(memory, scores, writes * K).tolist(), strict=True):
+                scores_of.setdefault(write, []).append(score - null)
+        pooled = set((memory.pool_rows_Ln // K).flatten().tolist())
+        sources = []
+        for index, scores_L in scores_of.items():
+            write, score = memory.writes[index], sum(scores_L) / len(scores_L)
+            where = "short-term" if index in pooled else "long-term"
+            sources.append(Source(index, score, len(scores_L), write.source, write.time, write.text, where))
+        sources.sort(key=lambda s: -s.score)
+        decode = self.model.tokenizer.decode
+        for piece in memory.pending:
+            text = decode(list(piece.ids)).strip()
+            sources.append(Source(-1, 0.0, len(self.read), piece.source, piece.time, text, "window"))
+        return sources
