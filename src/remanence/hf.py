@@ -294,22 +294,34 @@ class Attachment:
         self._two_sets = "layer_type" in inspect.signature(self.rotary.forward).parameters
 
     @torch.no_grad()
-    def _examine(self) -> list[LayerParts]:
-        """How each layer makes its keys and values, found by comparing with the model's own cache."""
-        inputs: list[Tensor] = []
+    def inputs(self, ids_BT: Tensor, **options: Any) -> list[Tensor]:
+        """The hidden states [B, T, D] that enter each layer, in the order in which the layers are called.
+
+        Args:
+            ids_BT: tokens, which run through the decoder without memory.
+            options: for the decoder's forward.
+        """
+        seen: list[Tensor] = []
         hooks = [
-            layer.register_forward_pre_hook(lambda _, args, kw: inputs.append(args[0] if args else kw["hidden_states"]),
+            layer.register_forward_pre_hook(lambda _, args, kw: seen.append(args[0] if args else kw["hidden_states"]),
                                             with_kwargs=True)
             for layer in self.layers
         ]  # fmt: skip
-        cache, device = DynamicCache(), self.model.device
         try:
-            self.decoder(torch.arange(_PROBE, device=device)[None], past_key_values=cache, use_cache=True)
-        except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
-            raise self._refuse(f"it does not run with a plain cache ({error}); {_KEPT_OTHERWISE}") from error
+            self.decoder(ids_BT, **options)
         finally:
             for hook in hooks:
                 hook.remove()
+        return seen
+
+    @torch.no_grad()
+    def _examine(self) -> list[LayerParts]:
+        """How each layer makes its keys and values, found by comparing with the model's own cache."""
+        cache, device = DynamicCache(), self.model.device
+        try:
+            inputs = self.inputs(torch.arange(_PROBE, device=device)[None], past_key_values=cache, use_cache=True)
+        except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise self._refuse(f"it does not run with a plain cache ({error}); {_KEPT_OTHERWISE}") from error
         if len(inputs) != len(self.layers):
             raise self._refuse("it does not call its layers one after the other")
         found = []

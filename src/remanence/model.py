@@ -39,7 +39,7 @@ from .config import PUBLISHED, MemoryConfig
 from .errors import ConfigError, IncompatibleMemory, InputError
 from .hf import Attachment, MemoryCache, VectorSource, WriteCache, trained_positions
 from .memory import Memory, Pending, Write
-from .published import QUESTION, is_published
+from .published import BYTES, QUESTION, is_published
 from .read import ReadSource, Source
 from .retriever import Retriever, attention_keys
 
@@ -140,18 +140,8 @@ class MemoryModel(nn.Module):
         first = self.tokenizer.bos_token_id
         if first is None:
             first = self.tokenizer.eos_token_id or 0
-        seen: list[Tensor] = []
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, args, kw: seen.append(args[0] if args else kw["hidden_states"]),
-                                            with_kwargs=True)
-            for layer in self.attachment.layers
-        ]  # fmt: skip
-        try:
-            self.attachment.decoder(torch.tensor([[first]], device=self.base.device))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self.start.copy_(torch.stack([hidden[0, 0] for hidden in seen]))
+        entering = self.attachment.inputs(torch.tensor([[first]], device=self.base.device))
+        self.start.copy_(torch.stack([hidden[0, 0] for hidden in entering]))
 
     @contextmanager
     def _adapter(self, role: str) -> Iterator[None]:
@@ -725,9 +715,8 @@ def plan(model: str | Path) -> dict[str, Any]:
         keys = getattr(config, "num_key_value_heads", heads) * (
             getattr(config, "head_dim", None) or config.hidden_size // heads
         )
-    size = {"float32": 4, "float16": 2, "bfloat16": 2}
-    vector = memory.K * config.hidden_size * size[memory.store_dtype]
-    a_write = vector + memory.keys_per_write * keys * size[memory.key_dtype]
+    vector = memory.K * config.hidden_size * BYTES[memory.store_dtype]
+    a_write = vector + memory.keys_per_write * keys * BYTES[memory.key_dtype]
     return {
         "model": str(model), "trained_memory": trained, "positions": positions,
         "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),

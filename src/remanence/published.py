@@ -78,7 +78,7 @@ _MEMORY = {
 }  # fmt: skip
 _LORA = {"inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules"}
 _ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ class Layout:
         self.tied = self._flag("tie_word_embeddings", False)
         dtype = self.values.get("torch_dtype", self.values.get("dtype", "float32"))
         self.dtype = str(dtype).removeprefix("torch.")
-        if self.dtype not in _BYTES:
-            raise self._error(f"torch_dtype is {dtype!r}, expected one of {', '.join(_BYTES)}")
+        if self.dtype not in BYTES:
+            raise self._error(f"torch_dtype is {dtype!r}, expected one of {', '.join(BYTES)}")
         if "drop_memory_per_layer" in self.values:
             self._flag("drop_memory_per_layer", None)
         self.sizes = {
@@ -335,7 +335,7 @@ def plan(layout: Layout) -> dict[str, Any]:
         "host", sums for the model's device and for the host's memory; and the sizes they come from. The host's parts
         are what `Memory` holds once the store is at its cap ("store_rows" that count, "held_rows" in all).
     """
-    number, config = _BYTES[layout.dtype], layout.settings()
+    number, config = BYTES[layout.dtype], layout.settings()
     parts = [dict.fromkeys(_PARTS, 0) for _ in range(layout.layers + 1)]  # the last is outside
     for name, key in layout.keys().items():
         if key.part not in ("base", "own") or (key.optional and name == "lm_head.weight"):
@@ -350,8 +350,8 @@ def plan(layout: Layout) -> dict[str, Any]:
     for layer in parts[:-1]:
         layer["pool"] = layout.N * layout.width * number
         layer["kv_cache"] = slots * 2 * layout.kv_heads * layout.head_dim * number
-        layer["store"] = rows * layout.width * _BYTES[config.store_dtype]
-        layer["keys"] = rows * layout.retriever_dim * _BYTES[config.key_dtype]
+        layer["store"] = rows * layout.width * BYTES[config.store_dtype]
+        layer["keys"] = rows * layout.retriever_dim * BYTES[config.key_dtype]
     total = {part: sum(layer[part] for layer in parts) for part in _PARTS}
     host = sum(total[part] for part in _HOST)
     return {

@@ -212,7 +212,7 @@ class Streams:
     def _stream(
         self, rng: random.Random, maker: FactMaker, mix: Mix, length: int
     ) -> tuple[list[list[int]], list[tuple[Fact, int]], list[bool]]:
-        pairs = self._subjects(rng, maker, mix)[::-1]
+        pairs = self._subjects(rng, maker, mix)
         told: list[tuple[Fact, int]] = []
         row, flags = [], []
         for chunk in range(mix.chunks):
@@ -223,7 +223,7 @@ class Streams:
                 if newest and rng.random() < mix.update:
                     fact = maker.update(rng.choice(list(newest.values())))
                 elif pairs:
-                    fact = maker.fact(*pairs.pop())
+                    fact = maker.fact(*pairs.pop(0))
                 else:
                     break
                 ids = self.encode(fact.statement)
