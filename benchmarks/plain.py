@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 benchmarks/plain.py --out plain
 
 A stock `LlamaForCausalLM` learns from plain text in its window: real prose in which facts are told, then questions and
-answers. About 20 minutes on two cores. It goes on from its checkpoint; every batch is a function of the step.
+answers. About 40 minutes on two cores. It goes on from its checkpoint; every batch is a function of the step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Part:
 
 SHORT = Mix(streams=32, chunks=2, tokens=(44, 64), questions=6, facts=(2, 2, 3))
 LONG = Mix(streams=14, chunks=5, tokens=(44, 76), questions=9, facts=(1, 2, 2, 3), update=0.2, unknown=0.15)
-PARTS = Part(600, SHORT), Part(1600, LONG, decay=0.6)
+PARTS = Part(500, SHORT), Part(900, LONG, decay=0.6)
 
 
 def new_decoder(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
