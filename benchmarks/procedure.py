@@ -112,7 +112,7 @@ class Literal:
     def write(self, ids: Tensor) -> None:
         """Write a chunk."""
         model, K = self.model, self.config.K
-        with model._adapter("write"):
+        with model.adapter("write"):
             hidden = model.base.model.embed_tokens(ids)
             new = []
             for index in range(len(self.layers)):
@@ -147,7 +147,7 @@ class Literal:
     def prefill(self, ids: Tensor) -> tuple[Tensor, DynamicCache]:
         """Logits of the prompt's last token, and the cache for further tokens."""
         model, cache = self.model, DynamicCache()
-        with model._adapter("read"):
+        with model.adapter("read"):
             hidden = model.base.model.embed_tokens(ids)
             for index in range(len(self.layers)):
                 queries = model.retriever.query[index](model.attachment.norm(index, hidden))
@@ -172,7 +172,7 @@ def prefill(model: MemoryModel, memory: Memory, ids: Tensor) -> tuple[Tensor, Dy
 @torch.no_grad()
 def decode(model: MemoryModel, cache: DynamicCache, count: int) -> None:
     """Feed `count` more tokens, one by one."""
-    with model.attachment.hooks(), model._adapter("read"):
+    with model.attachment.hooks(), model.adapter("read"):
         for token in range(count):
             model.base(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
 

@@ -204,7 +204,7 @@ def delta_of(model: MemoryModel, ids_BT: Tensor, context: list[Tensor]) -> Tenso
 def read_delta(model: MemoryModel, delta_LKD: Tensor, ids_BT: Tensor) -> Tensor:
     """Logits with nothing in front but the start vector and these vectors, read with the writer's weights [T, V]."""
     vectors = [model._with_start(l, vectors[None]) for l, vectors in enumerate(delta_LKD)]
-    with model.attachment.hooks(), model._adapter("write"):
+    with model.attachment.hooks(), model.adapter("write"):
         cached = MemoryCache(VectorSource(model.attachment, vectors), LAYERS)
         return model.base(ids_BT, past_key_values=cached).logits[0]
 
@@ -239,7 +239,7 @@ def test_recorded_single_calls(case: str, load: Callable[..., MemoryModel]) -> N
 def test_recorded_gradients_of_one_chunk(case: str, load: Callable[..., MemoryModel]) -> None:
     """The writer's training path: one chunk is written, the sentence reads its vectors only, the loss reaches back."""
     model, memory, trace = after_all_steps(load, case)
-    with model._adapter("write"):  # peft lets only the active adapter have gradients
+    with model.adapter("write"):  # peft lets only the active adapter have gradients
         weights = {name: p for name, p in model.named_parameters() if name in ("start", "offset") or ".write." in name}
         flags = {name: p.requires_grad for name, p in weights.items()}
         for parameter in weights.values():

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from remanence.config import MemoryConfig
-from remanence.errors import ConfigError, RemanenceError
+from remanence.errors import ConfigError
+from remanence.hf import MemoryCache
 from remanence.model import MemoryModel
 from remanence.train import data as data_module
 from remanence.train import loop as loop_module
@@ -27,8 +28,10 @@ from remanence.train.attention import GROUPED
 from remanence.train.bank import BankSource, History
 from remanence.train.data import ANSWER, QUESTION, Mix, Prose, Question, Rows, Streams, build_tokenizer, read_prose
 from remanence.train.facts import ACKNOWLEDGE, RELATIONS, SPLITS, UNKNOWN, Fact, FactMaker, Subject
-from remanence.train.loop import Stage, Trainer, write_streams
-from remanence.train.run import PROMPT, launch
+from remanence.train.loop import Trainer
+from remanence.train.objective import Objective, Place
+from remanence.train.run import PROMPT, builtin_run, launch
+from remanence.train.settings import Engine, Stage
 from remanence.train.stages import MEMORY, builtin
 
 CONFIG = MemoryConfig(
@@ -382,7 +385,7 @@ def draw(
     forbidden_QW = ~own & (torch.rand(questions, writes, generator=generator) < 0.1)
     for table in (stale_QW, forbidden_QW):
         table[gold_Q >= 0, gold_Q[gold_Q >= 0]] = False
-    history = History.draw(streams_Q, gold_Q, stale_QW, forbidden_QW, chunks, others, generator)
+    history = History.draw(streams_Q, gold_Q, stale_QW, forbidden_QW, torch.arange(writes) // chunks, others, generator)
     return history, streams_Q, forbidden_QW
 
 
@@ -414,7 +417,8 @@ def test_the_number_of_others_is_within_its_range() -> None:
     """Without anything forbidden."""
     generator = torch.Generator().manual_seed(0)
     none = torch.zeros(400, 40, dtype=torch.bool)
-    history = History.draw(torch.zeros(400, dtype=torch.long), none[:, 0].long(), none, none, 4, (5, 9), generator)
+    zeros, owner = torch.zeros(400, dtype=torch.long), torch.arange(40) // 4
+    history = History.draw(zeros, zeros, none, none, owner, (5, 9), generator)
     counts = history.known_QW.sum(1) - 4
     assert counts.min() >= 5
     assert counts.max() <= 9
@@ -607,7 +611,7 @@ def test_training_writes_and_reads_as_use_does(recency: float, make: Callable[..
     torch.nn.init.normal_(model.retriever.null)
     chunks = torch.randint(3, 600, (2, 4, 16))  # two pasts of four chunks: a full pool
     with model.attachment.hooks():
-        vectors, _ = write_streams(model, chunks, 0.5)
+        vectors, _ = Objective(model).write(chunks, STAGE)
     memories = [model.new_memory() for _ in range(2)]
     for memory, stream in zip(memories, chunks.tolist(), strict=True):
         for chunk in stream:
@@ -616,7 +620,8 @@ def test_training_writes_and_reads_as_use_does(recency: float, make: Callable[..
         expected = torch.cat([m.pool_LnD[layer] for m in memories])
         torch.testing.assert_close(vectors[layer].flatten(0, 1), expected, atol=1e-5, rtol=1e-5)
     none = torch.zeros(2, 8, dtype=torch.bool)
-    history = History.draw(torch.arange(2), torch.tensor([-1, 4]), none, none, 4, (0, 0), torch.Generator())
+    owner = torch.arange(8) // 4
+    history = History.draw(torch.arange(2), torch.tensor([-1, 4]), none, none, owner, (0, 0), torch.Generator())
     ids, asks = torch.randint(3, 600, (2, 10)), torch.zeros(2, 10, dtype=torch.bool)
     asks[:, 2:7] = True
     source = BankSource(
@@ -624,7 +629,7 @@ def test_training_writes_and_reads_as_use_does(recency: float, make: Callable[..
         strength=0.5, recency=recency, key_group=4, force_Q=none[:, 0], generator=torch.Generator(),
     )  # fmt: skip
     with model.attachment.hooks():
-        cache = loop_module.MemoryCache(source, 2)
+        cache = MemoryCache(source, 2)
         trained = model.attachment.decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
     with model.reading(memories, asks) as cache:
         mask = torch.cat([cache.source.mask(), torch.ones(2, 10, dtype=torch.long)], 1)
@@ -658,13 +663,19 @@ def test_grouped_attention_is_attention(make: Callable[..., MemoryModel]) -> Non
 # The loop -------------------------------------------------------------------------------------------------------------
 
 
+def trainer_of(model: MemoryModel, prose: Prose, stages: list[Stage], folder: Path, **engine: Any) -> Trainer:
+    """A trainer on made-up facts, as the built-in model's."""
+    settings = Engine(**{"optimizer": "muon", "eval_batches": 1, "save_every_s": 1e9, "log_every": 2} | engine)
+    unknown = [*Streams(prose, model.tokenizer).encode(UNKNOWN), model.tokenizer.eos_token_id]
+    return Trainer(
+        model, lambda lane, lanes, split: Streams(prose, model.tokenizer, split=split, lane=lane), stages, folder,
+        engine=settings, unknown=unknown,
+    )  # fmt: skip
+
+
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that training changes."""
-    found = dict(trainer.model.state_dict())
-    for i, optimizer in enumerate(trainer.optimizers):
-        for j, values in optimizer.state_dict()["state"].items():
-            found |= {f"{i}.{j}.{k}": torch.as_tensor(v) for k, v in values.items()}
-    return {k: v.detach().clone() for k, v in found.items()}
+    return trainer.model.state_dict() | {k: v.clone() for k, v in trainer._tensors().items()}
 
 
 def test_a_step_reaches_everything_and_learns(
@@ -673,24 +684,25 @@ def test_a_step_reaches_everything_and_learns(
     """Every parameter gets a gradient and moves; on one batch again and again the loss falls."""
     model = make()
     stage = replace(STAGE, steps=100, warmup=0, force=1.0, pool=8, lr=0.02, lr_rest=0.01)
-    trainer = Trainer(model, prose, [stage], tmp_path)
-    batch = trainer.streams.batch(0, MIX)
-    loss, figures = trainer.loss(batch, torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+    trainer = trainer_of(model, prose, [stage], tmp_path)
+    batch = trainer.sources[0].batch(0, MIX)
+    loss, figures = trainer.objective(batch, stage, Place(0))
     assert {"answer", "lm", "retriever", "recall"} <= set(figures)
     loss.backward()
     named = dict(model.named_parameters())
     assert {"offset", "start", "retriever.null", "base.model.embed_tokens.weight"} <= set(named)
     without = [name for name, p in named.items() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
-    for optimizer in trainer.optimizers:
+    for optimizer in trainer.optimizers.values():
         optimizer.zero_grad()
     before = state(trainer)
-    monkeypatch.setattr(trainer.streams, "batch", lambda *_, **__: batch)
+    before = {k: v.clone() for k, v in before.items()}
+    monkeypatch.setattr(trainer.sources[0], "batch", lambda *_, **__: batch)
     losses = [trainer.train_step()["loss"] for _ in range(15)]
     assert trainer.step == 15
     assert sum(losses[-3:]) / 3 < 0.8 * losses[0]
     assert [k for k, v in before.items() if torch.equal(v, state(trainer)[k])] == []
-    learnt = [id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]]
+    learnt = [id(p) for o in trainer.optimizers.values() for g in o.param_groups for p in g["params"]]
     assert sorted(learnt) == sorted(id(p) for p in model.parameters())  # each in one optimizer
 
 
@@ -699,13 +711,13 @@ def test_kinds_of_steps(
     changes: dict[str, Any], make: Callable[..., MemoryModel], prose: Prose, tmp_path: Path
 ) -> None:
     """Without memory, with text in the window, without a long-term store: all have a loss and gradients."""
-    trainer = Trainer(make(), prose, [replace(STAGE, **changes)], tmp_path)
+    trainer = trainer_of(make(), prose, [replace(STAGE, **changes)], tmp_path)
     for _ in range(2):
         figures = trainer.train_step()
         assert figures["loss"] == figures["loss"]
         assert figures["norm"] > 0
         assert ("context_answer" in figures) == ("in_context" in changes)
-    held = trainer.evaluate(1)
+    held = trainer.evaluate()
     assert held
     assert all(key.startswith("held_") for key in held)
 
@@ -721,16 +733,16 @@ def test_an_interrupted_run_is_the_uninterrupted_one(
     other = replace(MIX, chunks=2, streams=5)
     second = replace(STAGE, name="two", steps=4, pending=0.5, mixes=(MIX, other), decay=1.0)
     stages = [replace(STAGE, in_context=0.5), second]
-    whole = Trainer(make(), prose, stages, tmp_path / "whole")
+    whole = trainer_of(make(), prose, stages, tmp_path / "whole")
     assert not whole.resume()
     seen: list[tuple[str, int, float]] = []
-    whole.run(show=lambda f: seen.append((f["stage"], f["step"], f["loss"])), log_every=2, save_every_s=1e9)
+    whole.run(show=lambda f: seen.append((f["stage"], f["step"], f["loss"])))
     assert [s[:2] for s in seen] == [("one", i) for i in (1, 2, 3)] + [("two", i) for i in (1, 2, 3, 4)]
 
     folder, again = tmp_path / "parts", []
     stops = [("one", 2, True), ("two", 1, False), ("two", 3, True), (None, 0, False)]
     for run, (stage, step, saves) in enumerate(stops):
-        trainer = Trainer(make(run), prose, stages, folder)  # other weights than the checkpoint's, after the first
+        trainer = trainer_of(make(run), prose, stages, folder)  # other weights than the checkpoint's, after the first
         assert trainer.resume() == (run > 0)
 
         def show(figures: dict[str, Any], trainer: Trainer = trainer, stop: Any = (stage, step, saves)) -> None:
@@ -743,10 +755,10 @@ def test_an_interrupted_run_is_the_uninterrupted_one(
             again.append((figures["stage"], figures["step"], figures["loss"]))
 
         if stage is None:
-            trainer.run(show=show, log_every=2, save_every_s=1e9)
+            trainer.run(show=show)
         else:
             with pytest.raises(Interrupted):
-                trainer.run(show=show, log_every=2, save_every_s=1e9)
+                trainer.run(show=show)
     assert again == seen
     one, two = state(whole), state(trainer)
     assert one.keys() == two.keys()
@@ -754,7 +766,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one(
     log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in log] == [("one", 2), ("one", 3), ("two", 2), ("two", 4)]
 
-    finished = Trainer(make(9), prose, stages, folder)
+    finished = trainer_of(make(9), prose, stages, folder)
     assert finished.resume()
     finished.run(show=lambda _: pytest.fail("a finished run went on"))
     assert all(torch.equal(one[k], v) for k, v in state(finished).items())
@@ -763,11 +775,11 @@ def test_an_interrupted_run_is_the_uninterrupted_one(
 def test_a_crash_while_saving_leaves_the_old_checkpoint(
     make: Callable[..., MemoryModel], prose: Prose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half a file is never taken for a checkpoint."""
-    trainer = Trainer(make(), prose, [STAGE], tmp_path)
+    """Half a checkpoint is never taken for one."""
+    trainer = trainer_of(make(), prose, [STAGE], tmp_path)
     trainer.train_step()
     trainer.save()
-    saved, before = state(trainer), (tmp_path / "checkpoint.safetensors").read_bytes()
+    saved = {k: v.clone() for k, v in state(trainer).items()}
 
     def crash(tensors: dict[str, Tensor], path: Path, **_: Any) -> None:
         Path(path).write_bytes(b"half a fi")
@@ -778,33 +790,36 @@ def test_a_crash_while_saving_leaves_the_old_checkpoint(
         patch.setattr(loop_module, "save_file", crash)
         with pytest.raises(OSError, match="disk full"):
             trainer.save()
-    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
-    again = Trainer(make(1), prose, [STAGE], tmp_path)
+    again = trainer_of(make(1), prose, [STAGE], tmp_path)
     assert again.resume()
     assert (again.stage_index, again.step) == (0, 1)
     assert all(torch.equal(saved[k], v) for k, v in state(again).items())
     trainer.save()
     assert again.resume()
     assert again.step == 2
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-00-0000002"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(
     make: Callable[..., MemoryModel], prose: Prose, tmp_path: Path
 ) -> None:
-    """Weights that nobody wants are an error, not silence."""
-    trainer = Trainer(make(), prose, [STAGE], tmp_path)
+    """Weights that nobody wants are an error, not silence; so are lacking ones, and other lanes."""
+    trainer = trainer_of(make(), prose, [STAGE], tmp_path)
     trainer.save()
-    path = tmp_path / "checkpoint.safetensors"
-    weights = load_file(path)
-    save_file(weights | {"model.more": torch.zeros(1)}, path, metadata={"stage": "0", "step": "0"})
+    path = next((tmp_path / "checkpoints").iterdir()) / "trained.safetensors"
+    weights, place = load_file(path), {"place": '{"stage": 0, "step": 0, "tokens": 0, "lanes": 1}'}
+    save_file(weights | {"weights.more": torch.zeros(1)}, path, metadata=place)
     with pytest.raises(ConfigError, match="does not fit"):
         trainer.resume()
-    for lacking in ("model.start", "model.retriever.null", "model.base.model.norm.weight"):
+    for lacking in ("weights.start", "weights.retriever.null", "weights.base.model.norm.weight"):
         kept = {k: v for k, v in weights.items() if k != lacking}
         assert len(kept) == len(weights) - 1
-        save_file(kept, path, metadata={"stage": "0", "step": "0"})
+        save_file(kept, path, metadata=place)
         with pytest.raises(ConfigError, match="does not fit"):
             trainer.resume()
+    save_file(weights, path, metadata={"place": '{"stage": 0, "step": 0, "tokens": 0, "lanes": 3}'})
+    with pytest.raises(ConfigError, match="3 lanes"):
+        trainer.resume()
 
 
 def test_the_learning_rate_rises_stays_and_falls(
@@ -812,7 +827,7 @@ def test_the_learning_rate_rises_stays_and_falls(
 ) -> None:
     """Linearly in `warmup` steps; in the last `decay` of the steps linearly to zero."""
     stage = replace(STAGE, steps=20, warmup=4, decay=0.5)
-    trainer = Trainer(make(), prose, [stage], tmp_path)
+    trainer = trainer_of(make(), prose, [stage], tmp_path)
 
     def rates() -> list[float]:
         found = []
@@ -826,7 +841,8 @@ def test_the_learning_rate_rises_stays_and_falls(
     assert rates() == [1.0] * 21
     trainer.stages, trainer.step = [replace(stage, lr=0.5, lr_rest=0.25, lr_retriever=0.125)], 1
     trainer.train_step()
-    assert [o.param_groups[0]["lr"] for o in trainer.optimizers] == [0.25, 0.125, 0.0625]
+    rates = {kind: optimizer.param_groups[0]["lr"] for kind, optimizer in trainer.optimizers.items()}
+    assert rates == {"lr": 0.25, "lr_rest": 0.125, "lr_retriever": 0.0625}
 
 
 # The curriculum and a run ---------------------------------------------------------------------------------------------
@@ -862,10 +878,11 @@ def test_a_run_from_prose_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     source = Path(loop_module.__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", str(source))
     prose_file, out = tmp_path / "prose.txt", tmp_path / "run"
-    with pytest.raises(RemanenceError, match="exit codes"):
-        launch(out, prose_file, processes=1, fast=True, quiet=True)  # there is no such file
+    with pytest.raises(OSError, match="prose"):
+        launch(builtin_run(prose_file, fast=True), out, processes=1, quiet=True)  # there is no such file
     prose_file.write_text(prose_text(20_000), encoding="utf-8")
-    result = launch(out, prose_file, processes=1, fast=True, quiet=True)
+    run = builtin_run(prose_file, fast=True)
+    result = launch(run, out, processes=1, quiet=True)
     assert result["model"] == str(out / "model")
     assert result["steps"] == 3 * len(builtin())
     assert (result["last"]["stage"], result["last"]["step"]) == (builtin()[-1].name, 3)
@@ -876,9 +893,9 @@ def test_a_run_from_prose_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert memory.write_count > 1
     assert model.ask(memory, "Where does Marla Quist live?", max_new_tokens=4).ids
     log = (out / "log.jsonl").read_text()
-    again = launch(out, prose_file, processes=1, fast=True, quiet=True)
+    again = launch(run, out, processes=1, quiet=True)
     assert again == result
     assert (out / "log.jsonl").read_text() == log
     assert MemoryModel.from_pretrained(result["model"]).fingerprint == model.fingerprint
     with pytest.raises(ConfigError, match="--resume"):
-        launch(out, prose_file, resume=False)
+        launch(run, out, resume=False)

@@ -19,12 +19,13 @@ import itertools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -389,6 +390,24 @@ class Attachment:
                         handle.remove()
                     self._handles = []
 
+    @contextmanager
+    def recomputing(self, inside: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[None]:
+        """Gradient checkpointing for forwards with a `MemoryCache`: layers are run again in the backward pass.
+
+        The library's own hides the cache from the layers, and with it the memory. Slots are not made again: what a
+        layer retrieved stays. The backward pass may come after the block.
+
+        Args:
+            inside: a context that each layer runs in, in the backward pass too; the adapter that is active.
+        """
+        for index, layer in enumerate(self.layers):
+            layer.forward = _recomputed(layer, index, inside)
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                del layer.forward
+
     def norm(self, layer: int, hidden: Tensor) -> Tensor:
         """What a retriever sees of hidden states [..., D]: the layer's own input norm.
 
@@ -396,6 +415,14 @@ class Attachment:
         """
         norm = self.parts[layer].norm
         return nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-6) if norm is None else norm(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token [..., V] from the decoder's last hidden states [..., D], as the model makes them."""
+        config = self.model.config.get_text_config()
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def project(self, layer: int, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Residual-stream vectors [..., D] -> keys before rotation and values of that layer, each [..., H, E]."""
@@ -493,6 +520,27 @@ def _after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
     if isinstance(cache, WriteCache) and cache.tap == "output":
         hidden = output if isinstance(output, Tensor) else output[0]
         cache.kept.append(hidden[:, -cache.keep :])
+
+
+def _recomputed(layer: nn.Module, index: int, inside: Callable[[], AbstractContextManager[Any]]) -> Any:
+    """The layer's forward, whose activations are thrown away and made again in the backward pass."""
+    forward = type(layer).forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        cache = _cache(kwargs)
+        if cache is None or not torch.is_grad_enabled():
+            return forward(layer, *args, **kwargs)
+        slots: Any = cache.layers[index]
+        before = slots.keys, slots.values
+
+        def once(*args: Any, **kwargs: Any) -> Any:
+            slots.keys, slots.values = before  # the second time, the first one's tokens are in it
+            with inside():
+                return forward(layer, *args, **kwargs)
+
+        return checkpoint(once, *args, use_reentrant=False, **kwargs)
+
+    return run
 
 
 def _biased(mask: Tensor | None, bias_BP: Tensor, hidden_BTD: Tensor, key_tokens: int) -> Tensor:

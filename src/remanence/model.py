@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -122,14 +123,19 @@ class MemoryModel(nn.Module):
             self._start_as_bos()
         self.shipped: Memory | None = None  # what a published checkpoint comes with; new memories begin as it
         self.lora = lora
+        self._adapted: list[Any] = []
+        self._active: str | None = None
         if lora is not None:
             with warnings.catch_warnings():  # two adapters are meant
                 warnings.simplefilter("ignore", UserWarning)
                 for role in ("write", "read"):
                     base.add_adapter(copy.deepcopy(lora), role)
-            base.disable_adapters()
+            self._adapted = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+            for name, parameter in base.named_parameters():
+                if "lora_" in name:
+                    parameter.requires_grad_(True)
+            self._activate(None)
         self._sentence_ends: frozenset[int] | None = None
-        self._active: str | None = None
         self._fingerprint = ""
         self.pools: WeakKeyDictionary[Memory, dict[int, Any]] = WeakKeyDictionary()  # see `ReadSource`
 
@@ -144,7 +150,7 @@ class MemoryModel(nn.Module):
         self.start.copy_(torch.stack([hidden[0, 0] for hidden in entering]))
 
     @contextmanager
-    def _adapter(self, role: str) -> Iterator[None]:
+    def adapter(self, role: str) -> Iterator[None]:
         """The adapter for "write" or "read" is active in the block; what was active before is afterwards."""
         if self.lora is None:
             yield
@@ -157,11 +163,11 @@ class MemoryModel(nn.Module):
             self._activate(before)
 
     def _activate(self, role: str | None) -> None:
-        if role is None:
-            self.base.disable_adapters()
-        else:
-            self.base.enable_adapters()
-            self.base.set_adapter(role)
+        """peft's own way to switch also says which adapter may learn; here both do, in one step of training."""
+        for layer in self._adapted:
+            layer._disable_adapters = role is None
+            if role is not None:
+                layer._active_adapter = [role]
         self._active = role
 
     # Memories ---------------------------------------------------------------------------------------------------------
@@ -331,7 +337,7 @@ class MemoryModel(nn.Module):
         if self.training and getattr(self.attachment.decoder, "gradient_checkpointing", False):
             raise ConfigError("a write needs its cache, which gradient checkpointing drops; turn it off to write.")
         cache = self.write_cache(context, leading)
-        with self.attachment.hooks(), self._adapter("write"):
+        with self.attachment.hooks(), self.adapter("write"):
             self.attachment.decoder(ids_BT, past_key_values=cache, use_cache=True)
         return cache.kept
 
@@ -389,7 +395,7 @@ class MemoryModel(nn.Module):
         """
         for memory in memories:
             self.check(memory)
-        with self.attachment.hooks(), self._adapter("read"):
+        with self.attachment.hooks(), self.adapter("read"):
             source = ReadSource(self, memories, asks_BT, long_term, force)
             yield MemoryCache(source, len(self.attachment.layers), padding_B)
 

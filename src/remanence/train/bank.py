@@ -11,7 +11,8 @@ Legend:  Q questions   W writes in the bank   K vectors a write   G keys a write
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from ..hf import Attachment, Slots
 from ..retriever import Retriever, slot_bias, superseded
+from .data import Batch, Question
 
-_STALE_SHARE = 0.4
+STALE_SHARE = 0.4
 _NEVER = -1e4  # a logit bias that hides a slot
 
 
@@ -30,7 +32,8 @@ class History:
 
     order_QW: write indices, oldest first, those outside the history in front. known_QW: which places of `order_QW`
     are in the history. gold_Q: the write that holds the answer, -1 if none. stale_QW: by write, which ones hold an
-    older answer to the same question. forbidden_QW: by write, which ones must not be in the history.
+    older answer to the same question. forbidden_QW: by write, which ones must not be in the history. share_Q: what the
+    retriever's target gives the older answers.
     """
 
     order_QW: Tensor
@@ -38,6 +41,7 @@ class History:
     gold_Q: Tensor
     stale_QW: Tensor
     forbidden_QW: Tensor
+    share_Q: Tensor
 
     @classmethod
     def draw(
@@ -46,28 +50,32 @@ class History:
         gold_Q: Tensor,
         stale_QW: Tensor,
         forbidden_QW: Tensor,
-        chunks: int,
+        owner_W: Tensor,
         others: tuple[int, int],
         generator: torch.Generator,
+        share_Q: Tensor | None = None,
     ) -> History:
         """Histories of own writes and between others[0] and others[1] writes of other streams, none that is forbidden.
 
-        Own writes keep their order. In a third of the histories they are the most recent past, else anywhere.
+        Own writes, those whose `owner_W` is the question's stream, keep their order. In a third of the histories they
+        are the most recent past, else anywhere.
         """
         questions, writes = stale_QW.shape
         rand = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
-        own_QW = torch.arange(writes)[None] // chunks == streams_Q[:, None]
+        own_QW = owner_W[None] == streams_Q[:, None]
         times_QW = rand(questions, writes)
-        own_times = rand(questions, chunks).sort(1).values
+        sorted_QW = times_QW.masked_fill(~own_QW, torch.inf).sort(1).values
+        own_times = sorted_QW.gather(1, (own_QW.cumsum(1) - 1).clamp_min(0))
         recent = rand(questions, 1) < 0.33
-        own_times = torch.where(recent, 1 + own_times, own_times)
-        times_QW[own_QW] = own_times.flatten()
+        times_QW = torch.where(own_QW, own_times + recent, times_QW)
         span = rand(questions, 1) ** 2  # more short histories than long ones
         wanted = others[0] + span * (others[1] - others[0])
         drawn = rand(questions, writes).masked_fill(own_QW, 2).argsort(1).argsort(1) < wanted.round()
         known_QW = (own_QW | drawn) & ~forbidden_QW
         order_QW = torch.where(known_QW, times_QW, times_QW - 10).argsort(1)
-        return cls(order_QW, known_QW.gather(1, order_QW), gold_Q, stale_QW, forbidden_QW)
+        if share_Q is None:
+            share_Q = torch.full((questions,), STALE_SHARE)
+        return cls(order_QW, known_QW.gather(1, order_QW), gold_Q, stale_QW, forbidden_QW, share_Q)
 
 
     def targets(self) -> Tensor:
@@ -77,9 +85,63 @@ class History:
         scores that differ by chance would hide from the reader which of the two is newer.
         """
         stale_QW = self.stale_QW & ~self.forbidden_QW
-        share_QW = _STALE_SHARE * stale_QW / stale_QW.sum(1, keepdim=True).clamp_min(1)
-        targets = torch.cat([torch.zeros(len(share_QW), 1), share_QW], 1)
+        share_QW = self.share_Q[:, None] * stale_QW / stale_QW.sum(1, keepdim=True).clamp_min(1)
+        targets = torch.cat([share_QW.new_zeros(len(share_QW), 1), share_QW], 1)
         return targets.scatter_(1, self.gold_Q[:, None] + 1, 1 - targets.sum(1, keepdim=True))
+
+    def to(self, device: torch.device) -> History:
+        """The same on a device; histories are drawn on the CPU, alike everywhere."""
+        return History(*(value.to(device) for value in vars(self).values()))
+
+
+@dataclass
+class Past:
+    """Writes of earlier batches, without gradient, off the accelerator: the past of batches that have little.
+
+    One per lane. vectors_LWKD: in their order; None before the first. owner_W: the number of the document that each is
+    of. first_person_W: as in `Batch`. asked: by document, a question about it, for coming back to it (M+ App. D).
+    """
+
+    vectors_LWKD: Tensor | None = None
+    owner_W: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    first_person_W: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    asked: dict[int, Question] = field(default_factory=dict)
+    documents: int = 0
+
+    def __len__(self) -> int:
+        return len(self.owner_W)
+
+    def add(self, vectors: list[Tensor], batch: Batch, most: int) -> None:
+        """Add a batch's writes; beyond `most` of them the oldest documents go."""
+        streams, chunks, _ = batch.chunks_BTn.shape
+        new = torch.stack([v.detach().cpu() for v in vectors])
+        owner = torch.arange(streams).repeat_interleave(chunks) + self.documents
+        for question in batch.questions:
+            if question.chunk is not None:
+                self.asked[question.stream + self.documents] = question
+        self.documents += streams
+        self.vectors_LWKD = new if self.vectors_LWKD is None else torch.cat([self.vectors_LWKD, new], 1)
+        self.owner_W = torch.cat([self.owner_W, owner])
+        self.first_person_W = torch.cat([self.first_person_W, batch.first_person_BT.flatten()])
+        if len(self) > most:
+            kept = self.owner_W[len(self) - most - 1] + 1  # documents stay whole
+            where = self.owner_W >= kept
+            self.vectors_LWKD = self.vectors_LWKD[:, where]
+            self.owner_W, self.first_person_W = self.owner_W[where], self.first_person_W[where]
+            self.asked = {document: q for document, q in self.asked.items() if document >= kept}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON of it."""
+        tensors = {} if self.vectors_LWKD is None else {"vectors": self.vectors_LWKD}
+        tensors |= {"owner": self.owner_W, "first_person": self.first_person_W}
+        asked = {str(document): vars(q) for document, q in self.asked.items()}
+        return tensors, {"asked": asked, "documents": self.documents}
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Past:
+        """From what `state` gave."""
+        asked = {int(document): Question(**q) for document, q in meta["asked"].items()}
+        return cls(tensors.get("vectors"), tensors["owner"], tensors["first_person"], asked, meta["documents"])
 
 
 class BankSource:
@@ -88,6 +150,7 @@ class BankSource:
     Args:
         attachment, retriever: of the model in training.
         vectors: per layer, the written vectors [W, K, D], with gradient.
+        past: writes of earlier batches, which come after those of the batch in every table of writes; no gradient.
         start_LD: start vectors.
         history: the past of each question.
         asks_QT: the tokens that query the retriever.
@@ -117,19 +180,24 @@ class BankSource:
         key_group: int,
         force_Q: Tensor,
         generator: torch.Generator,
+        past: Past | None = None,
     ) -> None:
         self.attachment, self.retriever, self.vectors, self.start_LD = attachment, retriever, vectors, start_LD
-        self.history, self.asks_QT, self.force_Q = history, asks_QT, force_Q
+        device = vectors[0].device
+        history = history.to(device)
+        self.history, self.asks_QT, self.force_Q = history, asks_QT.to(device), force_Q.to(device)
         self.strength, self.recency, self.key_group, self.generator = strength, recency, key_group, generator
-        self.writes, self.K = vectors[0].shape[:2]
+        self.past_LWKD = None if past is None else past.vectors_LWKD
+        self.K = vectors[0].shape[1]
+        self.writes = len(vectors[0]) + (0 if self.past_LWKD is None else self.past_LWKD.shape[1])
         self.pool_vectors = min(pool_vectors, self.writes * self.K)
         self.pool_writes = min(self.writes, 20 * pool_vectors // (4 * self.K))
         self.retrieved = min(retrieved_writes, self.writes)
         self.survival = 1 - self.K / pool_vectors if pool_vectors > self.K else 0.0
         self.length = 1 + self.retrieved * self.K + self.pool_vectors
-        self.positions = torch.arange(self.length)[None]
+        self.positions = torch.arange(self.length, device=device)[None]
         self.rank_QW = torch.empty_like(history.order_QW).scatter_(
-            1, history.order_QW, torch.arange(self.writes).expand_as(history.order_QW)
+            1, history.order_QW, torch.arange(self.writes, device=device).expand_as(history.order_QW)
         )
         self.targets = history.targets()
         self.known_by_write_QW = torch.empty_like(history.known_QW).scatter_(1, history.order_QW, history.known_QW)
@@ -139,34 +207,47 @@ class BankSource:
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """Draw the layer's pool, retrieve, and gather keys and values."""
         vectors_WKD = self.vectors[layer]
+        past_WKD = None if self.past_LWKD is None else self.past_LWKD[layer].to(vectors_WKD)
         with torch.autocast(hidden_BTD.device.type, enabled=False):  # scores need float32
-            scores_QW, null = self._scores(layer, hidden_BTD.float(), vectors_WKD.float())
+            scores_QW, null = self._scores(layer, hidden_BTD.float(), vectors_WKD.float(), past_WKD)
         with torch.no_grad():
             rows, alive, bias = self._choose(scores_QW.detach().clone(), null.detach())
-        keys, values = self.attachment.project(layer, vectors_WKD)
-        heads, width = keys.shape[-2:]
-        table = torch.cat([keys.flatten(2), values.flatten(2)], -1).flatten(0, 1)
+        if past_WKD is not None:
+            vectors_WKD = torch.cat([vectors_WKD, past_WKD])
         start_keys, start_values = self.attachment.project(layer, self.start_LD[layer][None])
+        heads, width = start_keys.shape[-2:]
         start = torch.cat([start_keys.flatten(1), start_values.flatten(1)], -1)
-        picked = F.embedding(rows, table)
+        if rows.numel() < self.writes * self.K:  # few questions: project what they read
+            keys, values = self.attachment.project(layer, F.embedding(rows, vectors_WKD.flatten(0, 1)))
+            picked = torch.cat([keys.flatten(2), values.flatten(2)], -1)
+        else:
+            keys, values = self.attachment.project(layer, vectors_WKD)
+            picked = F.embedding(rows, torch.cat([keys.flatten(2), values.flatten(2)], -1).flatten(0, 1))
         both = torch.cat([start.expand(len(rows), 1, -1), picked], 1).unflatten(-1, (2, heads, width))
         keys_QHPE = self.attachment.rotate(both[:, :, 0].transpose(1, 2), self.positions, layer)
         bias = torch.cat([bias[:, :1], bias[:, 1:].masked_fill(~alive, _NEVER)], 1)
         return Slots(keys_QHPE, both[:, :, 1].transpose(1, 2), bias)
 
-    def _scores(self, layer: int, hidden_BTD: Tensor, vectors_WKD: Tensor) -> tuple[Tensor, Tensor]:
+    def _scores(
+        self, layer: int, hidden_BTD: Tensor, vectors_WKD: Tensor, past_WKD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scores [Q, W] of the bank's writes and the null score, and the retriever's loss.
 
-        Unlike the paper's, the loss reaches the hidden states too, so that they learn to be found.
+        Unlike the paper's, the loss reaches the hidden states too, so that they learn to be found. The keys of the past
+        are made anew but not learnt from: their activations would be most of a step's memory.
         """
         retriever, history = self.retriever, self.history
         queries = retriever.queries(layer, self.attachment.norm(layer, hidden_BTD))
         keys_WGR = retriever.keys(layer, self.attachment.norm(layer, vectors_WKD), self.key_group)
+        if past_WKD is not None:
+            with torch.no_grad():
+                past = retriever.keys(layer, self.attachment.norm(layer, past_WKD.float()), self.key_group)
+            keys_WGR = torch.cat([keys_WGR, past])
         asked = self.asks_QT.nonzero(as_tuple=True)
         products = queries[asked] @ keys_WGR.flatten(0, 1).T
         best = products.unflatten(1, (len(keys_WGR), -1)).amax(-1) * retriever.scale
         weight = 1 / self.asks_QT.sum(1)[asked[0]]
-        scores = torch.zeros(len(queries), len(keys_WGR)).index_add(0, asked[0], best * weight[:, None])
+        scores = best.new_zeros(len(queries), len(keys_WGR)).index_add(0, asked[0], best * weight[:, None])
         null = retriever.null[layer]
         logits = torch.cat([null.expand(len(scores), 1), scores.masked_fill(history.forbidden_QW, _NEVER)], 1)
         self.losses.append(F.cross_entropy(logits, self.targets))
@@ -178,26 +259,29 @@ class BankSource:
         questions = len(scores_QW)
         # The pool: the vectors that outlived random dropping, oldest first.
         newest = history.order_QW[:, -self.pool_writes :]
-        age = torch.arange(self.pool_writes - 1, -1, -1.0)[None, :, None]
-        luck = torch.rand(questions, self.pool_writes, K, generator=self.generator).clamp_min(1e-9)
+        device = scores_QW.device
+        age = torch.arange(self.pool_writes - 1, -1, -1.0, device=device)[None, :, None]
+        luck = torch.rand(questions, self.pool_writes, K, generator=self.generator).clamp_min(1e-9).to(device)
         life = luck.log() / math.log(self.survival) if self.survival > 0 else luck
         left = (life - age).masked_fill(~history.known_QW[:, -self.pool_writes :, None], -1e9)
         left = torch.where(age == 0, left + 1e6, left)  # the newest write is whole
         places = left.flatten(1).topk(self.pool_vectors, 1).indices.sort(1).values
         pool_rows = newest.gather(1, places // K) * K + places % K
         pool_alive = left.flatten(1).gather(1, places) > -1e8
-        in_pool = torch.zeros(questions, self.writes * K, dtype=torch.bool).scatter_(1, pool_rows, pool_alive)
+        in_pool = torch.zeros(questions, self.writes * K, dtype=torch.bool, device=device)
+        in_pool.scatter_(1, pool_rows, pool_alive)
         # Retrieval among writes that have left the pool, at least in part.
         outside = ~in_pool.unflatten(1, (-1, K)).all(-1) & self.known_by_write_QW
         gold = history.gold_Q
         force = self.force_Q & (gold >= 0)
         known = scores_QW.masked_fill(~self.known_by_write_QW, -torch.inf)
-        margin = 16 * torch.rand(questions, generator=self.generator)  # from hardly to fully decisive
+        # From hardly to fully decisive.
+        margin = 16 * torch.rand(questions, generator=self.generator).to(device)
         scores_QW[force, gold[force]] = (torch.maximum(known.amax(1), null) + margin)[force]
         found = scores_QW.masked_fill(~outside, -torch.inf).topk(self.retrieved, 1).indices
         found = found.gather(1, self.rank_QW.gather(1, found).argsort(1))
         exists = outside.gather(1, found)
-        rows = (found[..., None] * K + torch.arange(K)).flatten(1)
+        rows = (found[..., None] * K + torch.arange(K, device=device)).flatten(1)
         alive = exists.repeat_interleave(K, 1) & ~in_pool.gather(1, rows)
         rows, alive = torch.cat([rows, pool_rows], 1), torch.cat([alive, pool_alive], 1)
         slot_scores = scores_QW.gather(1, rows // K).masked_fill(~alive, -torch.inf)

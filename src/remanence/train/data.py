@@ -1,7 +1,7 @@
 """From facts and prose to tensors: the streams that are written and the questions that are read.
 
 A *stream* is one person's past in small: T chunks of n tokens, real prose with facts in it. Questions about a stream
-are answered with the whole batch's chunks as the past (see `loop.py`), so that a batch is one long history.
+are answered with the whole batch's chunks as the past (see `objective.py`), so that a batch is one long history.
 
 Every batch is a function of (seed, step) alone, so a resumed run sees exactly what an uninterrupted one would.
 """
@@ -13,6 +13,7 @@ import lzma
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -102,14 +103,18 @@ class Prose:
 
 @dataclass
 class Question:
-    """One question to the past. `chunk` holds the newest answer (None: no chunk does), `stale` older ones."""
+    """One question to the past. `chunk` holds the newest answer (None: no chunk does), `stale` older ones.
+
+    alike: those in `stale` are no older answers but say as much as `chunk` does, as all of a text does about its rest.
+    """
 
     prompt: list[int]
     answer: list[int]
     stream: int
     chunk: int | None
     stale: list[int]
-    first_person: bool
+    first_person: bool = False
+    alike: bool = False
 
 
 @dataclass
@@ -152,12 +157,15 @@ class Mix:
 
 
 class Streams:
-    """Draws batches. `split` chooses names: "train", or "held_out" for names never trained on."""
+    """Draws batches of made-up facts. `split` chooses names: "train", or "held_out" for names never trained on.
+
+    Lanes of the same step get other streams of the same length, and so equal work.
+    """
 
     def __init__(
-        self, prose: Prose, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, split: str = "train"
+        self, prose: Prose, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, split: str = "train", lane: int = 0
     ) -> None:
-        self.prose, self.seed, self.split = prose, seed, split
+        self.prose, self.seed, self.split, self.lane = prose, seed, split, lane
         self.backend = tokenizer.backend_tokenizer
         self.eos = tokenizer.eos_token_id
 
@@ -195,11 +203,18 @@ class Streams:
             ids += statement + (self.prose.after(rng, gap) if gap else [])
         return ids or self.prose.after(rng, length)
 
-    def batch(self, step: int, mix: Mix, *, rank: int = 0) -> Batch:
-        """The batch of a step. Processes of the same step get other streams of the same length, and so equal work."""
+    def state(self) -> dict[str, Any]:
+        """Nothing: a batch is a function of its step."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """As `state` says."""
+
+    def batch(self, step: int, mix: Mix) -> Batch:
+        """The batch of a step."""
         few = mix.tokens[0] // 4, mix.tokens[1] // 4  # few different lengths: kernels are made per shape
         length = random.Random(f"{self.seed}/{step}").randint(*few) * 4
-        rng = random.Random(f"{self.seed}/{self.split}/{step}/{rank}")
+        rng = random.Random(f"{self.seed}/{self.split}/{step}/{self.lane}")
         maker = FactMaker(rng, self.split, self.prose.words if self.split == "train" else ())
         chunks, first_person, questions = [], [], []
         for stream in range(mix.streams):

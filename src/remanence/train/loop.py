@@ -1,239 +1,119 @@
-"""One training loop for all stages: draw a batch, write the streams, ask, learn; with checkpoints and resume."""
+"""One training loop for all stages and engines: draw a batch a lane, learn, log, save; killed, it goes on.
+
+A *lane* is one of the batches of a step, with its own place in the data and its own past. Lanes are shared out to the
+processes, so what is learnt depends on how many lanes there are, and not on how many processes.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import ConfigError
-from ..hf import MemoryCache, VectorSource
 from ..model import MemoryModel
-from .bank import BankSource, History
-from .data import Batch, Mix, Prose, Rows, Streams
-from .facts import UNKNOWN
+from .bank import Past
+from .data import Batch
+from .objective import Objective, Place
+from .settings import Engine, Stage
 
 Show = Callable[[dict[str, Any]], None]
+StageDone = Callable[[Stage, dict[str, Tensor]], None]
+_STEPS_A_STAGE = 1_000_000
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the curriculum; the next one shows only its difference (`dataclasses.replace`).
+class Batches(Protocol):
+    """Where a lane's batches come from."""
 
-    steps: optimizer steps. lr: of Muon on the layers' matrices; the rest learns with AdamW, the retriever at
-    `lr_retriever`, embeddings, norms, start and offset at `lr_rest`.
-    decay: the last share of the steps in which all of them fall linearly to zero.
-    mixes: how streams and questions are drawn; each step takes one of them.
-    others: least and most writes of other streams in a history.
-    pool: N in training. retrieved: writes read from the long-term store, K0 / K; 0 is MemoryLLM.
-    in_context: share of steps that ask about text in the window, without memory.
-    pending: share of the other steps in which some text is still in the window.
-    force: share of questions whose right write is retrieved whatever its score.
-    """
+    def batch(self, step: int, mix: Any) -> Batch:
+        """The batch of a step; called once a step, in order."""
 
-    name: str
-    steps: int
-    mixes: tuple[Mix, ...] = (Mix(),)
-    lr: float = 0.02
-    lr_rest: float = 0.003
-    lr_retriever: float = 0.01
-    warmup: int = 20
-    decay: float = 0.0
-    others: tuple[int, int] = (0, 0)
-    pool: int = 32
-    retrieved: int = 0
-    in_context: float = 0.0
-    pending: float = 0.0
-    force: float = 0.0
-    lm_weight: float = 0.15
-    retriever_weight: float = 0.5
+    def state(self) -> dict[str, Any]:
+        """The place in the data as JSON, so that `load` goes on exactly from there."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a place."""
 
 
-def write_streams(model: MemoryModel, chunks_BTn: Tensor, lm_share: float) -> tuple[list[Tensor], Tensor]:
-    """Write T chunks a stream, the gradient kept within each chunk.
-
-    Returns:
-        per layer the vectors [B * T, K, D], and the language-modelling loss of a share of the chunks.
-    """
-    decoder, width = model.attachment.decoder, model.base.config.hidden_size
-    streams, chunks, _ = chunks_BTn.shape
-    nothing = torch.zeros(streams, 0, width)
-    written: list[list[Tensor]] = []
-    losses = []
-    for t in range(chunks):
-        seen = [v.detach() for v in written[-1]] if t else [nothing] * len(model.attachment.layers)
-        cache = model.write_cache(seen)
-        ids = chunks_BTn[:, t]
-        hidden = decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
-        written.append(cache.kept)
-        some = max(1, round(streams * lm_share))
-        logits = model.base.lm_head(hidden[:some, :-1])
-        losses.append(F.cross_entropy(logits.flatten(0, 1).float(), ids[:some, 1:].flatten()))
-    vectors = [torch.stack(layer, 1).flatten(0, 1) for layer in zip(*written, strict=True)]
-    return vectors, torch.stack(losses).mean()
+MakeBatches = Callable[[int, int, str], Batches]  # of (lane, lanes, "train" or "held_out")
 
 
 class Trainer:
     """Trains a model through stages.
 
-    Every batch and every draw is a function of (stage, step, rank), so a resumed run is the uninterrupted one. Under
-    `torchrun` each process draws its own batches and gradients are averaged.
+    Every batch and every draw is a function of (stage, step, lane), so a resumed run is the uninterrupted one.
 
     Args:
-        model: trained in place.
-        prose: the distracting text.
+        model: trained in place: what of it requires a gradient.
+        batches: makes the source of a lane's batches.
         stages: the curriculum, in order.
         folder: for checkpoints and `log.jsonl`.
+        engine: how it runs.
+        unknown: tokens of the answer to what was never told, if the data has such questions.
+
+    Raises:
+        ConfigError: settings that do not fit together.
     """
 
-    def __init__(self, model: MemoryModel, prose: Prose, stages: list[Stage], folder: Path) -> None:
-        self.model, self.stages, self.folder = model, stages, folder
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.streams = Streams(prose, model.tokenizer)
-        self.held_out = Streams(prose, model.tokenizer, split="held_out")
-        matrices = [p for p in model.base.model.layers.parameters() if p.ndim == 2]
-        chosen = {id(p) for p in matrices}
-        retriever = list(model.retriever.parameters())
-        chosen |= {id(p) for p in retriever}
-        rest = [p for p in model.parameters() if id(p) not in chosen]
-        self.optimizers = [
-            torch.optim.Muon(matrices, weight_decay=0.0, momentum=0.95),
-            torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.0),
-            torch.optim.AdamW(retriever, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
-        self.stage_index = self.step = 0
+    def __init__(
+        self,
+        model: MemoryModel,
+        batches: MakeBatches,
+        stages: list[Stage],
+        folder: Path,
+        *,
+        engine: Engine | None = None,
+        unknown: list[int] | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.model, self.stages, self.folder, self.engine = model, stages, folder, engine or Engine()
+        self.accelerator = accelerator or new_accelerator(self.engine, folder)
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.lanes = self.engine.lanes or self.world
+        if self.lanes % self.world:
+            raise ConfigError(
+                f"{self.lanes} lanes cannot be shared out evenly to {self.world} processes; change engine.lanes."
+            )
+        self.own = range(self.rank, self.lanes, self.world)
+        self.batches, self.sources = batches, {lane: batches(lane, self.lanes, "train") for lane in self.own}
+        self.past = {lane: Past() for lane in self.own}
+        _same_dtype(model)
+        self.objective = Objective(
+            model, precision=self.engine.precision, recompute=self.engine.recompute, unknown=unknown
+        )  # fmt: skip
+        sharded = self.engine.parallel == "fsdp2"
+        if sharded:
+            _shard(self.objective, self.accelerator)
+        self.groups = _groups(model)
+        self.optimizers = _optimizers(self.groups, self.engine)
+        self.wrapped: Any = self.objective if sharded else self.accelerator.prepare_model(self.objective)
+        self.stage_index = self.step = self.tokens = 0
+        self._steps_saved = -1
 
     @property
     def stage(self) -> Stage:
         """The stage at hand."""
         return self.stages[self.stage_index]
 
-    def loss(self, batch: Batch, generator: torch.Generator, shared: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of a batch and its figures.
-
-        Args:
-            batch: of this process.
-            generator: for what each process draws.
-            shared: for what all processes draw alike, the sub-task, so that they have equal work.
-        """
-        model, stage = self.model, self.stage
-        assert model.start is not None
-        layers = len(model.attachment.layers)
-        draws = torch.rand(2, generator=shared).tolist()
-        in_context, pending = draws[0] < stage.in_context, draws[1] < stage.pending
-        questions = batch.questions
-        with model.attachment.hooks(), torch.autocast("cpu", torch.bfloat16):
-            if in_context:
-                return self._in_context(batch)
-            vectors, lm = write_streams(model, batch.chunks_BTn, 0.25)
-            chunks = batch.chunks_BTn.shape[1]
-            writes = len(vectors[0])
-            gold_Q = torch.tensor([-1 if q.chunk is None else q.stream * chunks + q.chunk for q in questions])
-            stale = torch.zeros(len(questions), writes, dtype=torch.bool)
-            for i, q in enumerate(questions):
-                stale[i, [q.stream * chunks + c for c in q.stale]] = True
-            first_Q = torch.tensor([q.first_person for q in questions])
-            streams_Q = torch.tensor([q.stream for q in questions])
-            own = torch.arange(writes)[None] // chunks == streams_Q[:, None]
-            forbidden = first_Q[:, None] & batch.first_person_BT.flatten()[None] & ~own
-            contexts: list[list[int]] = [[] for _ in questions]
-            if pending:
-                contexts, moved = self._pending(batch, gold_Q, generator)
-                forbidden[moved, gold_Q[moved]] = True
-                gold_Q[moved] = -1
-            rows = Rows.of(contexts, [[q] for q in questions])
-            history = History.draw(streams_Q, gold_Q, stale, forbidden, chunks, stage.others, generator)
-            source = BankSource(
-                model.attachment, model.retriever, vectors, model.start, history, rows.asks_QT,
-                pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=model.config.score_bias,
-                recency=model.config.recency, key_group=model.config.key_group,
-                force_Q=torch.rand(len(questions), generator=generator) < stage.force,
-                generator=generator,
-            )  # fmt: skip
-            cache = MemoryCache(source, layers)
-            hidden = model.attachment.decoder(rows.ids_QT, past_key_values=cache, use_cache=True).last_hidden_state
-        answer, right = self._answers(hidden, rows, len(questions))
-        retriever = torch.stack(source.losses).mean()
-        loss = answer + stage.lm_weight * lm + stage.retriever_weight * retriever
-        figures = self._figures(questions, right) | {
-            "answer": answer.item(), "lm": lm.item(), "retriever": retriever.item(),
-            "recall": [round(r.item(), 3) for r in source.recall],
-        }  # fmt: skip
-        return loss, figures
-
-    def _answers(self, hidden: Tensor, rows: Rows, questions: int) -> tuple[Tensor, Tensor]:
-        """Mean loss of the answers' tokens, and which questions got every token right."""
-        wanted = rows.labels_QT >= 0
-        logits = self.model.base.lm_head(hidden[wanted]).float()
-        labels = rows.labels_QT[wanted]
-        wrong = torch.zeros(questions).index_add(0, rows.owner_QT[wanted], (logits.argmax(-1) != labels).float())
-        return F.cross_entropy(logits, labels), wrong == 0
-
-    @staticmethod
-    def _figures(questions: list[Any], right: Tensor) -> dict[str, float]:
-        """Share of right answers by kind of question."""
-        kinds: dict[str, list[float]] = {}
-        for q, r in zip(questions, right.tolist(), strict=True):
-            kind = "unknown" if q.chunk is None else "newest" if q.stale else "known"
-            kinds.setdefault(kind, []).append(float(r))
-        return {kind: sum(values) / len(values) for kind, values in kinds.items()}
-
-    def _pending(self, batch: Batch, gold_Q: Tensor, generator: torch.Generator) -> tuple[list[list[int]], Tensor]:
-        """Text still in the window. For a third of the answerable questions it is the chunk with the answer, which then
-        is not in memory; for the others the end of some chunk that has nothing to do with them.
-
-        Returns: the texts, and the questions [Q] whose answer is in the window.
-        """
-        chunks_WD = batch.chunks_BTn.flatten(0, 1)
-        moved = (gold_Q >= 0) & (torch.rand(len(gold_Q), generator=generator) < 0.33)
-        moved &= torch.tensor([not q.stale for q in batch.questions])
-        plain = (~batch.first_person_BT.flatten()).nonzero().flatten()
-        plain = plain if len(plain) else torch.zeros(1, dtype=torch.long)
-        picks = plain[torch.randint(len(plain), (len(gold_Q),), generator=generator)]
-        sizes = torch.randint(1, chunks_WD.shape[1], (len(gold_Q),), generator=generator)
-        own = torch.tensor([q.stream for q in batch.questions]) == picks // batch.chunks_BTn.shape[1]
-        sizes[own] = 0
-        sizes[moved] = chunks_WD.shape[1]
-        picks[moved] = gold_Q[moved]
-        texts = [row[len(row) - size :] for row, size in zip(chunks_WD[picks].tolist(), sizes.tolist(), strict=True)]
-        return texts, moved
-
-    def _in_context(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Questions about the last chunks of their own stream, which are in the window as text; no memory."""
-        model = self.model
-        assert model.start is not None
-        streams, chunks, length = batch.chunks_BTn.shape
-        shown = min(chunks, max(1, 128 // length))
-        questions = [
-            replace(q, chunk=None, answer=self._unknown) if q.chunk is not None and q.chunk < chunks - shown else q
-            for q in batch.questions
-        ]
-        grouped = [[q for q in questions if q.stream == stream] for stream in range(streams)]
-        rows = Rows.of(batch.chunks_BTn[:, -shown:].flatten(1).tolist(), grouped)
-        source = VectorSource(model.attachment, [s.expand(streams, 1, -1) for s in model.start])
-        cache = MemoryCache(source, len(model.attachment.layers))
-        hidden = model.attachment.decoder(rows.ids_QT, past_key_values=cache, use_cache=True).last_hidden_state
-        answer, right = self._answers(hidden, rows, len(questions))
-        text = shown * length
-        logits = model.base.lm_head(hidden[::4, : text - 1])
-        lm = F.cross_entropy(logits.flatten(0, 1).float(), rows.ids_QT[::4, 1:text].flatten())
-        figures = {f"context_{k}": v for k, v in self._figures([q for g in grouped for q in g], right).items()}
-        return answer + self.stage.lm_weight * lm, figures | {"context_answer": answer.item(), "lm": lm.item()}
-
     @property
-    def _unknown(self) -> list[int]:
-        return [*self.streams.encode(UNKNOWN), self.streams.eos]
+    def total(self) -> int:
+        """Steps done, over all stages."""
+        return sum(s.steps for s in self.stages[: self.stage_index]) + self.step
 
     def rate(self) -> float:
         """The learning rate's factor at this step."""
@@ -243,123 +123,324 @@ class Trainer:
         return warm * min(1.0, left)
 
     def train_step(self) -> dict[str, Any]:
-        """One optimizer step."""
+        """One optimizer step; the figures are means over all lanes of all processes."""
         began = time.perf_counter()
-        place = self.stage_index * 1_000_000 + self.step
-        batch = self.streams.batch(place, self.stage.mixes[self.step % len(self.stage.mixes)], rank=self.rank)
-        drawn = time.perf_counter()
-        loss, figures = self.loss(batch, *self._generators(place))
-        loss.backward()
-        if self.world > 1:
-            self._average_gradients()
-        norm = torch.stack([self._clip(optimizer) for optimizer in self.optimizers]).norm()
-        factor = self.rate()
-        rates = self.stage.lr, self.stage.lr_rest, self.stage.lr_retriever
-        for optimizer, rate in zip(self.optimizers, rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        stage, place = self.stage, self.stage_index * _STEPS_A_STAGE + self.step
+        mix = stage.mixes[self.step % len(stage.mixes)]
+        self.model.train()
+        found, tokens = [], 0
+        for lane in self.own:
+            batch = self.sources[lane].batch(place, mix)
+            tokens += batch.chunks_BTn.numel()
+            torch.manual_seed(place * 64 + lane)  # of dropout
+            last = lane == self.own[-1]
+            with self._sync(last):
+                loss, figures = self.wrapped(batch, stage, Place(place, lane), self.past[lane])
+                self.accelerator.backward(loss / len(self.own))
+            found.append(figures | {"loss": loss.item(), "tokens": batch.chunks_BTn.numel()})
+        norm = self._update()
         self.step += 1
-        now = time.perf_counter()
+        figures = self._mean(found)
+        self.tokens += figures.pop("tokens")
+        seconds = time.perf_counter() - began
         return figures | {
-            "stage": self.stage.name, "step": self.step, "loss": loss.item(), "norm": norm.item(),
-            "data_s": drawn - began, "s": now - began, "tokens": batch.chunks_BTn.numel() * self.world,
+            "stage": stage.name, "step": self.step, "total": self.total, "norm": norm, "lr": stage.lr * self._factor,
+            "tokens": self.tokens, "tokens_per_s": self._last_tokens / seconds, "s": seconds,
         }  # fmt: skip
 
-    def _generators(self, place: int) -> tuple[torch.Generator, torch.Generator]:
-        """The process's own generator for a step, and the one that is alike in all."""
-        return torch.Generator().manual_seed(place * 64 + self.rank), torch.Generator().manual_seed(place)
+    def _sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged with a step's last lane only."""
+        if isinstance(self.objective, FSDPModule):
+            self.objective.set_requires_gradient_sync(last)
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
-    @staticmethod
-    def _clip(optimizer: torch.optim.Optimizer) -> Tensor:
-        """Clip each optimizer's gradients on their own: the retriever's are many times the others'."""
-        return torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+    def _update(self) -> float:
+        """Clip, step and clear every optimizer: the retriever's gradients are many times the others'."""
+        stage, norms = self.stage, []
+        self._factor = self.rate()
+        for name, optimizer in self.optimizers.items():
+            parameters = [p for g in optimizer.param_groups for p in g["params"]]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.engine.clip)
+            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+            for group in optimizer.param_groups:
+                group["lr"] = getattr(stage, name) * self._factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return torch.stack(norms).norm().item()
 
-    def _average_gradients(self) -> None:
-        parameters = list(self.model.parameters())
-        flat = torch.cat(
-            [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
-        )
-        dist.all_reduce(flat)
-        for p, g in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = g.view_as(p) / self.world
-
-    def evaluate(self, batches: int = 2) -> dict[str, Any]:
-        """Figures on names never trained on."""
-        total: dict[str, list[Any]] = {}
-        for i in range(batches):
-            with torch.no_grad():
-                batch = self.held_out.batch(i, self.stage.mixes[-1], rank=self.rank)
-                _, figures = self.loss(batch, *self._generators(i))
+    def _mean(self, found: list[dict[str, Any]]) -> dict[str, Any]:
+        """Figures of all lanes: means, but the sum of tokens."""
+        if self.world > 1:
+            found = gather_object(found)
+        values: dict[str, list[Any]] = {}
+        for figures in found:
             for key, value in figures.items():
-                total.setdefault(key, []).append(value)
-        return {f"held_{k}": sum(v) / len(v) for k, v in total.items() if not isinstance(v[0], list)}
+                values.setdefault(key, []).append(value)
+        mean: dict[str, Any] = {}
+        for key, some in values.items():
+            if isinstance(some[0], list):
+                mean[key] = [sum(layer) / len(some) for layer in zip(*some, strict=True)]
+            else:
+                mean[key] = sum(some) if key == "tokens" else sum(some) / len(some)
+        self._last_tokens = mean.get("tokens", 0)
+        return mean
 
-    def run(
-        self, *, log_every: int = 10, eval_every: int = 100, save_every_s: float = 120, show: Show | None = None
-    ) -> None:
-        """Train to the end of the last stage. `show` is called with each step's figures."""
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, Any]:
+        """Figures on what is never trained on, with the last mix of the stage; the same batches every time."""
+        self.model.eval()
+        stage, found = self.stage, []
+        for lane in self.own:
+            held_out = self.batches(lane, self.lanes, "held_out")
+            past = Past()
+            for i in range(self.engine.eval_batches):
+                batch = held_out.batch(i, stage.mixes[-1])
+                loss, figures = self.wrapped(batch, stage, Place(i, lane), past)
+                found.append(figures | {"loss": loss.item()})
+        return {f"held_{k}": v for k, v in self._mean(found).items()}
+
+    def run(self, *, show: Show | None = None, stage_done: StageDone | None = None) -> None:
+        """Train to the end of the last stage.
+
+        Args:
+            show: is called with each step's figures.
+            stage_done: is called in the first process with each stage that ends and what was trained.
+        """
+        engine = self.engine
         self.folder.mkdir(parents=True, exist_ok=True)
-        saved = time.perf_counter()
+        self._cut_log()
+        saved = time.monotonic()
         while self.stage_index < len(self.stages):
             while self.step < self.stage.steps:
                 figures = self.train_step()
+                end = self.step == self.stage.steps
                 if show is not None:
                     show(figures)
-                if self.step % eval_every == 0:
+                if self.step % engine.eval_every == 0 or end:
                     figures |= self.evaluate()
-                if self.rank == 0 and (self.step % log_every == 0 or self.step == self.stage.steps):
-                    with (self.folder / "log.jsonl").open("a") as log:
-                        log.write(json.dumps({k: _short(v) for k, v in figures.items()}) + "\n")
-                if time.perf_counter() - saved > save_every_s:
+                if self.step % engine.log_every == 0 or end or "held_loss" in figures:
+                    self._log(figures)
+                if self._all(time.monotonic() - saved > engine.save_every_s):
                     self.save()
-                    saved = time.perf_counter()
+                    saved = time.monotonic()
+            trained = self.trained()
+            if stage_done is not None and self.rank == 0:
+                stage_done(self.stage, trained)
             self.stage_index, self.step = self.stage_index + 1, 0
             self.save()
+        self.accelerator.end_training()
 
-    def save(self) -> None:
-        """Write a checkpoint: weights, optimizer states, the place in the curriculum. Atomic; no pickle."""
+    def _all(self, flag: bool) -> bool:
+        """The first process's flag, in every process."""
+        if self.world == 1:
+            return flag
+        return bool(gather_object([flag])[0])
+
+    def _log(self, figures: dict[str, Any]) -> None:
+        """A line of log.jsonl, and the trackers."""
         if self.rank:
             return
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items() if k != "base.lm_head.weight"}
-        for i, optimizer in enumerate(self.optimizers):
-            for j, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        place = {"stage": str(self.stage_index), "step": str(self.step)}
-        _replace(self.folder / "checkpoint.safetensors", tensors, place)
+        line = {k: _short(v) for k, v in figures.items()}
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+        if self.engine.trackers:
+            self.accelerator.log(numbers(line), step=figures["total"])
+
+    def _cut_log(self) -> None:
+        """Lines of steps that were lost with the process that made them are made again."""
+        path = self.folder / "log.jsonl"
+        if self.rank or not path.exists():
+            return
+        lines = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["total"] <= self.total:
+                    lines.append(line)
+            except (json.JSONDecodeError, KeyError):
+                continue  # half a line
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.replace(path)
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint: what is trained, optimizer states, each lane's place and past. Atomic; no pickle.
+
+        A checkpoint is a folder that gets its name when it is whole; the one before goes then. All processes call this.
+        """
+        name = f"step-{self.stage_index:02d}-{self.step:07d}"
+        new = self.folder / "checkpoints" / f"new-{name}"
+        if self.rank == 0:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        for lane in self.own:
+            tensors, meta = self.past[lane].state()
+            text = json.dumps({"past": meta, "data": self.sources[lane].state()})
+            _write(new / f"lane-{lane}.safetensors", tensors, {"state": text})
+        tensors = self._tensors()
+        if self.rank == 0:
+            place = {"stage": self.stage_index, "step": self.step, "tokens": self.tokens, "lanes": self.lanes}
+            _write(new / "trained.safetensors", tensors, {"place": json.dumps(place)})
+        self.accelerator.wait_for_everyone()
+        if self.rank == 0:
+            whole = self.folder / "checkpoints" / name
+            shutil.rmtree(whole, ignore_errors=True)
+            new.rename(whole)
+            _sync_folder(whole.parent)
+            for other in (self.folder / "checkpoints").iterdir():
+                if other != whole:
+                    shutil.rmtree(other, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights and optimizer states by name, whole; all processes call this."""
+        tensors = {}
+        for name, optimizer in self.optimizers.items():
+            for key, parameter in self.groups[name].items():
+                tensors[f"weights.{key}"] = _whole(parameter)
+                for kind, value in optimizer.state.get(parameter, {}).items():
+                    tensors[f"{kind}.{key}"] = _whole(torch.as_tensor(value))
+        return tensors
 
     def resume(self) -> bool:
-        """Load the folder's checkpoint; False if there is none."""
-        path = self.folder / "checkpoint.safetensors"
-        if not path.exists():
+        """Load the folder's checkpoint, of any number of processes; False if there is none.
+
+        Raises:
+            ConfigError: a checkpoint of another model, or of other lanes.
+        """
+        folders = sorted((self.folder / "checkpoints").glob("step-*"))
+        if not folders:
             return False
-        with safe_open(path, "pt") as file:
+        whole = folders[-1]
+        with safe_open(whole / "trained.safetensors", "pt") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            place = file.metadata()
-        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        missing = self.model.load_state_dict(weights, strict=False)
-        if missing.unexpected_keys or set(missing.missing_keys) - {"base.lm_head.weight"}:
-            raise ConfigError(f"{path} does not fit this model: {missing}.")
-        for i, optimizer in enumerate(self.optimizers):
-            whole = optimizer.state_dict()
-            for key, value in tensors.items():
-                if key.startswith(f"optimizer.{i}."):
-                    _, _, j, name = key.split(".", 3)
-                    whole["state"].setdefault(int(j), {})[name] = value
-            optimizer.load_state_dict(whole)
-        self.stage_index, self.step = int(place["stage"]), int(place["step"])
+            place = json.loads(file.metadata()["place"])
+        if place["lanes"] != self.lanes:
+            raise ConfigError(
+                f"{self.folder} was trained with {place['lanes']} lanes, not {self.lanes}; set engine.lanes to that."
+            )
+        known = {f"weights.{key}": p for group in self.groups.values() for key, p in group.items()}
+        found = {k: v for k, v in tensors.items() if k.startswith("weights.")}
+        wrong = sorted(known.keys() ^ found.keys()) or [k for k, p in known.items() if p.shape != found[k].shape]
+        if wrong:
+            raise ConfigError(f"{whole} does not fit this model: {', '.join(wrong[:5])}.")
+        for name, optimizer in self.optimizers.items():
+            for key, parameter in self.groups[name].items():
+                with torch.no_grad():
+                    parameter.copy_(_like(tensors[f"weights.{key}"], parameter))
+                state = {k.removesuffix(f".{key}"): v for k, v in tensors.items() if _kind(k, key)}
+                if state:
+                    optimizer.state[parameter] = {k: _like(v, parameter) for k, v in state.items()}
+        for lane in self.own:
+            with safe_open(whole / f"lane-{lane}.safetensors", "pt") as file:
+                state = json.loads(file.metadata()["state"])
+                own = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+            self.past[lane] = Past.of(own, state["past"])
+            self.sources[lane].load(state["data"])
+        self.stage_index, self.step, self.tokens = place["stage"], place["step"], place["tokens"]
         return True
+
+    def trained(self) -> dict[str, Tensor]:
+        """What was trained, by name, whole and on the CPU; all processes call this."""
+        return {k.removeprefix("weights."): v for k, v in self._tensors().items() if k.startswith("weights.")}
+
+
+def new_accelerator(engine: Engine, folder: Path) -> Accelerator:
+    """The engine's accelerator. Half precision is the objective's own affair: only the layers run in it."""
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a sub-task may leave one adapter out
+    return Accelerator(
+        log_with=list(engine.trackers) or None, project_dir=str(folder) if engine.trackers else None,
+        kwargs_handlers=[unused], step_scheduler_with_optimizer=False,
+    )  # fmt: skip
+
+
+def _same_dtype(model: MemoryModel) -> None:
+    """What learns is float32, whatever the base is."""
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            parameter.data = parameter.data.float()
+
+
+def _shard(objective: Objective, accelerator: Accelerator) -> None:
+    """FSDP2: every layer a unit, all else one."""
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for layer in objective.model.attachment.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(objective, mesh=mesh)
+
+
+def _groups(model: MemoryModel) -> dict[str, dict[str, Any]]:
+    """What learns, by the setting of its learning rate: layers' matrices or adapters, retriever, the rest."""
+    inside = {id(p) for layer in model.attachment.layers for p in layer.parameters() if p.ndim == 2}
+    groups: dict[str, dict[str, Any]] = {"lr": {}, "lr_rest": {}, "lr_retriever": {}}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            kind = "lr" if id(parameter) in inside else "lr_retriever" if "retriever." in name else "lr_rest"
+            groups[kind][name] = parameter
+    return {kind: group for kind, group in groups.items() if group}
+
+
+def _optimizers(groups: dict[str, dict[str, Any]], engine: Engine) -> dict[str, torch.optim.Optimizer]:
+    optimizers: dict[str, torch.optim.Optimizer] = {}
+    for kind, group in groups.items():
+        parameters = list(group.values())
+        if kind == "lr" and engine.optimizer == "muon":
+            if engine.parallel == "fsdp2":
+                raise ConfigError("engine.optimizer=muon needs whole matrices; use engine.parallel=ddp, or adamw.")
+            optimizers[kind] = torch.optim.Muon(parameters, weight_decay=0.0, momentum=0.95)
+        else:
+            decay = engine.weight_decay if kind == "lr" else 0.0
+            optimizers[kind] = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=decay)
+    return optimizers
+
+
+def numbers(figures: dict[str, Any]) -> dict[str, float]:
+    """Figures that a tracker takes: numbers; a list's become name/0, name/1, ..."""
+    found: dict[str, float] = {}
+    for key, value in figures.items():
+        if isinstance(value, list):
+            found |= {f"{key}/{i}": float(v) for i, v in enumerate(value)}
+        elif isinstance(value, int | float):
+            found[key] = value
+    return found
+
+
+def _whole(value: Tensor) -> Tensor:
+    value = value.full_tensor() if isinstance(value, DTensor) else value
+    return value.detach().cpu().contiguous()
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor as the parameter is: on its device, sharded if it is. A count of steps stays as it is."""
+    if value.shape != parameter.shape:
+        return value
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
+def _kind(name: str, key: str) -> bool:
+    """Whether `name` is an optimizer state of the parameter `key`: one word before it."""
+    kind = name.removesuffix(f".{key}")
+    return kind != name and "." not in kind and kind != "weights"
 
 
 def _short(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_short(v) for v in value]
     return round(value, 4) if isinstance(value, float) else value
 
 
-def _replace(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file in one step: the old one stays until the new one is whole."""
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=metadata)
-    with temporary.open("rb") as file:
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=metadata)
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

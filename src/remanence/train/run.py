@@ -1,7 +1,4 @@
-"""Starts a training run: one or more processes that average their gradients, each on one thread.
-
-`launch` starts them; each runs this file's `main`. One thread a process: small matrices gain little from a second.
-"""
+"""A training run from its settings: builds the model and the data, starts the processes, writes the trained model."""
 
 from __future__ import annotations
 
@@ -11,64 +8,202 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from transformers import PreTrainedTokenizerFast
+from peft import LoraConfig
+from pydantic import TypeAdapter
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers.utils import logging
 
+from ..config import MemoryConfig
 from ..errors import ConfigError, RemanenceError
-from ..model import MemoryModel
+from ..hf import trained_positions
+from ..model import BUILTIN, SETTINGS, MemoryModel
 from .attention import GROUPED
-from .data import ANSWER, QUESTION, Prose, build_tokenizer, read_prose
-from .loop import Stage, Trainer
-from .stages import builtin, new_model
+from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
+from .documents import RECIPES, Data, Documents
+from .facts import UNKNOWN
+from .loop import MakeBatches, Trainer, new_accelerator
+from .settings import Engine, Run, Stage, changed
+from .stages import MEMORY, STAGES, builtin, memory_for, new_model
 
 PROMPT = QUESTION + "{question}" + ANSWER
+SCRATCH = "scratch"  # the model of a run that trains the built-in one from nothing
 
 # Large tensors come and go at every step; glibc would return them to the system and fault them in again.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
-def launch(
-    out: Path,
-    prose: Path,
-    *,
-    resume: bool = True,
-    begin: str | None = None,
-    processes: int = 2,
+def builtin_run(prose: Path, *, begin: str | None = None, fast: bool = False) -> Run:
+    """The run that makes the built-in model; `begin`, a trained model, runs its last stage once more."""
+    return Run(
+        model=begin or SCRATCH, prose=str(prose), memory=MEMORY, lora=None,
+        stages=_few(builtin()[-1:] if begin else builtin(), fast),
+        engine=Engine(lanes=2, optimizer="muon"),
+    )  # fmt: skip
+
+
+def stages_run(
+    model: str, sources: list[str], names: list[str], *, prose: Path | None = None, changes: list[str] | None = None,
     fast: bool = False,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train the built-in model in `processes` processes.
+) -> Run:  # fmt: skip
+    """A run of some of the papers' stages on any decoder.
 
     Args:
-        out: folder of the run. prose: text to train on. resume: go on from the folder's checkpoint.
-        begin: "builtin" or the folder of a trained model, whose last stage is then run once more.
-        fast: a few steps of every stage. quiet: no progress bar.
+        model: folder or hub id; a model with memory keeps its own sizes.
+        sources: files, hub datasets or recipes; none trains on made-up facts in `prose`.
+        names: of `STAGES`. changes: "key=value"; those of the memory come first, as stages are sized for it.
+
+    Raises:
+        ConfigError: no such model, or a change that cannot be.
+    """
+    data = [data for source in sources for data in RECIPES.get(source, (Data(path=source),))]
+    run = Run(model=model, data=tuple(data), prose="" if prose is None else str(prose), memory=_memory(model, prose))
+    changes = changes or []
+    run = changed(run, [c for c in changes if c.startswith("memory.")])
+    run = replace(run, stages=_few([STAGES[name](run.memory, not run.data) for name in names], fast))
+    return changed(run, [c for c in changes if not c.startswith("memory.")])
+
+
+def _memory(model: str, prose: Path | None) -> MemoryConfig:
+    """The memory that a model has, or the one that fits it."""
+    settings = (BUILTIN if model == "builtin" else Path(model)) / SETTINGS
+    if settings.exists():
+        return MemoryConfig.from_dict(json.loads(settings.read_text(encoding="utf-8"))["memory"])
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot load model {model!r}: {str(error).splitlines()[0]}") from error
+    memory = memory_for(trained_positions(config))
+    return memory.replace(recency=3.0) if prose is not None else memory  # facts change
+
+
+def _few(stages: list[Stage], fast: bool) -> tuple[Stage, ...]:
+    if not fast:
+        return tuple(stages)
+    return tuple(
+        replace(
+            s, steps=3, others=(0, min(s.others[1], 8)),
+            mixes=tuple(replace(m, streams=min(4, m.streams)) for m in s.mixes),
+        )
+        for s in stages
+    )  # fmt: skip
+
+
+def save_run(run: Run, out: Path) -> None:
+    """Write `config.json`; the processes of the run read it."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(run), indent=2) + "\n", encoding="utf-8")
+
+
+def load_run(out: Path) -> Run:
+    """Read `config.json`.
+
+    Raises:
+        ConfigError: there is none, or it is not one.
+    """
+    try:
+        return TypeAdapter(Run).validate_json((out / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{out} holds no training run: {str(error).splitlines()[0]}") from error
+
+
+def build(run: Run, out: Path) -> MemoryModel:
+    """The model before training.
+
+    Raises:
+        ConfigError: no such model, or one that memory cannot be attached to.
+    """
+    torch.manual_seed(run.seed)
+    if run.model == SCRATCH:
+        model = new_model(PreTrainedTokenizerFast.from_pretrained(out / "tokenizer"))
+        model.prompt = PROMPT
+        return model
+    if run.model == "builtin" or (Path(run.model) / SETTINGS).exists():
+        model = MemoryModel.from_pretrained(run.model)
+        for parameter in model.parameters():
+            parameter.requires_grad_(model.lora is None)
+        for name, parameter in model.named_parameters():
+            if not name.startswith("base.") or "lora_" in name:
+                parameter.requires_grad_(True)
+        return model
+    bare = MemoryModel.from_pretrained(run.model, memory=run.memory)
+    if run.lora is None:
+        return bare
+    names = {name.rsplit(".", 1)[-1] for name, _ in bare.base.named_modules()}
+    targets = [t for t in run.lora.targets if t in names] or "all-linear"
+    lora = LoraConfig(
+        r=run.lora.r, lora_alpha=run.lora.alpha, lora_dropout=run.lora.dropout, target_modules=targets,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+    prompt = bare.prompt if run.data else PROMPT
+    return MemoryModel(bare.base, bare.tokenizer, run.memory, prompt=prompt, name=bare.name, lora=lora)
+
+
+def batches_of(run: Run, model: MemoryModel) -> tuple[MakeBatches, list[int] | None]:
+    """What makes the sources of lanes, and the answer to what was never told, where the data asks such."""
+    if run.data:
+        return lambda lane, lanes, split: Documents(
+            run.data, model.tokenizer, prompt=model.prompt, seed=run.seed, lane=lane, lanes=lanes, split=split
+        ), None
+    prose = Prose(read_prose(run.prose), model.tokenizer)
+    unknown = Streams(prose, model.tokenizer)
+    return lambda lane, lanes, split: Streams(prose, model.tokenizer, seed=run.seed, split=split, lane=lane), [
+        *unknown.encode(UNKNOWN), unknown.eos,
+    ]  # fmt: skip
+
+
+def launch(run: Run, out: Path, *, resume: bool = True, processes: int = 2, quiet: bool = False) -> dict[str, Any]:
+    """Train in `processes` processes of this machine, which share its cores where there is no accelerator.
+
+    Under `torchrun` or `accelerate launch` this process is one of theirs already, and `processes` says nothing.
 
     Returns:
         {"model": folder that `from_pretrained` takes, "steps": optimizer steps, "last": the log's last line}.
 
     Raises:
+        ConfigError: a run is there already and `resume` is off, or it is another one.
         RemanenceError: a process failed; its last words are on stderr.
     """
-    if (out / "checkpoint.safetensors").exists() and not resume:
-        raise ConfigError(f"{out} holds a run already; go on with --resume, or give another --out.")
-    out.mkdir(parents=True, exist_ok=True)
+    if (out / "config.json").exists():
+        if not resume:
+            raise ConfigError(f"{out} holds a run already; go on with --resume, or give another --out.")
+        before = load_run(out)
+        if replace(before, engine=run.engine) != run:
+            raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        save_run(run, out)
+        if run.model == SCRATCH and not (out / "tokenizer" / "tokenizer.json").exists():
+            build_tokenizer(read_prose(run.prose)).save_pretrained(out / "tokenizer")
+    if "RANK" in os.environ or (processes == 1 and torch.accelerator.is_available()):
+        _train(out, quiet)
+    else:
+        _spawn(out, processes, quiet)
+    log = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return {"model": str(out / "model"), "steps": sum(s.steps for s in run.stages), "last": json.loads(log[-1])}
+
+
+def _spawn(out: Path, processes: int, quiet: bool) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    arguments = [str(out), str(prose), *(["--fast"] if fast else []), *(["--quiet"] if quiet else [])]
-    arguments += [f"--from={begin}"] if begin else []
     shared = os.environ | _MALLOC | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes),
+        "TOKENIZERS_PARALLELISM": "false", "LOCAL_WORLD_SIZE": str(processes), "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns that nothing was unused
     }  # fmt: skip
-    command = [sys.executable, "-m", "remanence.train.run", *arguments]
-    children = [subprocess.Popen(command, env=shared | {"RANK": str(rank)}) for rank in range(processes)]
+    if not torch.accelerator.is_available():
+        threads = str(max(1, (os.cpu_count() or 1) // processes))
+        shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "remanence.train.run", str(out), *(["--quiet"] if quiet else [])]
+    children = [
+        subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
     try:
         while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
             time.sleep(0.2)
@@ -79,75 +214,72 @@ def launch(
     codes = [child.wait() for child in children]
     if any(codes):
         raise RemanenceError(f"training stopped with exit codes {codes}; start it again to go on from its checkpoint.")
-    log = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    steps = sum(s.steps for s in _stages(fast, begin))
-    return {"model": str(out / "model"), "steps": steps, "last": json.loads(log[-1])}
 
 
-def _stages(fast: bool, begin: str | None) -> list[Stage]:
-    stages = builtin()[-1:] if begin else builtin()
-    if not fast:
-        return stages
-    return [
-        replace(
-            s, steps=3, mixes=tuple(replace(m, streams=4) for m in s.mixes), others=(0, min(s.others[1], 8)),
+def _train(out: Path, quiet: bool) -> None:
+    """One process of the run."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    logging.disable_progress_bar()
+    run = load_run(out)
+    parent, world = os.getppid(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not torch.accelerator.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    accelerator = new_accelerator(run.engine, out)
+    model = build(run, out)
+    if accelerator.device.type == "cpu":
+        model.base.set_attn_implementation(GROUPED)
+    else:
+        model.to(accelerator.device)
+    batches, unknown = batches_of(run, model)
+    trainer = Trainer(
+        model, batches, list(run.stages), out, engine=run.engine, unknown=unknown, accelerator=accelerator
+    )  # fmt: skip
+    trainer.resume()
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    hidden = not accelerator.is_main_process or quiet
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+        bar = progress.add_task("training", total=sum(s.steps for s in run.stages), completed=trainer.total)
+
+        def show(figures: dict[str, Any]) -> None:
+            progress.update(bar, completed=figures["total"], description=_words(figures))
+            if os.getppid() != parent:
+                raise SystemExit("the process that started this one is gone")
+
+        trainer.run(
+            show=show,
+            stage_done=lambda stage, trained: write_model(run, out, trained, stage.name),
         )
-        for s in stages
-    ]  # fmt: skip
 
 
-def _tokenizer(folder: Path, text: str) -> PreTrainedTokenizerFast:
-    if not (folder / "tokenizer.json").exists():
-        build_tokenizer(text).save_pretrained(folder)
-    return PreTrainedTokenizerFast.from_pretrained(folder)
+def _words(figures: dict[str, Any]) -> str:
+    words = f"{figures['stage']} {figures['step']}  loss {figures['loss']:.3f}"
+    right = figures.get("known", figures.get("context_known"))
+    words += "" if right is None else f"  right {right:.2f}"
+    recall = figures.get("recall")
+    words += f"  recall {sum(recall) / len(recall):.2f}" if recall else ""
+    return words + f"  {figures['tokens_per_s']:,.0f} tokens/s"
+
+
+def write_model(run: Run, out: Path, trained: dict[str, Tensor], stage: str) -> None:
+    """Write the model as it is after a stage to `model-STAGE`, and after the last stage to `model`.
+
+    It is built anew and gets the trained weights, so it does not matter how they were sharded.
+    """
+    model = build(run, out)
+    result = model.load_state_dict(trained, strict=False)
+    if result.unexpected_keys:
+        raise ConfigError(f"trained weights do not fit the model: {', '.join(result.unexpected_keys[:5])}.")
+    model.base.config._attn_implementation = "sdpa"
+    last = stage == run.stages[-1].name
+    folder = out / ("model" if last else f"model-{stage.replace(' ', '-')}")
+    model.eval().save_pretrained(folder)
 
 
 def main(arguments: list[str]) -> None:
     """One process of the run."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    out, prose_file = Path(arguments[0]), Path(arguments[1])
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("gloo")
-    rank = int(os.environ.get("RANK", "0"))
-    text = read_prose(prose_file)
-    begin = next((a.removeprefix("--from=") for a in arguments if a.startswith("--from=")), None)
-    if begin:
-        trained = MemoryModel.from_pretrained(begin)
-        model = new_model(trained.tokenizer)
-        model.load_state_dict(trained.state_dict())
-    else:
-        if rank == 0:
-            _tokenizer(out / "tokenizer", text)
-        if dist.is_initialized():
-            dist.barrier()
-        model = new_model(_tokenizer(out / "tokenizer", text))
-    model.prompt = PROMPT
-    model.base.set_attn_implementation(GROUPED)
-    trainer = Trainer(model, Prose(text, model.tokenizer), _stages("--fast" in arguments, begin), out)
-    trainer.resume()
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
-    hidden = rank != 0 or "--quiet" in arguments
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
-        bar = progress.add_task("training", total=sum(s.steps for s in trainer.stages))
-
-        def show(figures: dict[str, Any]) -> None:
-            done = sum(s.steps for s in trainer.stages[: trainer.stage_index]) + trainer.step
-            right = figures.get("known", figures.get("context_known", 0.0))
-            speed = figures["tokens"] / figures["s"]
-            words = f"{figures['stage']} {figures['step']}  loss {figures['loss']:.3f}  right {right:.2f}"
-            words += f"  {speed:,.0f} tokens/s"
-            progress.update(bar, completed=done, description=words)
-
-        trainer.run(show=show)
-    if rank == 0:
-        model.base.set_attn_implementation("sdpa")
-        model.eval().save_pretrained(out / "model")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    _train(Path(arguments[0]), "--quiet" in arguments)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
-"""The built-in model and its curriculum: the papers' three stages in small (M+ §3.3), and how far each one goes."""
+"""The papers' three stages (M+ §3.3) as functions: for any decoder, and in small for the built-in model."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from ..config import MemoryConfig
 from ..model import MemoryModel
 from .data import Mix
-from .loop import Stage
+from .documents import DocumentMix
+from .settings import Stage
 
 MEMORY = MemoryConfig(
     K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", retriever_dim=64, key_group=4,
@@ -47,3 +50,67 @@ def builtin() -> list[Stage]:
     mixed = replace(many_chunks, name="mixed", steps=200, lr=0.015, force=0.3, mixes=more)
     long_term = replace(mixed, name="long term", steps=4200, decay=1.0, force=0.15)
     return [context, one_chunk, many_chunks, mixed, long_term]
+
+
+# Any decoder ----------------------------------------------------------------------------------------------------------
+
+FACTS = Mix(streams=32, chunks=1, tokens=(44, 64), questions=3, facts=(1, 2, 3), update=0.1)
+
+
+def memory_for(positions: int) -> MemoryConfig:
+    """Sizes for a decoder trained on that many positions: those of M+ (App. C) where they fit, else smaller ones."""
+    rules: dict[str, Any] = {"score": "block", "score_bias": 2.0, "key_group": 4}
+    if positions >= 16384:
+        return MemoryConfig(K=256, N=10240, K0=2560, chunk_tokens=512, window_tokens=2048, retriever_dim=256, **rules)
+    slots = positions // 2 - 1
+    K = 2 ** int(math.log2(max(8, slots / 7)))
+    return MemoryConfig(
+        K=K, N=4 * K, K0=(slots // K - 4) * K, chunk_tokens=2 * K, window_tokens=positions // 2, retriever_dim=64,
+        **rules,
+    )  # fmt: skip
+
+
+def stage1(memory: MemoryConfig, facts: bool = False) -> Stage:
+    """MemoryLLM: one chunk is written with the gradient kept, then several; the text goes on (M+ §3.3, App. D)."""
+    if facts:
+        many = replace(FACTS, streams=12, chunks=4, facts=(0, 1, 2, 3), update=0.2)
+        return Stage(
+            name="stage1", steps=400, mixes=(FACTS, FACTS, many), lr=0.002, lr_rest=0.002, lr_retriever=0.005,
+            pool=memory.N, others=(0, memory.N // memory.K), in_context=0.1, context=memory.window_tokens // 2,
+            lm_weight=0.0,
+        )  # fmt: skip
+    tokens = (min(16, memory.K) if memory.short_chunks == "complete" else memory.K, memory.chunk_tokens)
+    one = DocumentMix(chunks=(1, 1), tokens=tokens, target=memory.window_tokens)
+    many_chunks = replace(one, chunks=(2, 4 * memory.N // memory.K))
+    return Stage(
+        name="stage1", steps=10_000, mixes=(one, many_chunks, many_chunks), lr=2e-4, lr_rest=2e-4, lr_retriever=1e-4,
+        warmup=200, pool=memory.N, others=(0, 4 * memory.N // memory.K), earlier=4 * memory.N // memory.K, revisit=0.2,
+        gradient=1, in_context=0.1, context=memory.window_tokens, lm_weight=0.0, retriever_weight=1.0,
+    )  # fmt: skip
+
+
+def stage2(memory: MemoryConfig, facts: bool = False) -> Stage:
+    """MemoryLLM-long: documents of many chunks, so that the newest are told from the oldest (M+ §3.3)."""
+    first = stage1(memory, facts)
+    if facts:
+        long = replace(FACTS, streams=16, chunks=4, questions=5, facts=(0, 1, 1, 2, 2, 3), update=0.25, unknown=0.15)
+        return replace(first, name="stage2", steps=300, mixes=(long,), others=(0, 40), in_context=0.06, pending=0.1)
+    tokens = memory.chunk_tokens * 3 // 4, memory.chunk_tokens
+    long_documents = DocumentMix(chunks=(8, 16 * memory.N // memory.K), tokens=tokens, target=memory.window_tokens)
+    return replace(first, name="stage2", steps=5_000, mixes=(*first.mixes[:1], long_documents), in_context=0.05)
+
+
+def stage3(memory: MemoryConfig, facts: bool = False) -> Stage:
+    """M+: what random dropping takes goes to the long-term store, and the retriever brings it back (M+ §3.2)."""
+    second = stage2(memory, facts)
+    if facts:
+        return replace(
+            second, name="stage3", steps=1000, retrieved=memory.K0 // memory.K, others=(0, 60), force=0.3, decay=0.7
+        )  # fmt: skip
+    return replace(
+        second, name="stage3", retrieved=memory.K0 // memory.K, others=(0, 20 * memory.N // memory.K),
+        earlier=20 * memory.N // memory.K, revisit=0.5, force=0.15, decay=0.5,
+    )  # fmt: skip
+
+
+STAGES = {"stage1": stage1, "stage2": stage2, "stage3": stage3}

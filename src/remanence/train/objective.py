@@ -1,0 +1,254 @@
+"""The loss of one batch: write its streams, ask about them with everybody's writes as the past, compare the answers.
+
+Legend:  B streams   T chunks   n tokens of a chunk   Q questions   W writes   K vectors a write   D hidden size
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..hf import MemoryCache, VectorSource
+from ..model import MemoryModel
+from .bank import STALE_SHARE, BankSource, History, Past
+from .data import Batch, Question, Rows
+from .settings import Stage
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where training is: every draw is a function of it. `step` counts over all stages."""
+
+    step: int
+    lane: int = 0
+
+    def generator(self) -> torch.Generator:
+        """For what each lane draws."""
+        return torch.Generator().manual_seed(self.step * 64 + self.lane)
+
+    def shared(self) -> torch.Generator:
+        """For what all lanes draw alike, the sub-task, so that they use the same weights."""
+        return torch.Generator().manual_seed(self.step)
+
+
+class Objective(nn.Module):
+    """A model with the loss it is trained on; engines wrap this module.
+
+    Args:
+        model: in training.
+        precision: "bfloat16" runs the layers under autocast.
+        recompute: gradient checkpointing of the layers.
+        unknown: tokens of the answer to what was never told; None where questions are never of that kind.
+    """
+
+    def __init__(
+        self, model: MemoryModel, *, precision: str = "bfloat16", recompute: bool = False,
+        unknown: list[int] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if model.start is None or model.retriever is None:
+            raise ConfigError("training needs start vectors and a retriever of its own: memory.start and memory.retriever.")
+        self.model, self.precision, self.recompute, self.unknown = model, precision, recompute, unknown
+
+    def forward(
+        self, batch: Batch, stage: Stage, place: Place, past: Past | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The loss and its figures.
+
+        Args:
+            batch: of one lane.
+            stage, place: what is drawn, and how.
+            past: the lane's writes of earlier batches; this batch's are added.
+        """
+        device = self.model.base.device
+        in_context, pending = (torch.rand(2, generator=place.shared()) < torch.tensor(
+            [stage.in_context, stage.pending]
+        )).tolist()  # fmt: skip
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with self.model.attachment.hooks(), autocast:
+            if in_context:
+                return self._in_context(batch, stage)
+            return self._in_memory(batch, stage, place, past, pending)
+
+    def _in_memory(
+        self, batch: Batch, stage: Stage, place: Place, past: Past | None, pending: bool
+    ) -> tuple[Tensor, dict[str, Any]]:
+        model, generator = self.model, place.generator()
+        config, device = model.config, model.base.device
+        assert model.start is not None
+        vectors, lm = self.write(batch.chunks_BTn, stage)
+        streams, chunks, _ = batch.chunks_BTn.shape
+        if past is not None and not len(past):
+            past = None if not stage.earlier else past
+        old = past if past is not None and len(past) else None
+        owner_W = torch.arange(streams).repeat_interleave(chunks)
+        first_person_W = batch.first_person_BT.flatten()
+        if old is not None:
+            owner_W = torch.cat([owner_W, streams + old.owner_W])
+            first_person_W = torch.cat([first_person_W, old.first_person_W])
+        questions = batch.questions + ([] if old is None else _revisited(old, streams, batch, stage, generator))
+        streams_Q = torch.tensor([q.stream for q in questions])
+        begin_Q = (owner_W[None] == streams_Q[:, None]).int().argmax(1)
+        gold_Q = torch.tensor([-1 if q.chunk is None else q.chunk for q in questions])
+        gold_Q = torch.where(gold_Q < 0, gold_Q, gold_Q + begin_Q)
+        stale_QW = torch.zeros(len(questions), len(owner_W), dtype=torch.bool)
+        for i, q in enumerate(questions):
+            stale_QW[i, [int(begin_Q[i]) + c for c in q.stale]] = True
+        first_Q = torch.tensor([q.first_person for q in questions])
+        forbidden_QW = first_Q[:, None] & first_person_W[None] & (owner_W[None] != streams_Q[:, None])
+        contexts: list[list[int]] = [[] for _ in questions]
+        if pending:
+            texts, moved = _pending(batch, gold_Q[: len(batch.questions)], generator)
+            contexts[: len(texts)] = texts
+            places = moved.nonzero().flatten()
+            forbidden_QW[places, gold_Q[places]] = True
+            gold_Q[places] = -1
+        share_Q = torch.tensor([len(q.stale) / (len(q.stale) + 1) if q.alike else STALE_SHARE for q in questions])
+        rows = Rows.of(contexts, [[q] for q in questions])
+        history = History.draw(
+            streams_Q, gold_Q, stale_QW, forbidden_QW, owner_W, stage.others, generator, share_Q
+        )  # fmt: skip
+        source = BankSource(
+            model.attachment, model.retriever, vectors, model.start, history, rows.asks_QT,
+            pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=config.score_bias,
+            recency=config.recency, key_group=config.key_group,
+            force_Q=torch.rand(len(questions), generator=generator) < stage.force, generator=generator, past=old,
+        )  # fmt: skip
+        with self._pass("read"):
+            cache = MemoryCache(source, len(model.attachment.layers))
+            hidden = model.attachment.decoder(
+                rows.ids_QT.to(device), past_key_values=cache, use_cache=True
+            ).last_hidden_state
+        answer, right = self._answers(hidden, rows, len(questions))
+        retriever = torch.stack(source.losses).mean()
+        loss = answer + stage.lm_weight * lm + stage.retriever_weight * retriever
+        if past is not None and stage.earlier:
+            past.add(vectors, batch, stage.earlier)
+        return loss, _figures(questions, right) | {
+            "answer": answer.item(), "lm": lm.item(), "retriever": retriever.item(),
+            "recall": [round(r.item(), 3) for r in source.recall],
+        }  # fmt: skip
+
+    def _pass(self, role: str) -> AbstractContextManager[Any]:
+        """One pass through the layers with the adapter for "write" or "read"."""
+        stack = ExitStack()
+        stack.enter_context(self.model.adapter(role))
+        if self.recompute:
+            stack.enter_context(self.model.attachment.recomputing(lambda: self.model.adapter(role)))
+        return stack
+
+    def write(self, chunks_BTn: Tensor, stage: Stage) -> tuple[list[Tensor], Tensor]:
+        """Write T chunks a stream, the gradient kept within each of the last `stage.gradient` chunks.
+
+        Returns:
+            per layer the vectors [B * T, K, D], and the language-modelling loss of a share of the chunks.
+        """
+        model = self.model
+        decoder, device = model.attachment.decoder, model.base.device
+        streams, chunks, _ = chunks_BTn.shape
+        width = model.attachment.width
+        context = [torch.zeros(streams, 0, width, device=device)] * len(model.attachment.layers)
+        written: list[list[Tensor]] = []
+        losses = [torch.zeros((), device=device)]
+        some = max(1, round(streams * 0.25))
+        for t in range(chunks):
+            learns = torch.is_grad_enabled() and (stage.gradient is None or t >= chunks - stage.gradient)
+            with torch.set_grad_enabled(learns), self._pass("write"):
+                cache = model.write_cache(context)
+                ids = chunks_BTn[:, t].to(device)
+                hidden = decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
+                written.append(cache.kept)
+                if stage.lm_weight:
+                    logits = model.attachment.logits(hidden[:some, :-1])
+                    losses.append(F.cross_entropy(logits.flatten(0, 1).float(), ids[:some, 1:].flatten()))
+            context = [v.detach() for v in written[-1]]
+        vectors = [torch.stack(layer, 1).flatten(0, 1) for layer in zip(*written, strict=True)]
+        return vectors, torch.stack(losses).sum() / max(1, len(losses) - 1)
+
+    def _answers(self, hidden: Tensor, rows: Rows, questions: int) -> tuple[Tensor, Tensor]:
+        """Mean loss of the answers' tokens, and which questions got every token right."""
+        device = hidden.device
+        wanted = (rows.labels_QT >= 0).to(device)
+        logits = self.model.attachment.logits(hidden[wanted]).float()
+        labels = rows.labels_QT.to(device)[wanted]
+        owner = rows.owner_QT.to(device)[wanted]
+        wrong = torch.zeros(questions, device=device).index_add(0, owner, (logits.argmax(-1) != labels).float())
+        return F.cross_entropy(logits, labels), wrong == 0
+
+    def _in_context(self, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, Any]]:
+        """Questions about the last chunks of their own stream, which are in the window as text; no memory."""
+        model = self.model
+        assert model.start is not None
+        streams, chunks, length = batch.chunks_BTn.shape
+        shown = min(chunks, max(1, stage.context // length))
+        questions = batch.questions
+        if self.unknown is not None:
+            questions = [
+                replace(q, chunk=None, answer=self.unknown)
+                if q.chunk is not None and not q.alike and q.chunk < chunks - shown
+                else q
+                for q in questions
+            ]
+        grouped = [[q for q in questions if q.stream == stream] for stream in range(streams)]
+        rows = Rows.of(batch.chunks_BTn[:, -shown:].flatten(1).tolist(), grouped)
+        ids = rows.ids_QT.to(model.base.device)
+        source = VectorSource(model.attachment, [s.expand(streams, 1, -1) for s in model.start])
+        with self._pass("read"):
+            cache = MemoryCache(source, len(model.attachment.layers))
+            hidden = model.attachment.decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
+        answer, right = self._answers(hidden, rows, len(questions))
+        loss, lm, text = answer, torch.zeros(()), shown * length
+        if stage.lm_weight:
+            logits = model.attachment.logits(hidden[::4, : text - 1])
+            lm = F.cross_entropy(logits.flatten(0, 1).float(), ids[::4, 1:text].flatten())
+            loss = answer + stage.lm_weight * lm
+        figures = {f"context_{k}": v for k, v in _figures([q for g in grouped for q in g], right).items()}
+        return loss, figures | {"context_answer": answer.item(), "lm": lm.item()}
+
+
+def _revisited(
+    past: Past, streams: int, batch: Batch, stage: Stage, generator: torch.Generator
+) -> list[Question]:
+    """Questions about documents of earlier batches; their stream comes after the batch's own."""
+    documents = sorted(past.asked)
+    wanted = stage.revisit * len(batch.questions)
+    count = int(wanted) + int(torch.rand((), generator=generator) < wanted % 1)
+    picks = torch.randperm(len(documents), generator=generator)[:count].tolist()
+    return [replace(past.asked[documents[i]], stream=streams + documents[i]) for i in picks]
+
+
+def _pending(batch: Batch, gold_Q: Tensor, generator: torch.Generator) -> tuple[list[list[int]], Tensor]:
+    """Text still in the window. For a third of the answerable questions it is the chunk with the answer, which then
+    is not in memory; for the others the end of some chunk that has nothing to do with them.
+
+    Returns: the texts, and the questions [Q] whose answer is in the window.
+    """
+    chunks_WD = batch.chunks_BTn.flatten(0, 1)
+    moved = (gold_Q >= 0) & (torch.rand(len(gold_Q), generator=generator) < 0.33)
+    moved &= torch.tensor([not q.stale for q in batch.questions])
+    plain = (~batch.first_person_BT.flatten()).nonzero().flatten()
+    plain = plain if len(plain) else torch.zeros(1, dtype=torch.long)
+    picks = plain[torch.randint(len(plain), (len(gold_Q),), generator=generator)]
+    sizes = torch.randint(1, chunks_WD.shape[1], (len(gold_Q),), generator=generator)
+    own = torch.tensor([q.stream for q in batch.questions]) == picks // batch.chunks_BTn.shape[1]
+    sizes[own] = 0
+    sizes[moved] = chunks_WD.shape[1]
+    picks[moved] = gold_Q[moved]
+    texts = [row[len(row) - size :] for row, size in zip(chunks_WD[picks].tolist(), sizes.tolist(), strict=True)]
+    return texts, moved
+
+
+def _figures(questions: list[Question], right: Tensor) -> dict[str, float]:
+    """Share of right answers by kind of question; text that goes on is none."""
+    kinds: dict[str, list[float]] = {}
+    for q, r in zip(questions, right.tolist(), strict=True):
+        if not q.alike:
+            kind = "unknown" if q.chunk is None else "newest" if q.stale else "known"
+            kinds.setdefault(kind, []).append(float(r))
+    return {kind: sum(values) / len(values) for kind, values in kinds.items()}

@@ -1,0 +1,333 @@
+"""Training any decoder: settings, engines that agree, checkpoints that any of them goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file
+from test_train import prose_text
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from remanence import ConfigError, MemoryModel
+from remanence.config import MemoryConfig
+from remanence.hf import MemoryCache, VectorSource
+from remanence.train import run as run_module
+from remanence.train.bank import Past
+from remanence.train.data import Batch, Question, build_tokenizer
+from remanence.train.loop import numbers
+from remanence.train.run import builtin_run, launch, load_run, save_run, stages_run
+from remanence.train.settings import Lora, Run, changed
+from remanence.train.stages import memory_for
+
+FEW = "engine.precision=float32", "engine.lanes=2", "engine.log_every=1", "engine.eval_every=2", "engine.eval_batches=1"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny decoder that knows nothing of memory (base/) and prose."""
+    folder = tmp_path_factory.mktemp("home")
+    tokenizer = build_tokenizer(prose_text(4000), vocab_size=600)
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, intermediate_size=48, tie_word_embeddings=True, max_position_embeddings=256,
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id, initializer_range=0.1,
+        )
+    )  # fmt: skip
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    (folder / "prose.txt").write_text(prose_text(20_000), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(run_module.__file__).parents[2]))
+
+
+@pytest.fixture
+def few(home: Path) -> Callable[..., Run]:
+    """few(*changes): three steps of every stage on made-up facts."""
+
+    def make(*changes: str, stages: tuple[str, ...] = ("stage1", "stage2", "stage3")) -> Run:
+        return stages_run(
+            str(home / "base"), [], list(stages), prose=home / "prose.txt", changes=[*FEW, *changes], fast=True
+        )  # fmt: skip
+
+    return make
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    """The log without what depends on the machine."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("s", "tokens_per_s")} for line in lines]
+
+
+def same(one: list[dict[str, Any]], two: list[dict[str, Any]], tolerance: float) -> None:
+    """Two logs with equal figures."""
+    assert len(one) == len(two)
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert b[key] == (value if isinstance(value, str) else pytest.approx(value, abs=tolerance)), key
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_changed_by_their_path(few: Callable[..., Run]) -> None:
+    """Stages by name or all of them, mixes, parts; TOML values; lists become tuples."""
+    run = few()
+    new = changed(
+        run, ["stage2.steps=7", "stages.lr=1e-4", "lora.r=32", "stage1.mix.streams=2", "engine.trackers=['tensorboard']",
+              "stage3.others=[3, 9]", "engine.lanes=none", "engine.parallel=fsdp2", "memory.recency=1.5"],
+    )  # fmt: skip
+    assert [s.steps for s in new.stages] == [3, 7, 3]
+    assert {s.lr for s in new.stages} == {1e-4}
+    assert (new.lora.r, new.lora.alpha) == (32, 32)
+    assert {m.streams for m in new.stages[0].mixes} == {2}
+    assert {m.streams for m in new.stages[1].mixes} == {m.streams for m in run.stages[1].mixes}
+    assert (new.engine.trackers, new.engine.lanes, new.engine.parallel) == (("tensorboard",), None, "fsdp2")
+    assert (new.stages[2].others, new.memory.recency) == ((3, 9), 1.5)
+    assert changed(run, ["lora=none"]).lora is None
+    assert changed(changed(run, ["lora=none"]), ["lora.r=4"]).lora == Lora(r=4)
+    assert changed(run, []) == run
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("stage2.stepz=3", "did you mean 'steps'"),
+        ("engin.lanes=3", "did you mean 'engine'"),
+        ("stage9.steps=3", "did you mean 'stage"),
+        ("lora.rank=3", "no setting 'rank'; there are: r, alpha"),
+        ("memory.KK=3", "did you mean 'K"),
+        ("memory.K=1000", "memory.K"),
+        ("stage1.steps=many", "stage1.steps"),
+        ("engine.parallel=ddp3", "engine.parallel"),
+        ("seed", "key=value"),
+        ("engine=3", "name one of its parts: lanes"),
+        ("seed.x=3", "seed has no parts"),
+    ],
+)
+def test_wrong_changes_say_what_is_wrong(change: str, words: str, few: Callable[..., Run]) -> None:
+    """One line, with the nearest name there is."""
+    with pytest.raises(ConfigError) as caught:
+        changed(few(), [change])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_is_written_and_read(few: Callable[..., Run], home: Path, tmp_path: Path) -> None:
+    """config.json gives the run back, facts and documents; a broken one is refused."""
+    documents = stages_run(str(home / "base"), ["x.jsonl", "fineweb-edu"], ["stage1", "stage2", "stage3"])
+    for run in (few(), documents, builtin_run(home / "prose.txt")):
+        save_run(run, tmp_path)
+        assert load_run(tmp_path) == run
+        assert TypeAdapter(Run).validate_python(asdict(run)) == run
+    (tmp_path / "config.json").write_text('{"model": 3', encoding="utf-8")
+    with pytest.raises(ConfigError, match="no training run"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize("positions", [128, 256, 512, 2048, 8192, 131072])
+def test_memory_fits_the_positions(positions: int) -> None:
+    """Window and slots within what the model was trained for; the papers' sizes where they fit."""
+    memory = memory_for(positions)
+    assert memory.slots + memory.window_tokens <= positions
+    assert memory.K0 >= memory.K
+    assert memory.N >= memory.K
+    if positions >= 16384:
+        assert (memory.K, memory.N, memory.K0, memory.chunk_tokens) == (256, 10240, 2560, 512)
+
+
+def test_each_stage_is_the_one_before_and_more(home: Path) -> None:
+    """MemoryLLM, longer pasts, then the long-term store; facts and documents."""
+    for sources in ([], ["x.jsonl"]):
+        run = stages_run(str(home / "base"), sources, ["stage1", "stage2", "stage3"], prose=home / "prose.txt")
+        one, two, three = run.stages
+        assert one.retrieved == two.retrieved == 0
+        assert three.retrieved == run.memory.K0 // run.memory.K > 0
+        assert one.others[1] <= two.others[1] <= three.others[1]
+        assert {s.pool for s in run.stages} == {run.memory.N}
+        longest = [max(m.chunks if isinstance(m.chunks, int) else m.chunks[1] for m in s.mixes) for s in run.stages]
+        assert longest == sorted(longest)
+
+
+# The past -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_past_keeps_whole_documents() -> None:
+    """Newest last; at most so many writes; questions of what is kept only; given back as it was."""
+    past, most = Past(), 7
+    for step in range(6):
+        streams, chunks = 2, 1 + step % 3
+        questions = [Question([step], [1], s, chunks - 1, []) for s in range(streams)]
+        batch = Batch(torch.zeros(streams, chunks, 4, dtype=torch.long), torch.rand(streams, chunks) < 0.5, questions)
+        vectors = [torch.full((streams * chunks, 2, 3), 10.0 * step + layer, requires_grad=True) for layer in range(2)]
+        past.add(vectors, batch, most)
+        assert len(past) <= most
+        assert not past.vectors_LWKD.requires_grad
+        assert past.vectors_LWKD.shape == (2, len(past), 2, 3)
+        assert past.owner_W.tolist() == sorted(past.owner_W.tolist())
+        assert set(past.asked) == set(past.owner_W.tolist())
+        again = Past.of(*json.loads(json.dumps(past.state()[1])) and (past.state()[0], past.state()[1]))
+        assert again.asked == past.asked
+        assert torch.equal(again.vectors_LWKD, past.vectors_LWKD)
+    assert past.documents == 12
+    assert past.owner_W[-1] == 11
+
+
+# Recomputation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tap", ["output", "input"])
+def test_recomputed_layers_have_the_same_gradients(home: Path, tap: str) -> None:
+    """Gradient checkpointing with memory in the cache: written vectors, read vectors, adapters; and it saves memory."""
+    found = {}
+    for recompute in (False, True):
+        run = Run(model=str(home / "base"), memory=MemoryConfig(
+            K=8, N=16, K0=8, chunk_tokens=16, window_tokens=32, tap=tap), lora=Lora(dropout=0.0))  # fmt: skip
+        model = run_module.build(run, home)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(1))
+        torch.nn.init.normal_(model.offset, generator=torch.Generator().manual_seed(2))
+        ids = torch.randint(3, 600, (2, 16), generator=torch.Generator().manual_seed(0))
+        saved: list[int] = []
+
+        def note(tensor: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(tensor.numel())
+            return tensor
+
+        def wrap(role: str, model: Any = model, recompute: bool = recompute) -> Any:
+            stack = run_module.Trainer and __import__("contextlib").ExitStack()
+            stack.enter_context(model.adapter(role))
+            if recompute:
+                stack.enter_context(model.attachment.recomputing(lambda: model.adapter(role)))
+            return stack
+
+        with model.attachment.hooks(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            with wrap("write"):
+                cache = model.write_cache([torch.zeros(2, 0, 32)] * 2)
+                model.attachment.decoder(ids, past_key_values=cache, use_cache=True)
+            with wrap("read"):
+                read = MemoryCache(VectorSource(model.attachment, cache.kept), 2)
+                hidden = model.attachment.decoder(ids, past_key_values=read, use_cache=True).last_hidden_state
+            loss = model.attachment.logits(hidden).float().logsumexp(-1).mean()
+        loss.backward()
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found[recompute] = loss.detach(), gradients, sum(saved)
+    assert torch.equal(found[False][0], found[True][0])
+    assert found[False][1].keys() == found[True][1].keys()
+    assert any(".write." in name for name in found[True][1])
+    for name, gradient in found[False][1].items():
+        torch.testing.assert_close(found[True][1][name], gradient, atol=1e-6, rtol=1e-5)
+    assert found[True][2] < 0.6 * found[False][2]
+
+
+# Engines --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_engines_agree_and_go_on_from_each_others_checkpoints(few: Callable[..., Run], tmp_path: Path) -> None:
+    """One process with two lanes, DDP and FSDP2 with one lane each: the same losses. A run that is killed again and
+    again, and goes on each time with another engine, has the losses of the one that ran through."""
+    whole = launch(few(), tmp_path / "one", processes=1, quiet=True)
+    expected = log(tmp_path / "one")
+    assert [line["total"] for line in expected] == list(range(1, 10))
+    assert any("held_loss" in line for line in expected)
+    for name, changes in {"ddp": [], "fsdp2": ["engine.parallel=fsdp2"]}.items():
+        launch(few(*changes), tmp_path / name, processes=2, quiet=True)
+        same(log(tmp_path / name), expected, 2e-4)
+    out = tmp_path / "killed"
+    engines = [([], 2), (["engine.parallel=fsdp2"], 2), ([], 1)]
+    for stop, (changes, processes) in zip((3, 6, None), engines, strict=True):
+        run = few("engine.save_every_s=0", *changes)
+        save_run(run, out)
+        code = f"from pathlib import Path; from remanence.train.run import *; out = Path({str(out)!r}); " + (
+            f"launch(load_run(out), out, processes={processes}, quiet=True)"
+        )
+        child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        while stop is not None and child.poll() is None:
+            if (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text().splitlines()) >= stop:
+                os.killpg(child.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        code_ = child.wait()
+        assert code_ == (0 if stop is None else -signal.SIGKILL)
+    same(log(out), expected, 2e-4)
+    one, two = (load_file(Path(folder) / "model" / "memory.safetensors") for folder in (tmp_path / "one", out))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-4, rtol=1e-3)
+    model = MemoryModel.from_pretrained(whole["model"])
+    base = LlamaForCausalLM.from_pretrained(few().model)
+    ids = torch.randint(3, 600, (1, 20))
+    with model.plain() as plain:
+        assert torch.equal(plain(ids).logits, base(ids).logits)  # the base is as it was
+    memory = model.new_memory()
+    model.memorize(memory, "The key is under the blue pot. " * 20)
+    assert model.ask(memory, "Where is the key?", max_new_tokens=3).ids
+
+
+@pytest.mark.slow
+def test_other_settings_of_the_engine_train_too(few: Callable[..., Run], tmp_path: Path) -> None:
+    """bfloat16, recomputed layers; recomputing changes nothing."""
+    runs = {"plain": few("lora.dropout=0", stages=("stage3",)),
+            "recompute": few("lora.dropout=0", "engine.recompute=true", stages=("stage3",))}  # fmt: skip
+    for name, run in runs.items():
+        launch(run, tmp_path / name, processes=1, quiet=True)
+    same(log(tmp_path / "plain"), log(tmp_path / "recompute"), 2e-4)
+    half = few("engine.precision=bfloat16", "engine.trackers=['tensorboard']", stages=("stage1",))
+    launch(half, tmp_path / "half", processes=1, quiet=True)
+    assert all(0 < line["loss"] < 20 for line in log(tmp_path / "half"))
+    assert list((tmp_path / "half").rglob("events.out.tfevents*"))
+
+
+def test_a_folder_of_another_run_is_left_alone(few: Callable[..., Run], tmp_path: Path) -> None:
+    """Other settings than the folder's are refused, those of the engine are not; so is a second start if unwanted."""
+    run = few()
+    save_run(run, tmp_path)
+    with pytest.raises(ConfigError, match="holds another run"):
+        launch(replace(run, seed=1), tmp_path)
+    with pytest.raises(ConfigError, match="--resume"):
+        launch(run, tmp_path, resume=False)
+    with pytest.raises(ConfigError, match="processes"):
+        run_module.Trainer(
+            run_module.build(run, tmp_path), lambda *_: iter(()), list(run.stages), tmp_path,  # type: ignore[arg-type,return-value]
+            engine=replace(run.engine, lanes=3), accelerator=_Two(),
+        )  # fmt: skip
+
+
+class _Two:
+    """An accelerator of two processes."""
+
+    process_index, num_processes = 0, 2
+
+
+def test_figures_as_trackers_take_them() -> None:
+    """Numbers; lists by their places; words left out."""
+    assert numbers({"loss": 1, "recall": [0.5, 1.0], "stage": "x"}) == {"loss": 1, "recall/0": 0.5, "recall/1": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _logs() -> Iterator[None]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield
