@@ -27,24 +27,27 @@ _SHOWN = 12  # keys that an error names
 CHECKPOINT = "checkpoint"  # the source of the shipped memory's writes
 
 
-def find(model: str | Path) -> dict[str, Any] | None:
-    """The values of `config.json` of a folder or hub id, or None where there is none that can be read."""
+def find(model: str | Path, **hub: Any) -> dict[str, Any] | None:
+    """The values of `config.json` of a folder or hub id, or None where there is none that can be read.
+
+    `hub` here and below: options of a download (revision, token, cache_dir, local_files_only).
+    """
     folder = Path(model)
     try:
-        path = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(str(model), "config.json"))
+        path = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(str(model), "config.json", **hub))
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the caller's own attempt gives the better error
         return None
     return values if isinstance(values, dict) else None
 
 
-def layout(model: str | Path) -> Layout:
+def layout(model: str | Path, **hub: Any) -> Layout:
     """The checked settings of a published checkpoint, a folder or a hub id. Only `config.json` is read.
 
     Raises:
         ConfigError: no such checkpoint, or settings that cannot be.
     """
-    values = find(model)
+    values = find(model, **hub)
     if values is None or not is_published(values):
         found = "no readable config.json" if values is None else f"a {values.get('architectures')} model"
         raise ConfigError(
@@ -53,13 +56,13 @@ def layout(model: str | Path) -> Layout:
     return Layout(values, Path(model).name)
 
 
-def fetch(model: str | Path) -> Path:
-    """The folder with a checkpoint's files, downloaded from the hub unless it is one. Raises `ConfigError`."""
+def fetch(model: str | Path, **hub: Any) -> Path:
+    """The folder with a model's files, downloaded from the hub unless it is one. Raises `ConfigError`."""
     folder = Path(model)
     if folder.is_dir():
         return folder
     try:
-        return Path(snapshot_download(str(model), allow_patterns=list(_FILES)))
+        return Path(snapshot_download(str(model), allow_patterns=list(_FILES), **hub))
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"cannot download {str(model)!r}: {reason} Give a folder, or try again online.") from error
@@ -137,15 +140,16 @@ class Checkpoint:
 
     Args:
         model: a folder or a hub id.
+        hub: options of the download.
 
     Raises:
         ConfigError: it cannot be had, or keys or shapes differ from what its settings say.
     """
 
-    def __init__(self, model: str | Path) -> None:
-        self.layout = layout(model)
+    def __init__(self, model: str | Path, **hub: Any) -> None:
+        self.layout = layout(model, **hub)
         self.name = self.layout.name
-        self.folder = fetch(model)
+        self.folder = fetch(model, **hub)
         self.weights = Weights(self.folder)
         self.keys = self.layout.keys()
         self._check()

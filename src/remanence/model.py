@@ -9,6 +9,7 @@ import copy
 import hashlib
 import json
 import re
+import tempfile
 import time as clock
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from huggingface_hub import create_repo, hf_hub_download, upload_folder
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
@@ -47,6 +49,7 @@ from .retriever import Retriever, attention_keys
 FORMAT = 1
 SETTINGS, WEIGHTS, SHIPPED = "remanence.json", "memory.safetensors", "shipped.safetensors"
 BUILTIN = Path(__file__).parent / "builtin"
+_HUB = ("revision", "token", "cache_dir", "local_files_only")  # options of a download
 _PIECE = 1024  # tokens of a pending piece, so that taking some off costs little
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
 
@@ -546,6 +549,47 @@ class MemoryModel(nn.Module):
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.shipped.tensors().items()}
             save_file(tensors, folder / SHIPPED, metadata={"meta": json.dumps(self.shipped.meta())})
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "A model with its memory weights",
+        card: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, made if there is none.
+
+        `from_pretrained(repo_id)` loads it. Weights that an earlier upload left and this one has not are deleted;
+        other files of the repository stay.
+
+        Args:
+            repo_id: "owner/name".
+            private: of a repository that is made; one that is there stays as it is.
+            token: of the hub; what `hf auth login` stored if None.
+            commit_message: of the one commit.
+            card: text of the model card, README.md; None uploads none, and one that is there stays.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            ConfigError: the hub refused, or cannot be reached.
+        """
+        stale = ["model*.safetensors", "model.safetensors.index.json", SHIPPED]
+        with _uploading(repo_id):  # refused before the work
+            url = create_repo(repo_id, private=private, token=token, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if card is not None:
+                (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            with _uploading(repo_id):
+                upload_folder(
+                    repo_id=url.repo_id, folder_path=folder, token=token, commit_message=commit_message,
+                    delete_patterns=stale,
+                )  # fmt: skip
+        return str(url)
+
     def _save_base(self, folder: Path) -> None:
         """The base's own weights, without adapters."""
         if self.lora is None:
@@ -570,26 +614,30 @@ class MemoryModel(nn.Module):
         """Load a model with its memory weights, or attach an untrained, verbatim memory to any decoder.
 
         Args:
-            model: "builtin", a folder written by `save_pretrained`, a folder or hub id of a Hugging Face decoder, or
-                one of a published MemoryLLM or M+ checkpoint ("YuWangX/mplus-8b").
+            model: "builtin", a folder or hub id of what `save_pretrained` or `push_to_hub` wrote, of a Hugging Face
+                decoder, or of a published MemoryLLM or M+ checkpoint ("YuWangX/mplus-8b").
             memory: sizes and rules. If None, those that a model was trained with; for one without trained memory,
                 verbatim memory sized for its positions (`MemoryConfig.for_positions`).
             settings: fields of `MemoryConfig` to set otherwise than a published checkpoint has them.
-            options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...).
+            options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...);
+                revision, token, cache_dir and local_files_only are for everything that is downloaded.
 
         Raises:
             ConfigError: no such model, or settings that this version does not know.
         """
+        hub = {name: options[name] for name in _HUB if name in options}
         folder = BUILTIN if str(model) == "builtin" else Path(model)
-        if not (folder / SETTINGS).exists() and is_published(convert.find(model) or {}):
+        if not (folder / SETTINGS).exists() and is_published(convert.find(model, **hub) or {}):
             if memory is not None:
                 raise ConfigError(f"{str(model)!r} has its own memory; change single fields with settings=.")
-            return cls._from_checkpoint(convert.Checkpoint(model), settings or {}, options)
+            return cls._from_checkpoint(convert.Checkpoint(model, **hub), settings or {}, options)
         if settings:
             raise ConfigError(f"settings= are for published checkpoints, and {str(model)!r} is none; use memory=.")
+        if _settings_file(model, **hub) is not None:
+            folder = folder if folder.is_dir() else convert.fetch(model, **hub)
         try:
             base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
-            tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(model))
+            tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(model), **hub)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
@@ -689,6 +737,29 @@ def _prepare_chat(base: Any, tokenizer: Any) -> None:
     )
 
 
+@contextmanager
+def _uploading(repository: str) -> Iterator[None]:
+    """The hub's refusals as one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"cannot upload to {repository!r}: {reason} Check the name (owner/name), and log in with: hf auth login"
+        ) from error
+
+
+def _settings_file(model: str | Path, **hub: Any) -> Path | None:
+    """Where a model's memory settings lie, downloaded for a hub id; None for a decoder without trained memory."""
+    folder = BUILTIN if str(model) == "builtin" else Path(model)
+    if folder.is_dir():
+        return folder / SETTINGS if (folder / SETTINGS).exists() else None
+    try:
+        return Path(hf_hub_download(str(model), SETTINGS, **hub))
+    except (OSError, ValueError):  # no such file or repository; loading the decoder gives the better error
+        return None
+
+
 def plan(model: str | Path) -> dict[str, Any]:
     """How a model's memory is sized, from its config alone: no weights are loaded.
 
@@ -710,11 +781,11 @@ def plan(model: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"cannot load the config of model {str(model)!r}; give 'builtin', a folder or a hub id."
         ) from error
-    trained = (folder / SETTINGS).exists()
+    trained = _settings_file(model)
     positions = trained_positions(config)
     memory = MemoryConfig.for_positions(positions)
-    if trained:
-        memory = MemoryConfig.from_dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["memory"])
+    if trained is not None:
+        memory = MemoryConfig.from_dict(json.loads(trained.read_text(encoding="utf-8"))["memory"])
     keys = memory.retriever_dim
     if memory.retriever == "attention":
         heads = config.num_attention_heads
@@ -724,7 +795,7 @@ def plan(model: str | Path) -> dict[str, Any]:
     vector = memory.K * config.hidden_size * BYTES[memory.store_dtype]
     a_write = vector + memory.keys_per_write * keys * BYTES[memory.key_dtype]
     return {
-        "model": str(model), "trained_memory": trained, "positions": positions,
+        "model": str(model), "trained_memory": trained is not None, "positions": positions,
         "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),
         "bytes_per_token": config.num_hidden_layers * a_write // memory.chunk_tokens,
     }  # fmt: skip
