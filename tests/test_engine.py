@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
-from test_train import prose_text
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from remanence import ConfigError, MemoryModel
@@ -26,10 +26,10 @@ from remanence.hf import MemoryCache, VectorSource
 from remanence.train import run as run_module
 from remanence.train.bank import Past
 from remanence.train.data import Batch, Question, build_tokenizer
-from remanence.train.loop import numbers
 from remanence.train.run import builtin_run, launch, load_run, save_run, stages_run
 from remanence.train.settings import Lora, Run, changed
 from remanence.train.stages import memory_for
+from test_train import prose_text
 
 FEW = "engine.precision=float32", "engine.lanes=2", "engine.log_every=1", "engine.eval_every=2", "engine.eval_batches=1"
 
@@ -93,8 +93,8 @@ def test_settings_are_changed_by_their_path(few: Callable[..., Run]) -> None:
     """Stages by name or all of them, mixes, parts; TOML values; lists become tuples."""
     run = few()
     new = changed(
-        run, ["stage2.steps=7", "stages.lr=1e-4", "lora.r=32", "stage1.mix.streams=2", "engine.trackers=['tensorboard']",
-              "stage3.others=[3, 9]", "engine.lanes=none", "engine.parallel=fsdp2", "memory.recency=1.5"],
+        run, ["stage2.steps=7", "stages.lr=1e-4", "lora.r=32", "stage1.mix.streams=2",
+              "engine.trackers=['tensorboard']", "stage3.others=[3, 9]", "engine.lanes=none", "engine.parallel=fsdp2", "memory.recency=1.5"],
     )  # fmt: skip
     assert [s.steps for s in new.stages] == [3, 7, 3]
     assert {s.lr for s in new.stages} == {1e-4}
@@ -215,7 +215,7 @@ def test_recomputed_layers_have_the_same_gradients(home: Path, tap: str) -> None
             return tensor
 
         def wrap(role: str, model: Any = model, recompute: bool = recompute) -> Any:
-            stack = run_module.Trainer and __import__("contextlib").ExitStack()
+            stack = ExitStack()
             stack.enter_context(model.adapter(role))
             if recompute:
                 stack.enter_context(model.attachment.recomputing(lambda: model.adapter(role)))
@@ -320,14 +320,8 @@ class _Two:
     process_index, num_processes = 0, 2
 
 
-def test_figures_as_trackers_take_them() -> None:
-    """Numbers; lists by their places; words left out."""
-    assert numbers({"loss": 1, "recall": [0.5, 1.0], "stage": "x"}) == {"loss": 1, "recall/0": 0.5, "recall/1": 1.0}
-
-
 @pytest.fixture(autouse=True)
-def _logs() -> Iterator[None]:
+def _logs() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    yield

@@ -490,6 +490,25 @@ _stage_command(
 )
 
 
+@train_app.command("plot")
+def train_plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.")],
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("curves.png"),
+    as_json: Json = False,
+) -> None:
+    """Draw the curves of training runs: loss, right answers, recall of the retriever, speed.
+
+    Example: remanence train plot runs/builtin --out curves.png
+    """
+    from .train.report import plot
+
+    result = plot(runs, out)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        _say(f"Curves of {len(runs)} runs written to {result['out']}.")
+
+
 def _trainable() -> None:
     """Whether the packages for training are there."""
     missing = [name for name in ("accelerate", "datasets", "pydantic") if importlib.util.find_spec(name) is None]

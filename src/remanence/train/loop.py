@@ -30,6 +30,7 @@ from ..model import MemoryModel
 from .bank import Past
 from .data import Batch
 from .objective import Objective, Place
+from .report import Trackers, tracker_options
 from .settings import Engine, Stage
 
 Show = Callable[[dict[str, Any]], None]
@@ -210,6 +211,7 @@ class Trainer:
         engine = self.engine
         self.folder.mkdir(parents=True, exist_ok=True)
         self._cut_log()
+        self.trackers = Trackers(engine.trackers, self.folder, accelerator=self.accelerator, step=self.total)
         saved = time.monotonic()
         while self.stage_index < len(self.stages):
             while self.step < self.stage.steps:
@@ -244,8 +246,7 @@ class Trainer:
         line = {k: _short(v) for k, v in figures.items()}
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
-        if self.engine.trackers:
-            self.accelerator.log(numbers(line), step=figures["total"])
+        self.trackers.log(line)
 
     def _cut_log(self) -> None:
         """Lines of steps that were lost with the process that made them are made again."""
@@ -352,8 +353,7 @@ def new_accelerator(engine: Engine, folder: Path) -> Accelerator:
     """The engine's accelerator. Half precision is the objective's own affair: only the layers run in it."""
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a sub-task may leave one adapter out
     return Accelerator(
-        log_with=list(engine.trackers) or None, project_dir=str(folder) if engine.trackers else None,
-        kwargs_handlers=[unused], step_scheduler_with_optimizer=False,
+        **tracker_options(engine.trackers, folder), kwargs_handlers=[unused], step_scheduler_with_optimizer=False,
     )  # fmt: skip
 
 
@@ -395,17 +395,6 @@ def _optimizers(groups: dict[str, dict[str, Any]], engine: Engine) -> dict[str, 
             decay = engine.weight_decay if kind == "lr" else 0.0
             optimizers[kind] = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=decay)
     return optimizers
-
-
-def numbers(figures: dict[str, Any]) -> dict[str, float]:
-    """Figures that a tracker takes: numbers; a list's become name/0, name/1, ..."""
-    found: dict[str, float] = {}
-    for key, value in figures.items():
-        if isinstance(value, list):
-            found |= {f"{key}/{i}": float(v) for i, v in enumerate(value)}
-        elif isinstance(value, int | float):
-            found[key] = value
-    return found
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Objective(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if model.start is None or model.retriever is None:
-            raise ConfigError("training needs start vectors and a retriever of its own: memory.start and memory.retriever.")
+            raise ConfigError("training needs memory.start and a retriever of its own (memory.retriever).")
         self.model, self.precision, self.recompute, self.unknown = model, precision, recompute, unknown
 
     def forward(

@@ -28,6 +28,7 @@ from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
 from .documents import RECIPES, Data, Documents
 from .facts import UNKNOWN
 from .loop import MakeBatches, Trainer, new_accelerator
+from .report import card
 from .settings import Engine, Run, Stage, changed
 from .stages import MEMORY, STAGES, builtin, memory_for, new_model
 
@@ -194,7 +195,8 @@ def _spawn(out: Path, processes: int, quiet: bool) -> None:
         port = str(free.getsockname()[1])
     shared = os.environ | _MALLOC | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes),
-        "TOKENIZERS_PARALLELISM": "false", "LOCAL_WORLD_SIZE": str(processes), "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns that nothing was unused
+        "TOKENIZERS_PARALLELISM": "false", "LOCAL_WORLD_SIZE": str(processes),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns that nothing was unused
     }  # fmt: skip
     if not torch.accelerator.is_available():
         threads = str(max(1, (os.cpu_count() or 1) // processes))
@@ -275,6 +277,9 @@ def write_model(run: Run, out: Path, trained: dict[str, Tensor], stage: str) -> 
     last = stage == run.stages[-1].name
     folder = out / ("model" if last else f"model-{stage.replace(' ', '-')}")
     model.eval().save_pretrained(folder)
+    if last:
+        base = "none: trained from scratch" if run.model == SCRATCH else run.model
+        (folder / "README.md").write_text(card(out, base), encoding="utf-8")
 
 
 def main(arguments: list[str]) -> None:
