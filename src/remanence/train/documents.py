@@ -38,6 +38,7 @@ _PATIENCE = 100_000  # documents in a row that do not fit, after which we say so
 _WINDOW = 16  # characters kept a token wanted, when a piece is cut from a very long text before it is tokenised
 _BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
 _PACKED = (".gz", ".zst", ".xz", ".bz2")
+_REPAIR = "Repair or remove the file; it must be what the end of its name says."
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 
 
@@ -191,7 +192,7 @@ class _Source:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go to a place."""
-        self.epoch, self._number, self._after = state["epoch"], state["block"] - 1, state["place"]
+        self.epoch, self._number, self._after = state["epoch"], max(-1, state["block"] - 1), state["place"]
         self._block, self._rows, self._ended, self._place, self._taken = [], None, False, None, 0
         if state["block"] >= 0:
             self._fill()
@@ -238,13 +239,9 @@ class _Source:
             try:
                 row = next(self._rows, None)
             except Exception as error:  # whatever the reader of some format raises
+                advice = "Check the network, and start again." if self.files is None else _REPAIR
                 raise ConfigError(
-                    f"{self.data.path} cannot be read{self._bad_line()}: {_short(error)}. "
-                    + (
-                        "Check the network, and start again."
-                        if self.files is None
-                        else "Repair or remove the file; it must be what the end of its name says."
-                    )
+                    f"{self.data.path} cannot be read{self._bad_line()}: {_short(error)}. {advice}"
                 ) from error
             if row is None:
                 return None
@@ -302,10 +299,14 @@ class _Source:
                 names = [str(file.resolve()) for file in self.files]
                 dataset = datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **options)
         except Exception as error:  # the hub's, the network's, a reader's
-            where = "" if self.files else " from the Hugging Face hub, and there is no such file or folder"
+            if self.files is not None:
+                raise ConfigError(
+                    f"{data.path} cannot be opened{self._bad_line()}: {_short(error)}. {_REPAIR}"
+                ) from error
             raise ConfigError(
-                f"{data.path} cannot be opened{where}: {_short(error)}. Check the name, its configuration "
-                f"(name={data.name!r}), its split ({data.split!r}) and the network, or give a local file."
+                f"{data.path} cannot be opened from the Hugging Face hub, and there is no such file or folder: "
+                f"{_short(error)}. Check the name, its configuration (name={data.name!r}), its split ({data.split!r}) "
+                "and the network, or give a local file."
             ) from error
         return split_dataset_by_node(dataset, self.lane, self.lanes)
 
@@ -631,5 +632,7 @@ def _window(rng: random.Random, text: str, size: int) -> str:
 
 def _short(error: Exception) -> str:
     """An error's kind and the first line of what it says."""
+    if isinstance(error, StopIteration):  # what `datasets` raises at an empty file
+        return "it is empty"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
