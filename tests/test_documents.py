@@ -218,6 +218,14 @@ def test_a_whole_epoch_without_a_long_document_is_an_error(corpus: str, tokenize
         documents.batch(1, DocumentMix(chunks=(10, 10), tokens=(30, 30), target=40, prompt=(4, 4)))
 
 
+def test_a_source_too_large_to_be_read_whole_is_given_up(
+    corpus: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 12)
+    with pytest.raises(ConfigError, match="none of 12 documents"):
+        Documents([Data(path=corpus)], tokenizer).batch(0, DocumentMix(chunks=(10, 10), tokens=(40, 40)))
+
+
 # Questions -----------------------------------------------------------------------------------------------------------
 
 
