@@ -38,6 +38,7 @@ _PATIENCE = 100_000  # documents in a row that do not fit, after which we say so
 _WINDOW = 16  # characters kept a token wanted, when a piece is cut from a very long text before it is tokenised
 _BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
 _PACKED = (".gz", ".zst", ".xz", ".bz2")
+_REPAIR = "Repair or remove the file; it must be what the end of its name says."
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
 
 
@@ -191,7 +192,7 @@ class _Source:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go to a place."""
-        self.epoch, self._number, self._after = state["epoch"], state["block"] - 1, state["place"]
+        self.epoch, self._number, self._after = state["epoch"], max(-1, state["block"] - 1), state["place"]
         self._block, self._rows, self._ended, self._place, self._taken = [], None, False, None, 0
         if state["block"] >= 0:
             self._fill()
@@ -238,9 +239,9 @@ class _Source:
             try:
                 row = next(self._rows, None)
             except Exception as error:  # whatever the reader of some format raises
+                advice = "Check the network, and start again." if self.files is None else _REPAIR
                 raise ConfigError(
-                    f"{self.data.path} cannot be read{self._bad_line()}: {_short(error)}. "
-                    "Repair or remove the file; it must hold one JSON object a line (.jsonl), or be what its name says."
+                    f"{self.data.path} cannot be read{self._bad_line()}: {_short(error)}. {advice}"
                 ) from error
             if row is None:
                 return None
@@ -298,10 +299,14 @@ class _Source:
                 names = [str(file.resolve()) for file in self.files]
                 dataset = datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **options)
         except Exception as error:  # the hub's, the network's, a reader's
-            where = "" if self.files else " from the Hugging Face hub, and there is no such file or folder"
+            if self.files is not None:
+                raise ConfigError(
+                    f"{data.path} cannot be opened{self._bad_line()}: {_short(error)}. {_REPAIR}"
+                ) from error
             raise ConfigError(
-                f"{data.path} cannot be opened{where}: {_short(error)}. Check the name, its configuration "
-                f"(name={data.name!r}), its split ({data.split!r}) and the network, or give a local file."
+                f"{data.path} cannot be opened from the Hugging Face hub, and there is no such file or folder: "
+                f"{_short(error)}. Check the name, its configuration (name={data.name!r}), its split ({data.split!r}) "
+                "and the network, or give a local file."
             ) from error
         return split_dataset_by_node(dataset, self.lane, self.lanes)
 
@@ -397,7 +402,7 @@ class Documents:
         """
         mine = {"version": 1} | self._identity()
         theirs = {key: state.get(key) for key in mine}
-        if theirs != mine or len(state["sources"]) != len(self.sources):
+        if theirs != mine or len(state.get("sources", [])) != len(self.sources):
             raise ConfigError(
                 f"this place in the data is one of {theirs} with {len(state.get('sources', []))} sources, not of "
                 f"{mine} with {len(self.sources)}. Use the same settings and as many processes, or begin a new run."
@@ -430,10 +435,10 @@ class Documents:
         begin = rng.randint(0, max(0, len(ids) - want))
         ids = ids[begin : begin + want]
         if repeat:
-            sentence = (self.encode(REPEAT) + ids)[: mix.target]
-            given = min(len(sentence) - 1, len(sentence) - len(ids[: mix.target]) + _GIVEN)
-            given = min(len(self.encode(REPEAT)) + _GIVEN, len(sentence) - 1)
-            last = (len(sentence) - len(self.encode(REPEAT)) - 1) // length
+            instruction = self.encode(REPEAT)
+            sentence = (instruction + ids)[: max(mix.target, len(instruction) + _GIVEN + 1)]
+            given = len(instruction) + _GIVEN
+            last = (len(sentence) - len(instruction) - 1) // length
             return ids, Question(sentence[:given], sentence[given:], 0, last, list(range(last)), False)
         after = ids[written:]
         part = next(p for p in parts if begin + written < p.end)
@@ -464,8 +469,9 @@ class Documents:
                 joined = f"; joined, {len(ids)}" if join else ""
                 band = f" (of {least} to {most or 'any'} tokens)" if least or most else ""
                 raise ConfigError(
-                    f"{data.path}: none of {looked} documents in a row{band} has the {need} tokens that {wanted} take; "
-                    f"the longest has {longest}{joined}. Lower the mix's `chunks` or `tokens`, or give longer documents."
+                    f"{data.path}: none of {looked} documents in a row{band} has the {need} tokens that {wanted} "
+                    f"take; the longest has {longest}{joined}. Lower the mix's `chunks` or `tokens`, or give longer "
+                    "documents."
                 )
             looked += 1
             if join and any(row.text == part.row.text for part in parts):
@@ -514,10 +520,8 @@ class Documents:
             window = ids[start : start + written]
             own = range(max(0, part.begin - start) // length, (min(part.end - start, written) - 1) // length + 1)
             holders = [c for c in range(chunks) if self._holds(window[c * length : (c + 1) * length], answer)]
-            if found and not holders and chunks > 1:
-                holders = []  # the answer lies across the end of a chunk
             chunk, stale = own[-1], list(own[:-1])
-            if len(holders) == 1 and holders[0] in own:
+            if len(holders) == 1 and holders[0] in own:  # not several, nor across the end of a chunk
                 chunk, stale = holders[0], []
             return window, self.question(question, answer, chunk, stale)
         return None
@@ -628,5 +632,7 @@ def _window(rng: random.Random, text: str, size: int) -> str:
 
 def _short(error: Exception) -> str:
     """An error's kind and the first line of what it says."""
+    if isinstance(error, StopIteration):  # what `datasets` raises at an empty file
+        return "it is empty"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
