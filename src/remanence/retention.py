@@ -68,7 +68,7 @@ class Retention:
         model: reads and writes.
         distances: tokens between fact and question.
         facts, newest, unknown: how many facts are told once, told twice with different values, and never told.
-        systems: which of `SYSTEMS` answer. newest and unknown are asked of "full" only.
+        systems: which of `SYSTEMS` answer. newest and unknown are asked of the first only.
         between: about how many characters of prose lie between two facts.
         seed: of names, values, wordings and places in the prose.
     """
@@ -173,7 +173,7 @@ class Retention:
         questions = [self.maker.question(t.fact.subject, t.fact.relation) for t in batch]
         writes = [self._write_of(t) for t in batch]
         for system in self.systems:
-            chosen = [i for i, t in enumerate(batch) if system == "full" or t.kind == "fact"]
+            chosen = [i for i, t in enumerate(batch) if system == self.systems[0] or t.kind == "fact"]
             if not chosen:
                 continue
             asked = [questions[i] for i in chosen]
@@ -195,8 +195,8 @@ class Retention:
                 self.results.append(
                     Result(system, t.kind, distance, t.fact.relation, question, t.expected, answer.text, right, found)
                 )
-            for told in (batch[i] for i in chosen if system == "full"):
-                told.due.remove(distance)
+        for told in batch:
+            told.due.remove(distance)
 
     def _write_of(self, told: Told) -> int:
         """The write that holds the beginning of a statement."""

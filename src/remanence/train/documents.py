@@ -439,12 +439,12 @@ class Documents:
             sentence = (instruction + ids)[: max(mix.target, len(instruction) + _GIVEN + 1)]
             given = len(instruction) + _GIVEN
             last = (len(sentence) - len(instruction) - 1) // length
-            return ids, Question(sentence[:given], sentence[given:], 0, last, list(range(last)), False)
+            return ids, Question(sentence[:given], sentence[given:], 0, last, list(range(last)), alike=True)
         after = ids[written:]
         part = next(p for p in parts if begin + written < p.end)
         earliest = min(max(0, part.begin - begin) // length, chunks - 1)
         stale = list(range(earliest, chunks - 1))
-        return ids[:written], Question(after[:prompt], after[prompt:], 0, chunks - 1, stale, False)
+        return ids[:written], Question(after[:prompt], after[prompt:], 0, chunks - 1, stale, alike=True)
 
     def _text(
         self, source: _Source, rng: random.Random, need: int, want: int, wanted: str
@@ -538,7 +538,7 @@ class Documents:
         whole = self.tokenizer(prompt + between + answer, add_special_tokens=False, verbose=False).input_ids
         after = whole[len(before) :] if whole[: len(before)] == before else self.encode(between + answer)
         eos = self.tokenizer.eos_token_id
-        return Question(before, after + ([] if eos is None else [eos]), 0, chunk, list(stale), False)
+        return Question(before, after + ([] if eos is None else [eos]), 0, chunk, list(stale))
 
 
 def expand(data: Data) -> tuple[Data, ...]:

@@ -25,7 +25,7 @@ from ..hf import trained_positions
 from ..model import BUILTIN, SETTINGS, MemoryModel
 from .attention import GROUPED
 from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
-from .documents import RECIPES, Data, Documents
+from .documents import Data, Documents, expand
 from .facts import UNKNOWN
 from .loop import MakeBatches, Trainer, new_accelerator
 from .report import card
@@ -62,7 +62,7 @@ def stages_run(
     Raises:
         ConfigError: no such model, or a change that cannot be.
     """
-    data = [data for source in sources for data in RECIPES.get(source, (Data(path=source),))]
+    data = [data for source in sources for data in expand(Data(path=source))]
     run = Run(model=model, data=tuple(data), prose="" if prose is None else str(prose), memory=_memory(model, prose))
     changes = changes or []
     run = changed(run, [c for c in changes if c.startswith("memory.")])
