@@ -1,14 +1,13 @@
-"""Memory on a decoder without memory weights: `python benchmarks/untrained.py --model FOLDER --cache FOLDER`.
+"""Memory on a decoder without memory weights: `python benchmarks/untrained.py --model FOLDER --decoder plain`.
 
 1. Perplexity. A text is read, and its start, by then some contexts back, comes again: how well does the model foresee
    it (and, for comparison, the prose that really follows), with the last tokens that its positions hold, with verbatim
    memory, with verbatim memory without its long-term store, and with full replay of the whole text, which leaves the
    positions that the model was trained on?
-2. Recall. Facts are told, prose is read, questions are asked (`remanence.retention`): how often is the right write
-   among those that are read, per layer and distance? On a small decoder that is trained here on questions about text
-   in its context, without any memory; `--steps 0` takes the weights of the built-in model without its memory weights.
-
-The small decoder is kept in the cache folder, and its training goes on where it was stopped.
+2. Recall. Facts are told, prose is read, questions are asked (`remanence.retention`) of a small decoder that answers
+   questions about its context and was trained without memory (`benchmarks/plain.py`): with verbatim memory, with the
+   right write forced, and with the last tokens in all of its positions, which is full replay as far as it fits; and how
+   often the right write is among those that are read, per layer and distance.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import json
 import platform
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +25,14 @@ import torch.nn.functional as F
 import transformers
 from rich.console import Console
 from rich.table import Table
+from transformers import AutoConfig
 
 import remanence
 from remanence import MemoryConfig, MemoryModel
+from remanence.hf import trained_positions
 from remanence.retention import Retention, prose, recall
 from remanence.retention import accuracy as answered
+from remanence.train.run import PROMPT
 
 SYSTEMS = ("window", "no store", "memory", "replay")
 
@@ -79,30 +80,21 @@ def perplexities(model: MemoryModel, samples: int, stretch: int, seed: int) -> d
     }
 
 
-def small_decoder(cache: Path, prose_file: Path, steps: int, retriever: str) -> MemoryModel:
+def small_decoder(folder: Path, retriever: str) -> MemoryModel:
     """A decoder that answers questions about text in its context, with verbatim memory attached."""
-    from remanence.train.attention import GROUPED
-    from remanence.train.data import Prose, read_prose
-    from remanence.train.loop import Trainer
-    from remanence.train.run import PROMPT
-    from remanence.train.stages import builtin, new_model
+    config = MemoryConfig.for_positions(trained_positions(AutoConfig.from_pretrained(folder)), retriever=retriever)
+    model = MemoryModel.from_pretrained(folder, memory=config)
+    model.prompt = PROMPT
+    return model
 
-    trained = MemoryModel.from_pretrained("builtin")
-    base = trained.base
-    if steps:
-        model = new_model(trained.tokenizer)
-        model.base.set_attn_implementation(GROUPED)
-        folder = cache / f"decoder-{steps}"
-        folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(
-            model, Prose(read_prose(prose_file), trained.tokenizer), [replace(builtin()[0], steps=steps)], folder
-        )
-        trainer.resume()
-        trainer.run(show=lambda f: print(f"step {f['step']}  loss {f['loss']:.3f}", end="\r", file=sys.stderr))
-        base = model.eval().base
-        base.set_attn_implementation("sdpa")
-    config = MemoryConfig.for_positions(512, retriever=retriever)  # its questions were never further from the answer
-    return MemoryModel(base, trained.tokenizer, config, prompt=PROMPT, name="small decoder").eval()
+
+def in_context(folder: Path) -> MemoryModel:
+    """The same decoder with all its positions as window: full replay, as far as it fits."""
+    positions = trained_positions(AutoConfig.from_pretrained(folder))
+    config = MemoryConfig(K=8, N=8, K0=8, chunk_tokens=8, window_tokens=positions - 17)
+    model = MemoryModel.from_pretrained(folder, memory=config)
+    model.prompt = PROMPT
+    return model
 
 
 def table(title: str, rows: dict[str, dict[str, Any]]) -> None:
@@ -119,15 +111,11 @@ def table(title: str, rows: dict[str, dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a decoder without memory weights: a folder or hub id")
-    parser.add_argument("--cache", type=Path, required=True, help="keeps the small decoder")
-    parser.add_argument(
-        "--prose", type=Path, default=Path("data/prose_train.txt.xz"), help="to train the small decoder"
-    )
+    parser.add_argument("--decoder", type=Path, required=True, help="a decoder made by benchmarks/plain.py")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--stretch", type=int, default=4, help="contexts between a passage and its return")
-    parser.add_argument("--steps", type=int, default=400, help="of the small decoder's training; 0: see above")
-    parser.add_argument("--facts", type=int, default=60)
-    parser.add_argument("--distances", type=int, nargs="+", default=[500, 2_000, 8_000])
+    parser.add_argument("--facts", type=int, default=100)
+    parser.add_argument("--distances", type=int, nargs="+", default=[100, 250, 500, 1_000, 2_000, 4_000, 8_000, 16_000])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     arguments = parser.parse_args()
@@ -145,22 +133,27 @@ def main() -> None:
         figures["perplexity"],
     )
 
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
+    window = in_context(arguments.decoder)
+    run = Retention(window, arguments.distances, facts=arguments.facts, systems=("window",), seed=arguments.seed)
+    context = answered(run.run(), "window")
     for retriever, name in {"attention": "attention", "trained": "random projections"}.items():
-        decoder = small_decoder(arguments.cache, arguments.prose, arguments.steps, retriever)
-        systems = ("full", "window", "forced") if retriever == "attention" else ("full",)
+        decoder = small_decoder(arguments.decoder, retriever)
+        systems = ("full", "no store", "forced") if retriever == "attention" else ("full",)
         run = Retention(decoder, arguments.distances, facts=arguments.facts, systems=systems, seed=arguments.seed)
         results = run.run()
         config = decoder.config
         for distance, layers in recall(results).items():
             row = {"read": f"{config.K0 // config.K} of {distance // config.K}+ writes"}
             row["right write read, per layer"] = " ".join(f"{share:.2f}" for share in layers)
-            for system in ("full", "window", "forced"):
+            for system in ("full", "no store", "forced"):
                 right, asked = answered(results, system).get(distance, (0, 0))
                 row[f"right, {system}"] = f"{right / asked:.2f}" if asked else "-"
+            right, asked = context[distance]
+            row["right, window or replay"] = f"{right / asked:.2f}"
             rows[f"{name}, {distance:,} tokens"] = row
-    figures |= {"recall": rows, "steps": arguments.steps}
-    table("recall by distance, small decoder" + ("" if arguments.steps else " (the built-in model's weights)"), rows)
+    figures |= {"recall": rows, "facts": arguments.facts}
+    table("recall by distance, small decoder", rows)
     seconds = time.perf_counter() - began
     print(f"{seconds:.0f} s", file=sys.stderr)
     if arguments.out:

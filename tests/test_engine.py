@@ -94,7 +94,8 @@ def test_settings_are_changed_by_their_path(few: Callable[..., Run]) -> None:
     run = few()
     new = changed(
         run, ["stage2.steps=7", "stages.lr=1e-4", "lora.r=32", "stage1.mix.streams=2",
-              "engine.trackers=['tensorboard']", "stage3.others=[3, 9]", "engine.lanes=none", "engine.parallel=fsdp2", "memory.recency=1.5"],
+              "engine.trackers=['tensorboard']", "stage3.others=[3, 9]",
+              "engine.lanes=none", "engine.parallel=fsdp2", "memory.recency=1.5"],
     )  # fmt: skip
     assert [s.steps for s in new.stages] == [3, 7, 3]
     assert {s.lr for s in new.stages} == {1e-4}
@@ -325,3 +326,78 @@ def _logs() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+
+def remanence(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The real command."""
+    return subprocess.run(
+        [sys.executable, "-m", "remanence", *arguments], capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.mark.slow
+def test_from_documents_to_a_model_that_remembers(home: Path, tmp_path: Path) -> None:
+    """All stages on a jsonl file, with the writes of earlier batches; then on from what came of it; curves; a card."""
+    words = "the boat was lost at sea and nobody knew where the old captain had gone that winter"
+    documents = tmp_path / "documents.jsonl"
+    with documents.open("w", encoding="utf-8") as file:
+        for i in range(300):
+            text = " ".join(f"{word} {i}" if j % 7 == 0 else word for j, word in enumerate(words.split() * (4 + i % 5)))
+            file.write(json.dumps({"text": text}) + "\n")
+    common = "--data", str(documents), "--fast", "--json", "--set", "engine.log_every=1"
+    sizes = [item for k in ("K=8", "N=16", "K0=16", "chunk_tokens=16") for item in ("--set", f"memory.{k}")]
+    mixes = "chunks=[1, 3]", "tokens=[8, 16]", "target=40", "prompt=[4, 12]"
+    chunks = [item for mix in mixes for item in ("--set", f"stages.mix.{mix}")]
+    out = tmp_path / "run"
+    begun = remanence(
+        "train", "curriculum", "--model", str(home / "base"), "--out", str(out), *common, *sizes, *chunks
+    )
+    assert begun.returncode == 0, begun.stderr
+    result = json.loads(begun.stdout)
+    assert result["steps"] == result["last"]["total"] == 9
+    lines = log(out)
+    assert [line["stage"] for line in lines] == ["stage1"] * 3 + ["stage2"] * 3 + ["stage3"] * 3
+    assert all(0 < line["loss"] < 20 for line in lines)
+    assert any("recall" in line for line in lines)
+    config = json.loads((out / "config.json").read_text())
+    assert (config["memory"]["K"], config["data"][0]["path"]) == (8, str(documents))
+    for name in ("model-stage1", "model-stage2", "model"):
+        model = MemoryModel.from_pretrained(out / name)
+        assert model.lora is not None
+    memory = model.new_memory()
+    model.memorize(memory, words * 5)
+    assert memory.write_count > 0
+    assert model.ask(memory, "Who was lost?", max_new_tokens=3).ids
+    assert "stage3" in (out / "model" / "README.md").read_text()
+    on = remanence(
+        "train", "stage3", "--model", result["model"], "--out", str(tmp_path / "on"), *common, *chunks
+    )
+    assert on.returncode == 0, on.stderr
+    assert json.loads((tmp_path / "on" / "config.json").read_text())["memory"]["K"] == 8  # the model's own
+    picture = tmp_path / "curves.png"
+    drawn = remanence("train", "plot", str(out), str(tmp_path / "on"), "--out", str(picture), "--json")
+    assert drawn.returncode == 0, drawn.stderr
+    assert picture.stat().st_size > 10_000
+
+
+def test_misuse_of_train_is_one_line(home: Path, tmp_path: Path) -> None:
+    """Exit code 2, and what to do; nothing is written."""
+    base = str(home / "base")
+    for arguments, words in {
+        ("stage1", "--model", base): "--data",
+        ("stage1", "--model", base, "--data", "facts", "--prose", str(home / "none.txt")): "no prose",
+        ("stage1", "--model", str(home / "none"), "--data", "facts", "--prose", str(home / "prose.txt")): "cannot load",
+        ("curriculum", "--model", base, "--data", "x.txt", "--set", "stage4.steps=3", "--show"): "did you mean",
+        ("plot", str(tmp_path)): "log",
+    }.items():
+        done = remanence("train", *arguments, "--out", str(tmp_path / "run.png"))
+        assert done.returncode == 2, (arguments, done.stderr)
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "run.png").exists()
+    shown = remanence("train", "curriculum", "--model", base, "--data", "x.txt", "--set", "stage2.steps=5", "--show")
+    assert [s["steps"] for s in json.loads(shown.stdout)["stages"]][1] == 5

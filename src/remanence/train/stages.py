@@ -70,17 +70,25 @@ def memory_for(positions: int) -> MemoryConfig:
     )  # fmt: skip
 
 
+def one_document(memory: MemoryConfig) -> DocumentMix:
+    """One chunk of a document and the text after it; 16 tokens or more, as published, if so few can be written."""
+    least = min(16, memory.K) if memory.short_chunks == "complete" else memory.K
+    return DocumentMix(
+        chunks=(1, 1), tokens=(least, memory.chunk_tokens), target=memory.window_tokens,
+        prompt=(min(8, memory.window_tokens // 8), min(64, memory.window_tokens // 4)),
+    )  # fmt: skip
+
+
 def stage1(memory: MemoryConfig, facts: bool = False) -> Stage:
     """MemoryLLM: one chunk is written with the gradient kept, then several; the text goes on (M+ §3.3, App. D)."""
     if facts:
         many = replace(FACTS, streams=12, chunks=4, facts=(0, 1, 2, 3), update=0.2)
         return Stage(
             name="stage1", steps=400, mixes=(FACTS, FACTS, many), lr=0.002, lr_rest=0.002, lr_retriever=0.005,
-            pool=memory.N, others=(0, memory.N // memory.K), in_context=0.1, context=memory.window_tokens // 2,
+            pool=memory.N, others=(0, memory.N // memory.K // 2), in_context=0.1, context=memory.window_tokens // 2,
             lm_weight=0.0,
         )  # fmt: skip
-    tokens = (min(16, memory.K) if memory.short_chunks == "complete" else memory.K, memory.chunk_tokens)
-    one = DocumentMix(chunks=(1, 1), tokens=tokens, target=memory.window_tokens)
+    one = one_document(memory)
     many_chunks = replace(one, chunks=(2, 4 * memory.N // memory.K))
     return Stage(
         name="stage1", steps=10_000, mixes=(one, many_chunks, many_chunks), lr=2e-4, lr_rest=2e-4, lr_retriever=1e-4,
@@ -94,9 +102,9 @@ def stage2(memory: MemoryConfig, facts: bool = False) -> Stage:
     first = stage1(memory, facts)
     if facts:
         long = replace(FACTS, streams=16, chunks=4, questions=5, facts=(0, 1, 1, 2, 2, 3), update=0.25, unknown=0.15)
-        return replace(first, name="stage2", steps=300, mixes=(long,), others=(0, 40), in_context=0.06, pending=0.1)
+        return replace(first, name="stage2", steps=300, mixes=(long,), others=(0, 8), in_context=0.06, pending=0.1)
     tokens = memory.chunk_tokens * 3 // 4, memory.chunk_tokens
-    long_documents = DocumentMix(chunks=(8, 16 * memory.N // memory.K), tokens=tokens, target=memory.window_tokens)
+    long_documents = replace(one_document(memory), chunks=(8, 16 * memory.N // memory.K), tokens=tokens)
     return replace(first, name="stage2", steps=5_000, mixes=(*first.mixes[:1], long_documents), in_context=0.05)
 
 
@@ -105,7 +113,8 @@ def stage3(memory: MemoryConfig, facts: bool = False) -> Stage:
     second = stage2(memory, facts)
     if facts:
         return replace(
-            second, name="stage3", steps=1000, retrieved=memory.K0 // memory.K, others=(0, 60), force=0.3, decay=0.7
+            second, name="stage3", steps=1000, retrieved=memory.K0 // memory.K, others=(0, 160), earlier=128, force=0.3,
+            decay=0.7,
         )  # fmt: skip
     return replace(
         second, name="stage3", retrieved=memory.K0 // memory.K, others=(0, 20 * memory.N // memory.K),
