@@ -178,7 +178,9 @@ def test_the_past_keeps_whole_documents() -> None:
     for step in range(6):
         streams, chunks = 2, 1 + step % 3
         questions = [Question([step], [1], s, chunks - 1, []) for s in range(streams)]
-        batch = Batch(torch.zeros(streams, chunks, 4, dtype=torch.long), torch.rand(streams, chunks) < 0.5, questions)
+        names = [[f"{step}/{w}"] for w in range(streams * chunks)]
+        first = torch.rand(streams, chunks) < 0.5
+        batch = Batch(torch.zeros(streams, chunks, 4, dtype=torch.long), first, questions, names)
         vectors = [torch.full((streams * chunks, 2, 3), 10.0 * step + layer, requires_grad=True) for layer in range(2)]
         past.add(vectors, batch, most)
         assert len(past) <= most
@@ -187,7 +189,9 @@ def test_the_past_keeps_whole_documents() -> None:
         assert past.owner_W.tolist() == sorted(past.owner_W.tolist())
         assert set(past.asked) == set(past.owner_W.tolist())
         again = Past.of(*json.loads(json.dumps(past.state()[1])) and (past.state()[0], past.state()[1]))
-        assert again.asked == past.asked
+        assert (again.asked, again.subjects) == (past.asked, past.subjects)
+        assert len(past.subjects) == len(past)
+        assert past.subjects[-1] == names[-1]
         assert torch.equal(again.vectors_LWKD, past.vectors_LWKD)
     assert past.documents == 12
     assert past.owner_W[-1] == 11

@@ -99,12 +99,14 @@ class Past:
     """Writes of earlier batches, without gradient, off the accelerator: the past of batches that have little.
 
     One per lane. vectors_LWKD: in their order; None before the first. owner_W: the number of the document that each is
-    of. first_person_W: as in `Batch`. asked: by document, a question about it, for coming back to it (M+ App. D).
+    of. first_person_W: as in `Batch`. subjects: the same, for made-up facts. asked: by document, a question about
+    it, for coming back to it (M+ App. D).
     """
 
     vectors_LWKD: Tensor | None = None
     owner_W: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
     first_person_W: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    subjects: list[list[str]] = field(default_factory=list)
     asked: dict[int, Question] = field(default_factory=dict)
     documents: int = 0
 
@@ -123,11 +125,13 @@ class Past:
         self.vectors_LWKD = new if self.vectors_LWKD is None else torch.cat([self.vectors_LWKD, new], 1)
         self.owner_W = torch.cat([self.owner_W, owner])
         self.first_person_W = torch.cat([self.first_person_W, batch.first_person_BT.flatten()])
+        self.subjects += batch.subjects or [[] for _ in range(streams * chunks)]
         if len(self) > most:
             kept = self.owner_W[len(self) - most - 1] + 1  # documents stay whole
             where = self.owner_W >= kept
             self.vectors_LWKD = self.vectors_LWKD[:, where]
             self.owner_W, self.first_person_W = self.owner_W[where], self.first_person_W[where]
+            self.subjects = self.subjects[-len(self.owner_W) :]
             self.asked = {document: q for document, q in self.asked.items() if document >= kept}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -135,13 +139,14 @@ class Past:
         tensors = {} if self.vectors_LWKD is None else {"vectors": self.vectors_LWKD}
         tensors |= {"owner": self.owner_W, "first_person": self.first_person_W}
         asked = {str(document): vars(q) for document, q in self.asked.items()}
-        return tensors, {"asked": asked, "documents": self.documents}
+        return tensors, {"asked": asked, "subjects": self.subjects, "documents": self.documents}
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Past:
         """From what `state` gave."""
         asked = {int(document): Question(**q) for document, q in meta["asked"].items()}
-        return cls(tensors.get("vectors"), tensors["owner"], tensors["first_person"], asked, meta["documents"])
+        own = tensors.get("vectors"), tensors["owner"], tensors["first_person"]
+        return cls(*own, meta["subjects"], asked, meta["documents"])
 
 
 class BankSource:

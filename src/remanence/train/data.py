@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import lzma
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,7 @@ class Question:
     """One question to the past. `chunk` holds the newest answer (None: no chunk does), `stale` older ones.
 
     alike: those in `stale` are no older answers but say as much as `chunk` does, as all of a text does about its rest.
+    subject: whom a question about made-up facts is about. What other batches tell of the same name is not read.
     """
 
     prompt: list[int]
@@ -115,18 +116,21 @@ class Question:
     stale: list[int]
     first_person: bool = False
     alike: bool = False
+    subject: str = ""
 
 
 @dataclass
 class Batch:
     """What one training step sees.
 
-    chunks_BTn: token ids of the streams. first_person_BT: chunks that speak of "I".
+    chunks_BTn: token ids of the streams. first_person_BT: chunks that speak of "I". subjects: by chunk of all streams,
+    one after the other, whom it tells of; empty where nobody asks about made-up names.
     """
 
     chunks_BTn: Tensor
     first_person_BT: Tensor
     questions: list[Question]
+    subjects: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -217,12 +221,14 @@ class Streams:
         rng = random.Random(f"{self.seed}/{self.split}/{step}/{self.lane}")
         maker = FactMaker(rng, self.split, self.prose.words if self.split == "train" else ())
         chunks, first_person, questions = [], [], []
+        subjects: list[list[str]] = []
         for stream in range(mix.streams):
             row, told, flags = self._stream(rng, maker, mix, length)
             chunks.append(row)
             first_person.append(flags)
             questions += self._questions(rng, maker, mix, stream, told)
-        return Batch(torch.tensor(chunks), torch.tensor(first_person), questions)
+            subjects += [[f.subject.name for f, c in told if c == chunk] for chunk in range(mix.chunks)]
+        return Batch(torch.tensor(chunks), torch.tensor(first_person), questions, subjects)
 
     def _stream(
         self, rng: random.Random, maker: FactMaker, mix: Mix, length: int
@@ -276,13 +282,16 @@ class Streams:
                     missing = told_of
                 if rng.random() < 0.1:
                     subject, missing = maker.subject("thing"), ["location"]
-                questions.append(self.question(maker.question(subject, rng.choice(missing)), UNKNOWN, stream))
+                asked = maker.question(subject, rng.choice(missing))
+                questions.append(self.question(asked, UNKNOWN, stream, subject=subject.name))
             else:
                 fact, chunk = newest[next(next_asked)]
                 stale = [c for f, c in told if (f.subject, f.relation) == (fact.subject, fact.relation) and c != chunk]
                 asked = maker.question(fact.subject, fact.relation)
                 questions.append(
-                    self.question(asked, fact.value, stream, chunk, stale, fact.subject.kind == "self")
+                    self.question(
+                        asked, fact.value, stream, chunk, stale, fact.subject.kind == "self", fact.subject.name
+                    )
                 )
         return questions
 
@@ -294,6 +303,7 @@ class Streams:
         chunk: int | None = None,
         stale: list[int] | None = None,
         first_person: bool = False,
+        subject: str = "",
     ) -> Question:
         """A question and its answer as token ids."""
         return Question(
@@ -303,6 +313,7 @@ class Streams:
             chunk,
             stale or [],
             first_person,
+            subject=subject,
         )
 
 

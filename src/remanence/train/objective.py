@@ -102,6 +102,11 @@ class Objective(nn.Module):
             stale_QW[i, [int(begin_Q[i]) + c for c in q.stale]] = True
         first_Q = torch.tensor([q.first_person for q in questions])
         forbidden_QW = first_Q[:, None] & first_person_W[None] & (owner_W[None] != streams_Q[:, None])
+        if old is not None:
+            for i, q in enumerate(batch.questions):  # of such a name another batch tells something else
+                if q.subject:
+                    namesakes = [q.subject in told for told in old.subjects]
+                    forbidden_QW[i, streams * chunks :] |= torch.tensor(namesakes)
         contexts: list[list[int]] = [[] for _ in questions]
         if pending:
             texts, moved = _pending(batch, gold_Q[: len(batch.questions)], generator)

@@ -48,8 +48,13 @@ def builtin() -> list[Stage]:
     )  # fmt: skip
     more = replace(short, streams=64, unknown=0.2), replace(long, questions=6, unknown=0.2)
     mixed = replace(many_chunks, name="mixed", steps=200, lr=0.015, force=0.3, mixes=more)
-    long_term = replace(mixed, name="long term", steps=4200, decay=1.0, force=0.15)
-    return [context, one_chunk, many_chunks, mixed, long_term]
+    long_term = replace(mixed, name="long term", steps=3400, decay=0.7, force=0.15)
+    # Nothing relevant among 80 writes is not yet nothing among thousands: pasts as long as memory can make them.
+    long_pasts = replace(
+        long_term, name="long pasts", steps=1000, lr=0.01, decay=1.0, earlier=400, others=(0, 400),
+        mixes=tuple(replace(mix, unknown=0.3) for mix in more),
+    )  # fmt: skip
+    return [context, one_chunk, many_chunks, mixed, long_term, long_pasts]
 
 
 # Any decoder ----------------------------------------------------------------------------------------------------------
@@ -113,7 +118,7 @@ def stage3(memory: MemoryConfig, facts: bool = False) -> Stage:
     second = stage2(memory, facts)
     if facts:
         return replace(
-            second, name="stage3", steps=1000, retrieved=memory.K0 // memory.K, others=(0, 160), earlier=128, force=0.3,
+            second, name="stage3", steps=1500, retrieved=memory.K0 // memory.K, others=(0, 160), earlier=128, force=0.3,
             decay=0.7,
         )  # fmt: skip
     return replace(
