@@ -18,7 +18,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from remanence import ConfigError, MemoryModel
 from remanence.config import MemoryConfig
@@ -299,9 +299,21 @@ def test_other_settings_of_the_engine_train_too(few: Callable[..., Run], tmp_pat
         launch(run, tmp_path / name, processes=1, quiet=True)
     same(log(tmp_path / "plain"), log(tmp_path / "recompute"), 2e-4)
     half = few("engine.precision=bfloat16", "engine.trackers=['tensorboard']", stages=("stage1",))
-    launch(half, tmp_path / "half", processes=1, quiet=True)
-    assert all(0 < line["loss"] < 20 for line in log(tmp_path / "half"))
+    half = replace(half, model=str(tmp_path / "half-base"))
+    base = LlamaForCausalLM.from_pretrained(few().model).to(torch.bfloat16)
+    base.save_pretrained(half.model)
+    AutoTokenizer.from_pretrained(few().model).save_pretrained(half.model)
+    published = few("memory.key_group=1", "memory.score_bias=0", "memory.recency=0", "memory.score=vector")
+    for name, run in {"half": half, "published": published}.items():
+        result = launch(run, tmp_path / name, processes=1, quiet=True)
+        assert all(0 < line["loss"] < 20 for line in log(tmp_path / name))
+        model = MemoryModel.from_pretrained(result["model"])
+        memory = model.new_memory()
+        model.memorize(memory, "The key is under the blue pot. " * 20)
+        assert model.ask(memory, "Where is the key?", max_new_tokens=3).ids
     assert list((tmp_path / "half").rglob("events.out.tfevents*"))
+    assert model.config.score == "vector"
+    assert next(MemoryModel.from_pretrained(tmp_path / "half" / "model").base.parameters()).dtype == torch.bfloat16
 
 
 def test_a_folder_of_another_run_is_left_alone(few: Callable[..., Run], tmp_path: Path) -> None:

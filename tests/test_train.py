@@ -564,6 +564,46 @@ def test_forced_writes_are_read(make: Callable[..., MemoryModel]) -> None:
         assert source.recall[-1].item() == pytest.approx(sum(read) / len(read))
 
 
+@torch.no_grad()
+def test_the_published_retriever_scores_vectors(make: Callable[..., MemoryModel]) -> None:
+    """Each vector by the mean of sigmoids; the best are read in order of time; loss as published; no bias."""
+    model = make()
+    history, _, _ = draw(60, 10, 4, (0, 36))
+    force = torch.arange(60) % 3 == 0
+    source, hidden = bank(model, history, score="vector", key_group=1, strength=0.0, force_Q=force)
+    slots = source.slots(0, hidden)
+    assert slots.keys.shape == (60, 2, source.length, 8)
+    scores, _ = source._scores(0, hidden, source.vectors[0])
+    keys = model.retriever.keys(0, model.attachment.norm(0, source.vectors[0])).flatten(0, 1)
+    queries = model.retriever.queries(0, model.attachment.norm(0, hidden))
+    found = refused = positives = negatives = 0.0
+    for q in range(60):
+        expected = (queries[q][source.asks_QT[q]] @ keys.T).sigmoid().mean(0)
+        torch.testing.assert_close(scores[q], expected, atol=1e-5, rtol=1e-5)
+        known = source.known_by_write_QW[q].repeat_interleave(8)
+        right = torch.zeros(320, dtype=torch.bool)
+        if history.gold_Q[q] >= 0:
+            right[8 * int(history.gold_Q[q]) : 8 * int(history.gold_Q[q]) + 8] = True
+        found -= (expected[right] + 1e-5).log().sum().item()
+        refused -= (1 - expected[known & ~right] + 1e-5).log().sum().item()
+        positives, negatives = positives + int(right.sum()), negatives + int((known & ~right).sum())
+    assert source.losses[-1].item() == pytest.approx((found / positives + refused / negatives) / 2, rel=1e-4)
+    rows, alive, bias = source._choose_vectors(scores)
+    assert not bias.any()
+    for q in range(60):
+        time = {w: t for t, w in enumerate(history.order_QW[q].tolist())}
+        read = [r for r, a in zip(rows[q].tolist(), alive[q].tolist(), strict=True) if a]
+        got, pool = read[: int(alive[q, :16].sum())], read[int(alive[q, :16].sum()) :]
+        assert len(set(read)) == len(read)
+        assert [(time[r // 8], r) for r in got] == sorted((time[r // 8], r) for r in got)
+        left = [r for w in history.order_QW[q][history.known_QW[q]].tolist() for r in range(8 * w, 8 * w + 8)]
+        left = [r for r in left if r not in pool]
+        gold = int(history.gold_Q[q])
+        best = sorted(left, key=lambda r: -(scores[q, r].item() + (force[q].item() and r // 8 == gold)))[: len(got)]
+        assert set(best) == set(got)
+        assert len(got) == min(16, len(left))
+
+
 def test_the_retrievers_loss_is_a_cross_entropy(make: Callable[..., MemoryModel]) -> None:
     """Over null and every write that is not forbidden, older answers with a share; it reaches the hidden states."""
     model = make()

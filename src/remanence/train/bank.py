@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..hf import Attachment, Slots
 from ..retriever import Retriever, slot_bias, superseded
@@ -161,7 +162,7 @@ class BankSource:
         asks_QT: the tokens that query the retriever.
         pool_vectors: N. pool_writes: how many of the newest writes may still have vectors in the pool.
         retrieved_writes: K0 / K.
-        strength, recency, key_group: `score_bias`, `recency` and `key_group` of the memory config.
+        strength, recency, key_group, score: `score_bias`, `recency`, `key_group` and `score` of the memory config.
         force_Q: questions whose right write gets the best score, whatever the retriever says.
         generator: for the drops.
 
@@ -186,7 +187,9 @@ class BankSource:
         force_Q: Tensor,
         generator: torch.Generator,
         past: Past | None = None,
+        score: str = "block",
     ) -> None:
+        self.score = score
         self.attachment, self.retriever, self.vectors, self.start_LD = attachment, retriever, vectors, start_LD
         device = vectors[0].device
         history = history.to(device)
@@ -216,7 +219,10 @@ class BankSource:
         with torch.autocast(hidden_BTD.device.type, enabled=False):  # scores need float32
             scores_QW, null = self._scores(layer, hidden_BTD.float(), vectors_WKD.float(), past_WKD)
         with torch.no_grad():
-            rows, alive, bias = self._choose(scores_QW.detach().clone(), null.detach())
+            if self.score == "vector":
+                rows, alive, bias = self._choose_vectors(scores_QW.detach())
+            else:
+                rows, alive, bias = self._choose(scores_QW.detach().clone(), null.detach())
         if past_WKD is not None:
             vectors_WKD = torch.cat([vectors_WKD, past_WKD])
         start_keys, start_values = self.attachment.project(layer, self.start_LD[layer][None])
@@ -236,35 +242,52 @@ class BankSource:
     def _scores(
         self, layer: int, hidden_BTD: Tensor, vectors_WKD: Tensor, past_WKD: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Scores [Q, W] of the bank's writes and the null score, and the retriever's loss.
+        """Scores [Q, W] of the bank's writes, or [Q, W * K] of its vectors, and the null score; the retriever's loss.
 
-        Unlike the paper's, the loss reaches the hidden states too, so that they learn to be found. The keys of the past
-        are made anew but not learnt from: their activations would be most of a step's memory.
+        Unlike the paper's, the loss of blocks reaches the hidden states too, so that they learn to be found. The keys
+        of the past are made a second time in the backward pass: their activations would be most of a step's memory.
         """
         retriever, history = self.retriever, self.history
+        if self.score == "vector":
+            hidden_BTD, vectors_WKD = hidden_BTD.detach(), vectors_WKD.detach()
         queries = retriever.queries(layer, self.attachment.norm(layer, hidden_BTD))
-        keys_WGR = retriever.keys(layer, self.attachment.norm(layer, vectors_WKD), self.key_group)
+        keys_WGR = self._keys(layer, vectors_WKD)
         if past_WKD is not None:
-            with torch.no_grad():
-                past = retriever.keys(layer, self.attachment.norm(layer, past_WKD.float()), self.key_group)
+            # f_k must learn from them too: pushed up by the right writes and down by few others, all keys would grow.
+            past = checkpoint(self._keys, layer, past_WKD, use_reentrant=False)
             keys_WGR = torch.cat([keys_WGR, past])
         asked = self.asks_QT.nonzero(as_tuple=True)
         products = queries[asked] @ keys_WGR.flatten(0, 1).T
-        best = products.unflatten(1, (len(keys_WGR), -1)).amax(-1) * retriever.scale
         weight = 1 / self.asks_QT.sum(1)[asked[0]]
+        if self.score == "vector":
+            mean = products.new_zeros(len(queries), products.shape[1])
+            mean = mean.index_add(0, asked[0], products.sigmoid() * weight[:, None])
+            self.losses.append(self._published_loss(mean))
+            return mean, retriever.null[layer]
+        best = products.unflatten(1, (len(keys_WGR), -1)).amax(-1) * retriever.scale
         scores = best.new_zeros(len(queries), len(keys_WGR)).index_add(0, asked[0], best * weight[:, None])
         null = retriever.null[layer]
         logits = torch.cat([null.expand(len(scores), 1), scores.masked_fill(history.forbidden_QW, _NEVER)], 1)
         self.losses.append(F.cross_entropy(logits, self.targets))
         return scores, null
 
-    def _choose(self, scores_QW: Tensor, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of the bank in reading order [Q, P-1], which of them exist, and the logit bias of all slots [Q, P]."""
+    def _keys(self, layer: int, vectors_WKD: Tensor) -> Tensor:
+        """Retriever keys [W, G, R] of writes."""
+        return self.retriever.keys(layer, self.attachment.norm(layer, vectors_WKD.float()), self.key_group)
+
+    def _published_loss(self, p_QV: Tensor) -> Tensor:
+        """-log p of the right vectors and -log(1 - p) of all others in the history, half and half (M+ eq. 5)."""
+        positive = (self.targets[:, 1:] > 0).repeat_interleave(self.K, 1)
+        negative = self.known_by_write_QW.repeat_interleave(self.K, 1) & ~positive
+        found = -(p_QV[positive] + 1e-5).log().sum() / positive.sum().clamp_min(1)
+        refused = -(1 - p_QV[negative] + 1e-5).log().sum() / negative.sum().clamp_min(1)
+        return (found + refused) / 2
+
+    def _pool(self, questions: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """The vectors that outlived random dropping, oldest first: rows of the bank [Q, N], which of them exist; and
+        of all rows [Q, W * K], whether they are among them."""
         history, K = self.history, self.K
-        questions = len(scores_QW)
-        # The pool: the vectors that outlived random dropping, oldest first.
         newest = history.order_QW[:, -self.pool_writes :]
-        device = scores_QW.device
         age = torch.arange(self.pool_writes - 1, -1, -1.0, device=device)[None, :, None]
         luck = torch.rand(questions, self.pool_writes, K, generator=self.generator).clamp_min(1e-9).to(device)
         life = luck.log() / math.log(self.survival) if self.survival > 0 else luck
@@ -275,6 +298,30 @@ class BankSource:
         pool_alive = left.flatten(1).gather(1, places) > -1e8
         in_pool = torch.zeros(questions, self.writes * K, dtype=torch.bool, device=device)
         in_pool.scatter_(1, pool_rows, pool_alive)
+        return pool_rows, pool_alive, in_pool
+
+    def _choose_vectors(self, scores_QV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_choose`, each vector by its own score (M+ §3.2); no bias."""
+        history, K = self.history, self.K
+        questions, device = len(scores_QV), scores_QV.device
+        pool_rows, pool_alive, in_pool = self._pool(questions, device)
+        outside = ~in_pool & self.known_by_write_QW.repeat_interleave(K, 1)
+        own = history.gold_Q[:, None] == torch.arange(self.writes * K, device=device)[None] // K
+        scores_QV = torch.where(own & self.force_Q[:, None], scores_QV + 1, scores_QV)
+        found = scores_QV.masked_fill(~outside, -torch.inf).topk(self.retrieved * K, 1).indices
+        time = self.rank_QW.gather(1, found // K) * K + found % K
+        found = found.gather(1, time.argsort(1))
+        exists = outside.gather(1, found)
+        read = in_pool.scatter(1, found, exists | in_pool.gather(1, found))
+        self.recall.append(read[own].float().mean() if own.any() else torch.ones((), device=device))
+        rows, alive = torch.cat([found, pool_rows], 1), torch.cat([exists, pool_alive], 1)
+        return rows, alive, torch.zeros(questions, 1 + rows.shape[1], device=device)
+
+    def _choose(self, scores_QW: Tensor, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of the bank in reading order [Q, P-1], which of them exist, and the logit bias of all slots [Q, P]."""
+        history, K = self.history, self.K
+        questions, device = len(scores_QW), scores_QW.device
+        pool_rows, pool_alive, in_pool = self._pool(questions, device)
         # Retrieval among writes that have left the pool, at least in part.
         outside = ~in_pool.unflatten(1, (-1, K)).all(-1) & self.known_by_write_QW
         gold = history.gold_Q

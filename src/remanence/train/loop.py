@@ -103,8 +103,8 @@ class Trainer:
         self.groups = _groups(model)
         self.optimizers = _optimizers(self.groups, self.engine)
         self.wrapped: Any = self.objective if sharded else self.accelerator.prepare_model(self.objective)
+        self.trackers = Trackers((), folder)
         self.stage_index = self.step = self.tokens = 0
-        self._steps_saved = -1
 
     @property
     def stage(self) -> Stage:
@@ -129,24 +129,25 @@ class Trainer:
         stage, place = self.stage, self.stage_index * _STEPS_A_STAGE + self.step
         mix = stage.mixes[self.step % len(stage.mixes)]
         self.model.train()
-        found, tokens = [], 0
+        found = []
         for lane in self.own:
             batch = self.sources[lane].batch(place, mix)
-            tokens += batch.chunks_BTn.numel()
             torch.manual_seed(place * 64 + lane)  # of dropout
             last = lane == self.own[-1]
             with self._sync(last):
                 loss, figures = self.wrapped(batch, stage, Place(place, lane), self.past[lane])
                 self.accelerator.backward(loss / len(self.own))
             found.append(figures | {"loss": loss.item(), "tokens": batch.chunks_BTn.numel()})
-        norm = self._update()
+        factor = self.rate()
+        norm = self._update(factor)
         self.step += 1
         figures = self._mean(found)
-        self.tokens += figures.pop("tokens")
+        tokens = figures["tokens"]
+        self.tokens += tokens
         seconds = time.perf_counter() - began
         return figures | {
-            "stage": stage.name, "step": self.step, "total": self.total, "norm": norm, "lr": stage.lr * self._factor,
-            "tokens": self.tokens, "tokens_per_s": self._last_tokens / seconds, "s": seconds,
+            "stage": stage.name, "step": self.step, "total": self.total, "norm": norm, "lr": stage.lr * factor,
+            "tokens": self.tokens, "tokens_per_s": tokens / seconds, "s": seconds,
         }  # fmt: skip
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
@@ -156,16 +157,15 @@ class Trainer:
             return nullcontext()
         return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
 
-    def _update(self) -> float:
+    def _update(self, factor: float) -> float:
         """Clip, step and clear every optimizer: the retriever's gradients are many times the others'."""
         stage, norms = self.stage, []
-        self._factor = self.rate()
         for name, optimizer in self.optimizers.items():
             parameters = [p for g in optimizer.param_groups for p in g["params"]]
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.engine.clip)
             norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             for group in optimizer.param_groups:
-                group["lr"] = getattr(stage, name) * self._factor
+                group["lr"] = getattr(stage, name) * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return torch.stack(norms).norm().item()
@@ -184,7 +184,6 @@ class Trainer:
                 mean[key] = [sum(layer) / len(some) for layer in zip(*some, strict=True)]
             else:
                 mean[key] = sum(some) if key == "tokens" else sum(some) / len(some)
-        self._last_tokens = mean.get("tokens", 0)
         return mean
 
     @torch.no_grad()

@@ -67,9 +67,8 @@ class Objective(nn.Module):
             past: the lane's writes of earlier batches; this batch's are added.
         """
         device = self.model.base.device
-        in_context, pending = (torch.rand(2, generator=place.shared()) < torch.tensor(
-            [stage.in_context, stage.pending]
-        )).tolist()  # fmt: skip
+        draws = torch.rand(2, generator=place.shared()).tolist()
+        in_context, pending = draws[0] < stage.in_context, draws[1] < stage.pending
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
         with self.model.attachment.hooks(), autocast:
             if in_context:
@@ -84,9 +83,7 @@ class Objective(nn.Module):
         assert model.start is not None
         vectors, lm = self.write(batch.chunks_BTn, stage)
         streams, chunks, _ = batch.chunks_BTn.shape
-        if past is not None and not len(past):
-            past = None if not stage.earlier else past
-        old = past if past is not None and len(past) else None
+        old = past if past is not None and stage.earlier and len(past) else None
         owner_W = torch.arange(streams).repeat_interleave(chunks)
         first_person_W = batch.first_person_BT.flatten()
         if old is not None:
@@ -124,6 +121,7 @@ class Objective(nn.Module):
             pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=config.score_bias,
             recency=config.recency, key_group=config.key_group,
             force_Q=torch.rand(len(questions), generator=generator) < stage.force, generator=generator, past=old,
+            score=config.score,
         )  # fmt: skip
         with self._pass("read"):
             cache = MemoryCache(source, len(model.attachment.layers))

@@ -89,7 +89,7 @@ def stage1(memory: MemoryConfig, facts: bool = False) -> Stage:
     if facts:
         many = replace(FACTS, streams=12, chunks=4, facts=(0, 1, 2, 3), update=0.2)
         return Stage(
-            name="stage1", steps=400, mixes=(FACTS, FACTS, many), lr=0.002, lr_rest=0.002, lr_retriever=0.005,
+            name="stage1", steps=300, mixes=(FACTS, FACTS, many), lr=0.001, lr_rest=0.001, lr_retriever=0.003,
             pool=memory.N, others=(0, memory.N // memory.K // 2), in_context=0.1, context=memory.window_tokens // 2,
             lm_weight=0.0,
         )  # fmt: skip
@@ -107,7 +107,7 @@ def stage2(memory: MemoryConfig, facts: bool = False) -> Stage:
     first = stage1(memory, facts)
     if facts:
         long = replace(FACTS, streams=16, chunks=4, questions=5, facts=(0, 1, 1, 2, 2, 3), update=0.25, unknown=0.15)
-        return replace(first, name="stage2", steps=300, mixes=(long,), others=(0, 8), in_context=0.06, pending=0.1)
+        return replace(first, name="stage2", steps=250, mixes=(long,), others=(0, 8), in_context=0.06, pending=0.1)
     tokens = memory.chunk_tokens * 3 // 4, memory.chunk_tokens
     long_documents = replace(one_document(memory), chunks=(8, 16 * memory.N // memory.K), tokens=tokens)
     return replace(first, name="stage2", steps=5_000, mixes=(*first.mixes[:1], long_documents), in_context=0.05)
@@ -118,8 +118,8 @@ def stage3(memory: MemoryConfig, facts: bool = False) -> Stage:
     second = stage2(memory, facts)
     if facts:
         return replace(
-            second, name="stage3", steps=1500, retrieved=memory.K0 // memory.K, others=(0, 160), earlier=128, force=0.3,
-            decay=0.7,
+            second, name="stage3", steps=1300, retrieved=memory.K0 // memory.K, others=(0, 120), earlier=64, force=0.3,
+            decay=0.8,
         )  # fmt: skip
     return replace(
         second, name="stage3", retrieved=memory.K0 // memory.K, others=(0, 20 * memory.N // memory.K),
