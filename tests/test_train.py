@@ -894,7 +894,7 @@ def test_the_curriculum_goes_step_by_step() -> None:
     assert [s.name for s in stages] == ["context", "one chunk", "many chunks", "mixed", "long term", "long pasts"]
     may_change = {
         "name", "steps", "mixes", "lr", "decay", "others", "earlier", "pool", "retrieved", "in_context", "pending",
-        "force",
+        "force", "lr_rest", "lr_retriever",
     }  # fmt: skip
     for one, two in itertools.pairwise(stages):
         changed = {f.name for f in fields(Stage) if getattr(one, f.name) != getattr(two, f.name)}

@@ -51,7 +51,8 @@ def builtin() -> list[Stage]:
     long_term = replace(mixed, name="long term", steps=3400, decay=0.7, force=0.15)
     # Nothing relevant among 80 writes is not yet nothing among thousands: pasts as long as memory can make them.
     long_pasts = replace(
-        long_term, name="long pasts", steps=1000, lr=0.01, decay=1.0, earlier=400, others=(0, 400),
+        long_term, name="long pasts", steps=800, lr=0.006, lr_rest=0.0015, lr_retriever=0.005, decay=1.0, earlier=400,
+        others=(0, 400),
         mixes=tuple(replace(mix, unknown=0.3) for mix in more),
     )  # fmt: skip
     return [context, one_chunk, many_chunks, mixed, long_term, long_pasts]
@@ -118,7 +119,7 @@ def stage3(memory: MemoryConfig, facts: bool = False) -> Stage:
     second = stage2(memory, facts)
     if facts:
         return replace(
-            second, name="stage3", steps=1300, retrieved=memory.K0 // memory.K, others=(0, 120), earlier=64, force=0.3,
+            second, name="stage3", steps=800, retrieved=memory.K0 // memory.K, others=(0, 120), earlier=64, force=0.3,
             decay=0.8,
         )  # fmt: skip
     return replace(
