@@ -137,11 +137,7 @@ class MemoryModel(nn.Module):
                 for role in ("write", "read"):
                     base.add_adapter(copy.deepcopy(lora), role)
             self._adapted = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
-            for layer in self.attachment.layers:
-                if (home := device_of(layer)) is not None:  # peft sees where offloaded weights rest, not where they work
-                    for name, parameter in layer.named_parameters():
-                        if "lora_" in name:
-                            parameter.data = parameter.data.to(home)
+            self._place_adapters(lora)
             for name, parameter in base.named_parameters():
                 if "lora_" in name:
                     parameter.requires_grad_(True)
@@ -159,6 +155,20 @@ class MemoryModel(nn.Module):
             first = self.tokenizer.eos_token_id or 0
         entering = self.attachment.inputs(torch.tensor([[first]], device=self.attachment.device))
         self.start.copy_(torch.stack([hidden[0, 0].to(self.start.device) for hidden in entering]))
+
+    def _place_adapters(self, lora: LoraConfig) -> None:
+        """Adapters where their layers compute: peft puts them where the weights rest, and those may be offloaded."""
+        for layer in self._adapted:
+            device = device_of(layer.get_base_layer())
+            parts = [getattr(layer, name) for name in layer.adapter_layer_names]
+            if device is not None and any(p.device.type == "meta" for part in parts for p in part.parameters()):
+                for part in parts:
+                    part.to_empty(device=device)
+                for role in ("write", "read"):  # they lost their values
+                    layer.reset_lora_parameters(role, lora.init_lora_weights)
+            elif device is not None:
+                for part in parts:
+                    part.to(device)
 
     @contextmanager
     def adapter(self, role: str) -> Iterator[None]:
