@@ -177,4 +177,7 @@ def test_the_plan_is_what_a_model_gets(folder: Path) -> None:
     table = CliRunner().invoke(app, ["memorize", "--model", str(folder), "--plan"])
     assert "256 positions" in table.stdout
     assert table.exit_code == 0
+    for arguments in (["ask", "why?"], ["ask"]):  # neither a question nor a memory is needed
+        printed = CliRunner().invoke(app, [*arguments, "--model", str(folder), "--memory", "none", "--plan", "--json"])
+        assert json.loads(printed.stdout) == expected
     assert plan("builtin")["trained_memory"]

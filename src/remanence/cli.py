@@ -174,18 +174,24 @@ def memorize(
 
 @app.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    question: Annotated[str | None, typer.Argument(help="What you want to know.", show_default=False)] = None,
     memory: Name = "default",
     model: Model = "builtin",
     store: Store = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
     sources: Annotated[bool, typer.Option(help="Show what was read.")] = False,
+    plan: Plan = False,
     as_json: Json = False,
 ) -> None:
     """Answer a question from memory.
 
     Example: remanence ask "Where is the spare key?" --memory ada
     """
+    if plan:
+        _plan(model, as_json)
+        return
+    if question is None:
+        raise InputError("ask what? remanence ask QUESTION, or --plan.")
     opened = _store(store).load(memory)
     loaded = _model(model)
     began = time.perf_counter()

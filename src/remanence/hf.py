@@ -9,6 +9,10 @@ The only file that knows the inside of transformers (tested with 5.23). Nothing 
 
 The hooks act only on a forward that is handed a `MemoryCache`, and only inside `Attachment.hooks()`.
 
+A model that accelerate has spread over several devices, or keeps on disk, is attached to as well. Its hooks bring every
+module's inputs and weights to the module's device as late as inside its forward, after our pre-hook has run. So we ask
+them where a layer computes (`device_of`) and make its slots, bias and mask there.
+
 Legend:  B batch   T tokens   P memory slots   K vectors a write keeps   H key/value heads   E head size   D hidden size
 """
 
@@ -18,7 +22,7 @@ import inspect
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -63,8 +67,9 @@ class VectorSource:
         self.positions = torch.arange(self.length, device=vectors[0].device)[None]
 
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
-        """Keys and values of the layer's vectors."""
-        return self.attachment.slots(layer, self.vectors[layer], self.positions)
+        """Keys and values of the layer's vectors, where the hidden states are."""
+        device = hidden_BTD.device
+        return self.attachment.slots(layer, self.vectors[layer].to(device), self.positions.to(device))
 
 
 class MemoryLayer(DynamicLayer):
@@ -127,7 +132,7 @@ class MemoryLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows."""
         super().batch_select_indices(indices)
-        self._rows(lambda bias: bias[indices])
+        self._rows(lambda bias: bias[indices.to(bias.device)])
 
 
 class MemoryCache(Cache):
@@ -270,6 +275,16 @@ class Attachment:
         """Positions that the model was trained on, as far as its config says."""
         return trained_positions(self.config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where tokens enter the model; `model.device` says "meta" when the first weights are offloaded."""
+        return device_of(self.model.get_input_embeddings()) or self.model.device
+
+    def place(self, layer: int, tensor: Tensor) -> Tensor:
+        """The tensor where a layer computes; as it is, unless the model is spread over several devices."""
+        device = device_of(self.layers[layer])
+        return tensor if device is None else tensor.to(device)
+
     def _refuse(self, why: str) -> ConfigError:
         return ConfigError(f"cannot attach a memory to a {self.family!r} model: {why}.")
 
@@ -285,9 +300,8 @@ class Attachment:
                 raise self._refuse(f"it has layers of type {kind!r}; {_KEPT_OTHERWISE}")
         if getattr(config, "clip_qkv", None) is not None:
             raise self._refuse("it clips its keys and values (clip_qkv)")
-        if len(set(getattr(self.model, "hf_device_map", {}).values())) > 1:
-            raise self._refuse("it is spread over several devices; load it on one")
-        if self.model.device.type == "meta":
+        weights = self.model.named_parameters()
+        if any(p.device.type == "meta" and _offloaded(self.model, name) is None for name, p in weights):
             raise self._refuse("its weights are not loaded (they are on the meta device)")
         self._apply_rotary = getattr(sys.modules[type(self.layers[0]).__module__], "apply_rotary_pos_emb", None)
         if self._apply_rotary is None:
@@ -318,7 +332,7 @@ class Attachment:
     @torch.no_grad()
     def _examine(self) -> list[LayerParts]:
         """How each layer makes its keys and values, found by comparing with the model's own cache."""
-        cache, device = DynamicCache(), self.model.device
+        cache, device = DynamicCache(), self.device
         try:
             inputs = self.inputs(torch.arange(_PROBE, device=device)[None], past_key_values=cache, use_cache=True)
         except (AttributeError, IndexError, KeyError, NotImplementedError, TypeError, ValueError) as error:
@@ -334,7 +348,7 @@ class Attachment:
                 raise self._refuse("its layers have heads of different sizes")
             self.key_heads, self.head_dim = kept.keys.shape[1::2]
             for parts in self._candidates(index, kept.keys):
-                if self._agrees(parts, hidden, kept.keys, kept.values):
+                if self._agrees(parts, hidden.to(kept.keys.device), kept.keys, kept.values):
                     found.append(parts)
                     break
             else:
@@ -400,13 +414,16 @@ class Attachment:
         Args:
             inside: a context that each layer runs in, in the backward pass too; the adapter that is active.
         """
+        before = [layer.__dict__.get("forward") for layer in self.layers]  # accelerate's, if it has spread the model
         for index, layer in enumerate(self.layers):
             layer.forward = _recomputed(layer, index, inside)
         try:
             yield
         finally:
-            for layer in self.layers:
+            for layer, forward in zip(self.layers, before, strict=True):
                 del layer.forward
+                if forward is not None:
+                    layer.forward = forward
 
     def norm(self, layer: int, hidden: Tensor) -> Tensor:
         """What a retriever sees of hidden states [..., D]: the layer's own input norm.
@@ -438,8 +455,9 @@ class Attachment:
         return self._rotate(self.parts[layer], keys_BHPE, positions_BP)
 
     def _cos_sin(self, kind: str | None, like: Tensor, positions_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """The rotary factors of a kind of layer."""
-        return self.rotary(like, positions_BP) if kind is None else self.rotary(like, positions_BP, kind)
+        """The rotary factors of a kind of layer, where the keys are; all layers share the module that makes them."""
+        cos, sin = self.rotary(like, positions_BP) if kind is None else self.rotary(like, positions_BP, kind)
+        return cos.to(like.device), sin.to(like.device)
 
     def _rotate(self, parts: LayerParts, keys_BHPE: Tensor, positions_BP: Tensor) -> Tensor:
         if not parts.turned or not keys_BHPE.numel():
@@ -460,6 +478,33 @@ class Attachment:
         """The slots a layer makes of residual-stream vectors at the given positions."""
         keys, values = self.project(layer, vectors_BPD)
         return Slots(self.rotate(keys.transpose(1, 2), positions_BP, layer), values.transpose(1, 2), bias_BP)
+
+
+def _placements(module: nn.Module) -> list[Any]:
+    """The hooks by which accelerate brings a module's inputs and weights to their device; none in an ordinary model."""
+    hook = getattr(module, "_hf_hook", None)
+    return [] if hook is None else list(getattr(hook, "hooks", (hook,)))
+
+
+def device_of(module: nn.Module) -> torch.device | None:
+    """Where accelerate lets a module compute; None if it leaves that to where the weights are."""
+    devices = (getattr(hook, "execution_device", None) for hook in _placements(module))
+    device = next((device for device in devices if device is not None), None)
+    return None if device is None else torch.device(device)
+
+
+def _offloaded(model: nn.Module, name: str) -> Mapping[str, Tensor] | None:
+    """Where accelerate keeps the values of a named parameter of the meta device, by its name in its own module."""
+    hooks = _placements(model.get_submodule(name.rpartition(".")[0]))
+    return next((hook.weights_map for hook in hooks if getattr(hook, "weights_map", None) is not None), None)
+
+
+def stored(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """A named parameter or buffer of a model with its values, read from host memory or disk if it is offloaded."""
+    if tensor.device.type != "meta":
+        return tensor
+    weights = _offloaded(model, name)
+    return tensor if weights is None else weights[name.rpartition(".")[2]]
 
 
 def trained_positions(config: Any) -> int:
@@ -491,15 +536,18 @@ def _before(index: int) -> Any:
         if cache is None:
             return None
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        device = device_of(module)
+        if device is not None:  # they come from where the layer before computes
+            hidden = hidden.to(device)
         slot_layer: Any = cache.layers[index]
         if isinstance(cache, WriteCache):
             if cache.leading is not None:
-                first = cache.leading[index].to(hidden.dtype)
+                first = cache.leading[index].to(hidden)
                 hidden = torch.cat([first, hidden[:, first.shape[1] :]], dim=1)
             if cache.tap == "input":
                 cache.kept.append(hidden[:, -cache.keep :])
             if cache.offset_D is not None:
-                last = hidden[:, -cache.keep :] + cache.offset_D.to(hidden.dtype)
+                last = hidden[:, -cache.keep :] + cache.offset_D.to(hidden)
                 hidden = torch.cat([hidden[:, : -cache.keep], last], dim=1)
         if not slot_layer.is_initialized:
             slot_layer.fill(cache.source.slots(index, hidden))
@@ -524,19 +572,19 @@ def _after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
 
 def _recomputed(layer: nn.Module, index: int, inside: Callable[[], AbstractContextManager[Any]]) -> Any:
     """The layer's forward, whose activations are thrown away and made again in the backward pass."""
-    forward = type(layer).forward
+    forward = layer.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         cache = _cache(kwargs)
         if cache is None or not torch.is_grad_enabled():
-            return forward(layer, *args, **kwargs)
+            return forward(*args, **kwargs)
         slots: Any = cache.layers[index]
         before = slots.keys, slots.values
 
         def once(*args: Any, **kwargs: Any) -> Any:
             slots.keys, slots.values = before  # the second time, the first one's tokens are in it
             with inside():
-                return forward(layer, *args, **kwargs)
+                return forward(*args, **kwargs)
 
         return checkpoint(once, *args, use_reentrant=False, **kwargs)
 
@@ -547,9 +595,10 @@ def _biased(mask: Tensor | None, bias_BP: Tensor, hidden_BTD: Tensor, key_tokens
     """The layer's attention mask [B, 1, T, key_tokens] as an additive one, with the bias of the memory slots."""
     if mask is not None and not isinstance(mask, Tensor):
         raise ConfigError("score_bias needs masks that are tensors; load the model with attn_implementation='sdpa'.")
-    bias = nn.functional.pad(bias_BP.to(hidden_BTD.dtype), (0, key_tokens - bias_BP.shape[1]))[:, None, None]
+    bias = nn.functional.pad(bias_BP.to(hidden_BTD), (0, key_tokens - bias_BP.shape[1]))[:, None, None]
     if mask is None:  # a single new token that sees everything
         return bias.expand(-1, 1, hidden_BTD.shape[1], -1)
+    mask = mask.to(bias.device)
     if mask.dtype == torch.bool:
         return torch.where(mask, bias, torch.finfo(hidden_BTD.dtype).min)
     return mask + bias

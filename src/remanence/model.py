@@ -40,7 +40,7 @@ from transformers import (
 from . import convert
 from .config import PUBLISHED, MemoryConfig
 from .errors import ConfigError, IncompatibleMemory, InputError
-from .hf import Attachment, MemoryCache, VectorSource, WriteCache, trained_positions
+from .hf import Attachment, MemoryCache, VectorSource, WriteCache, device_of, stored, trained_positions
 from .memory import Memory, Pending, Write
 from .published import BYTES, QUESTION, is_published
 from .read import ReadSource, Source
@@ -114,14 +114,17 @@ class MemoryModel(nn.Module):
                 f"{slots} memory slots and a window of {config.window_tokens} tokens are more than the {limit} "
                 "positions after which this model's rotary scaling changes; make N, K0 or window_tokens smaller."
             )
-        self.start = nn.Parameter(torch.zeros(layers, width)) if config.start else None
-        self.offset = nn.Parameter(torch.zeros(width)) if config.offset else None
+        device = self.attachment.device
+        self.start = nn.Parameter(torch.zeros(layers, width, device=device)) if config.start else None
+        self.offset = nn.Parameter(torch.zeros(width, device=device)) if config.offset else None
         with torch.random.fork_rng(devices=[]):  # untrained, it is the same every time, and so are its memories
             torch.manual_seed(0)
             self.retriever: Any = None
             if not attention:
-                self.retriever = Retriever(layers, width, config.retriever_dim, config.retriever_depth)
-        self.to(base.device)
+                self.retriever = Retriever(layers, width, config.retriever_dim, config.retriever_depth).to(device)
+                for layer, module in enumerate(self.attachment.layers):  # each where its layer computes
+                    self.retriever.query[layer].to(device_of(module) or device)
+                    self.retriever.key[layer].to(device_of(module) or device)
         if self.start is not None:
             self._start_as_bos()
         self.shipped: Memory | None = None  # what a published checkpoint comes with; new memories begin as it
@@ -134,6 +137,7 @@ class MemoryModel(nn.Module):
                 for role in ("write", "read"):
                     base.add_adapter(copy.deepcopy(lora), role)
             self._adapted = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
+            self._place_adapters(lora)
             for name, parameter in base.named_parameters():
                 if "lora_" in name:
                     parameter.requires_grad_(True)
@@ -149,8 +153,22 @@ class MemoryModel(nn.Module):
         first = self.tokenizer.bos_token_id
         if first is None:
             first = self.tokenizer.eos_token_id or 0
-        entering = self.attachment.inputs(torch.tensor([[first]], device=self.base.device))
-        self.start.copy_(torch.stack([hidden[0, 0] for hidden in entering]))
+        entering = self.attachment.inputs(torch.tensor([[first]], device=self.attachment.device))
+        self.start.copy_(torch.stack([hidden[0, 0].to(self.start.device) for hidden in entering]))
+
+    def _place_adapters(self, lora: LoraConfig) -> None:
+        """Adapters where their layers compute: peft puts them where the weights rest, and those may be offloaded."""
+        for layer in self._adapted:
+            device = device_of(layer.get_base_layer())
+            parts = [getattr(layer, name) for name in layer.adapter_layer_names]
+            if device is not None and any(p.device.type == "meta" for part in parts for p in part.parameters()):
+                for part in parts:
+                    part.to_empty(device=device)
+                for role in ("write", "read"):  # they lost their values
+                    layer.reset_lora_parameters(role, lora.init_lora_weights)
+            elif device is not None:
+                for part in parts:
+                    part.to(device)
 
     @contextmanager
     def adapter(self, role: str) -> Iterator[None]:
@@ -183,7 +201,7 @@ class MemoryModel(nn.Module):
             settings = {k: v for k, v in settings.items() if k not in PUBLISHED or v != default[k]}
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for key, value in self.state_dict().items():
-                flat = value.detach().flatten()
+                flat = stored(self, key, value).detach().flatten()
                 sample = flat[:: max(1, len(flat) // 256)].float().cpu()
                 digest.update(f"{key}{tuple(value.shape)}".encode() + sample.numpy().tobytes())
             self._fingerprint = f"{self.name}-{digest.hexdigest()[:16]}"
@@ -199,7 +217,7 @@ class MemoryModel(nn.Module):
         if self.shipped is not None and not empty:
             parts = self.shipped.tensors() | {"generator": torch.Generator().manual_seed(seed).get_state()}
             memory = Memory.from_parts(parts, self.shipped.meta() | {"model": self.fingerprint})
-            memory.pool_LnD = memory.pool_LnD.to(self.base.device, self.base.dtype, copy=True)
+            memory.pool_LnD = memory.pool_LnD.to(self.attachment.device, self.base.dtype, copy=True)
             return memory
         return Memory(
             self.config,
@@ -208,7 +226,7 @@ class MemoryModel(nn.Module):
             model=self.fingerprint,
             seed=seed,
             dtype=self.base.dtype,
-            device=self.base.device,
+            device=self.attachment.device,
         )
 
     def check(self, memory: Memory) -> None:
@@ -301,8 +319,10 @@ class MemoryModel(nn.Module):
                 f"a chunk of {len(chunk)} tokens cannot be written; it takes {self.config.K} to "
                 f"{self.config.chunk_tokens}. `memorize` cuts texts into chunks."
             )
-        ids = torch.tensor([chunk], device=self.base.device)
-        vectors_LKD = torch.cat(self.write_pass(ids, [p[None] for p in self._context(memory)]))
+        device = self.attachment.device
+        ids = torch.tensor([chunk], device=device)
+        kept = self.write_pass(ids, [p[None] for p in self._context(memory)])
+        vectors_LKD = torch.cat([vectors_BKD.to(device) for vectors_BKD in kept])
         if self.offset is not None and self.unread(memory.pool_size):
             vectors_LKD[:-1] += self.offset.to(vectors_LKD)  # as the published code does
         keys = self._keys(vectors_LKD) if self.config.long_term else None
@@ -357,19 +377,21 @@ class MemoryModel(nn.Module):
     def _with_start(self, layer: int, vectors_BnD: Tensor) -> Tensor:
         if self.start is None or self.unread(vectors_BnD.shape[1]):
             return vectors_BnD
-        return torch.cat([self.start[layer].expand(len(vectors_BnD), 1, -1).to(vectors_BnD.dtype), vectors_BnD], 1)
+        return torch.cat([self.start[layer].expand(len(vectors_BnD), 1, -1).to(vectors_BnD), vectors_BnD], 1)
 
     def _keys(self, vectors_LKD: Tensor) -> Tensor:
         """Retriever keys of one write [L, G, R]."""
-        if self.config.retriever == "attention":
-            keys = [attention_keys(self.attachment.project(i, vectors)[0]) for i, vectors in enumerate(vectors_LKD)]
-            return torch.stack(keys).unflatten(1, (-1, self.config.key_group)).sum(2).cpu()
-        return torch.cat(
-            [
-                self.retriever.keys(layer, self.attachment.norm(layer, vectors[None]).float(), self.config.key_group)
-                for layer, vectors in enumerate(vectors_LKD)
-            ]
-        ).cpu()
+        keys = []
+        for layer, vectors_KD in enumerate(vectors_LKD):
+            placed = self.attachment.place(layer, vectors_KD)
+            if self.config.retriever == "attention":
+                made = attention_keys(self.attachment.project(layer, placed)[0])
+                made = made.unflatten(0, (-1, self.config.key_group)).sum(1)
+            else:
+                normed = self.attachment.norm(layer, placed[None]).float()
+                made = self.retriever.keys(layer, normed, self.config.key_group)[0]
+            keys.append(made.to(vectors_LKD.device))
+        return torch.stack(keys).cpu()
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
@@ -448,7 +470,7 @@ class MemoryModel(nn.Module):
         for name in ("assistant_model", "cache_implementation"):  # it would be called with our mask, and no memory
             if options.get(name) is not None:
                 raise ConfigError(f"{name} does not work with a memory; leave it out (prompt_lookup_num_tokens works).")
-        device, width = self.base.device, max(map(len, prompts))
+        device, width = self.attachment.device, max(map(len, prompts))
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         ids = torch.full((len(prompts), width), pad, device=device)
         mask = torch.zeros_like(ids)
@@ -595,7 +617,8 @@ class MemoryModel(nn.Module):
         if self.lora is None:
             self.base.save_pretrained(folder)
             return
-        weights = {k.replace(".base_layer.", "."): v for k, v in self.base.state_dict().items() if "lora_" not in k}
+        whole = {k: stored(self.base, k, v) for k, v in self.base.state_dict().items() if "lora_" not in k}
+        weights = {k.replace(".base_layer.", "."): v for k, v in whole.items()}
         self.base._hf_peft_config_loaded = False  # else only adapters would be saved
         try:
             self.base.save_pretrained(folder, state_dict=weights)
@@ -704,7 +727,7 @@ class MemoryModel(nn.Module):
         )
         self._take_own(checkpoint.own(), checkpoint.name)
         if checkpoint.initialized:
-            pool = checkpoint.pool().to(base.device, base.dtype)
+            pool = checkpoint.pool().to(self.attachment.device, base.dtype)
             with torch.no_grad():
                 keys = self._keys(pool) if self.config.long_term else pool
             self.shipped = checkpoint.memory(self.config, pool, keys, self.fingerprint)

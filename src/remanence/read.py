@@ -88,7 +88,7 @@ class ReadSource:
         self._before = [start + long for start, long in zip(self._starts, self._long, strict=True)]
         own = [before + m.pool_size for before, m in zip(self._before, memories, strict=True)]
         self.length = max(own)
-        device = model.base.device
+        device = model.attachment.device
         self._padding = torch.tensor([self.length - n for n in own], device=device)
         self._votes: list[Tensor | float] = [0.0] * len(memories)  # by rows, summed over layers (attention retrieval)
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
@@ -103,6 +103,7 @@ class ReadSource:
         repeats = len(hidden_BTD) // len(self.memories)  # several answers a prompt: each row is there that many times
         hidden_BTD = hidden_BTD[::repeats]
         asks_BT = self.asks_BT if self.asks_BT is not None else hidden_BTD.new_ones(hidden_BTD.shape[:2]).bool()
+        asks_BT = asks_BT.to(hidden_BTD.device)
         biased = config.score_bias or config.recency
         bias = hidden_BTD.new_zeros(len(self.memories), self.length) if biased else None
         # Before the pools come the start vector and what was retrieved: all rows in one go, each at the right end.
@@ -120,7 +121,7 @@ class ReadSource:
             start, own = self._starts[b], self._before[b]
             positions[b, width - own :] = torch.arange(own, device=front.device)
             if model.start is not None and start:
-                front[b, width - own] = model.start[layer]
+                front[b, width - own] = model.start[layer].to(front)
             if len(rows):
                 front[b, width - len(rows) :] = memory.long_term(layer, rows).to(front)
             rows = torch.cat([rows, memory.pool_rows_Ln[layer]])
@@ -138,7 +139,7 @@ class ReadSource:
             entries.append((rows, scores, null))
         self.read.append(entries)
         fronts = model.attachment.slots(layer, front, positions)
-        pools = [self._pool(layer, *each) for each in zip(self.memories, self._before, strict=True)]
+        pools = [self._pool(layer, *each, front.device) for each in zip(self.memories, self._before, strict=True)]
         keys = self._joined(fronts.keys, [pool.keys for pool in pools])
         values = self._joined(fronts.values, [pool.values for pool in pools])
         if repeats > 1:
@@ -146,21 +147,21 @@ class ReadSource:
             bias = None if bias is None else bias.repeat_interleave(repeats, 0)
         return Slots(keys, values, bias)
 
-    def _pool(self, layer: int, memory: Memory, first: int) -> Slots:
-        """Slots of a memory's pool at positions from `first` on [1, H, n, E].
+    def _pool(self, layer: int, memory: Memory, first: int, device: torch.device) -> Slots:
+        """Slots of a memory's pool at positions from `first` on [1, H, n, E], on the device of the layer.
 
         Kept for the next question: a pool changes by writes only, which make a new tensor of it.
         """
         model, pool_LnD = self.model, memory.pool_LnD
         weights = [(p.data_ptr(), p._version) for p in model.attachment.layers[layer].parameters()]
-        state = first, pool_LnD._version, weights
+        state = first, device, pool_LnD._version, weights
         kept = model.pools.setdefault(memory, {})
         if layer in kept and not torch.is_grad_enabled():
             of_pool, of_state, slots = kept[layer]
             if of_pool is pool_LnD and of_state == state:
                 return slots
-        positions = torch.arange(first, first + memory.pool_size, device=pool_LnD.device)[None]
-        slots = model.attachment.slots(layer, pool_LnD[layer][None], positions)
+        positions = torch.arange(first, first + memory.pool_size, device=device)[None]
+        slots = model.attachment.slots(layer, pool_LnD[layer][None].to(device), positions)
         if not torch.is_grad_enabled():
             kept[layer] = pool_LnD, state, slots
         return slots
