@@ -656,7 +656,7 @@ class MemoryModel(nn.Module):
             return cls._from_checkpoint(convert.Checkpoint(model, **hub), settings or {}, options)
         if settings:
             raise ConfigError(f"settings= are for published checkpoints, and {str(model)!r} is none; use memory=.")
-        if _settings_file(model, **hub) is not None:
+        if settings_file(model, **hub) is not None:
             folder = folder if folder.is_dir() else convert.fetch(model, **hub)
         try:
             base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
@@ -772,7 +772,7 @@ def _uploading(repository: str) -> Iterator[None]:
         ) from error
 
 
-def _settings_file(model: str | Path, **hub: Any) -> Path | None:
+def settings_file(model: str | Path, **hub: Any) -> Path | None:
     """Where a model's memory settings lie, downloaded for a hub id; None for a decoder without trained memory."""
     folder = BUILTIN if str(model) == "builtin" else Path(model)
     if folder.is_dir():
@@ -804,7 +804,7 @@ def plan(model: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"cannot load the config of model {str(model)!r}; give 'builtin', a folder or a hub id."
         ) from error
-    trained = _settings_file(model)
+    trained = settings_file(model)
     positions = trained_positions(config)
     memory = MemoryConfig.for_positions(positions)
     if trained is not None:

@@ -19,10 +19,12 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from .. import convert
 from ..config import MemoryConfig
 from ..errors import ConfigError, RemanenceError
 from ..hf import trained_positions
-from ..model import BUILTIN, SETTINGS, MemoryModel
+from ..model import MemoryModel, settings_file
+from ..published import is_published
 from .attention import GROUPED
 from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
 from .documents import Data, Documents, expand
@@ -72,9 +74,11 @@ def stages_run(
 
 def _memory(model: str, prose: Path | None) -> MemoryConfig:
     """The memory that a model has, or the one that fits it."""
-    settings = (BUILTIN if model == "builtin" else Path(model)) / SETTINGS
-    if settings.exists():
+    settings = settings_file(model)
+    if settings is not None:
         return MemoryConfig.from_dict(json.loads(settings.read_text(encoding="utf-8"))["memory"])
+    if is_published(convert.find(model) or {}):
+        raise ConfigError(f"{model} is a published checkpoint; write it as ours first: remanence convert {model} OUT")
     try:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -124,7 +128,7 @@ def build(run: Run, out: Path) -> MemoryModel:
         model = new_model(PreTrainedTokenizerFast.from_pretrained(out / "tokenizer"))
         model.prompt = PROMPT
         return model
-    if run.model == "builtin" or (Path(run.model) / SETTINGS).exists():
+    if settings_file(run.model) is not None:
         model = MemoryModel.from_pretrained(run.model)
         for parameter in model.parameters():
             parameter.requires_grad_(model.lora is None)
