@@ -117,8 +117,8 @@ def test_bad_input_is_one_line_and_code_2(home: Path, tmp_path: Path) -> None:
     refused(run(home, "ask", "", "--memory", "ada"), "empty")
     refused(run(home, "ask", "why " * 400, "--memory", "ada"), "window")
     refused(run(home, "demo", "--plot", str(tmp_path / "curve.txt")), ".png")
-    refused(run(home, "train", "everything"), "builtin")
-    for misuse in (("ask",), ("nonsense",), ("memorize", "--nonsense"), ("ask", "Who?", "--max-new-tokens", "none")):
+    refused(run(home, "train", "builtin", "--prose", str(tmp_path / "none.txt")), "no prose")
+    for misuse in (("ask",), ("nonsense",), ("train", "everything"), ("memorize", "--nonsense"), ("ask", "Who?", "--max-new-tokens", "none")):
         done = run(home, *misuse)
         assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
     asked = run(home, "ask", "What is Marla Quist's favourite colour?", "--memory", "ada")
@@ -163,6 +163,7 @@ def test_version_and_help() -> None:
     assert done.stdout == f"remanence {remanence.__version__}\n"
     commands = ["", "demo", "chat", "memorize", "ask", "train"]
     commands += [f"memory {command}" for command in ("list", "show", "delete", "path")]
+    commands += [f"train {command}" for command in ("builtin", "curriculum", "stage1", "stage2", "stage3", "plot")]
     for command in commands:
         done = run(Path("unused"), *command.split(), "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
