@@ -118,7 +118,8 @@ def test_bad_input_is_one_line_and_code_2(home: Path, tmp_path: Path) -> None:
     refused(run(home, "ask", "why " * 400, "--memory", "ada"), "window")
     refused(run(home, "demo", "--plot", str(tmp_path / "curve.txt")), ".png")
     refused(run(home, "train", "builtin", "--prose", str(tmp_path / "none.txt")), "no prose")
-    for misuse in (("ask",), ("nonsense",), ("train", "everything"), ("memorize", "--nonsense"), ("ask", "Who?", "--max-new-tokens", "none")):
+    asking = "ask", "Who?", "--max-new-tokens", "none"
+    for misuse in (("ask",), ("nonsense",), ("train", "everything"), ("memorize", "--nonsense"), asking):
         done = run(home, *misuse)
         assert done.returncode == 2 and "Traceback" not in done.stderr and done.stdout == ""
     asked = run(home, "ask", "What is Marla Quist's favourite colour?", "--memory", "ada")
