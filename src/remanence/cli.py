@@ -532,6 +532,8 @@ def _train(run: Any, out: Path, resume: bool, processes: int, as_json: bool) -> 
     from .train.run import launch
 
     result = launch(run, out, resume=resume, processes=processes, quiet=as_json)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of torchrun's processes; the first one speaks
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -352,7 +352,8 @@ def new_accelerator(engine: Engine, folder: Path) -> Accelerator:
     """The engine's accelerator. Half precision is the objective's own affair: only the layers run in it."""
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a sub-task may leave one adapter out
     return Accelerator(
-        **tracker_options(engine.trackers, folder), kwargs_handlers=[unused], step_scheduler_with_optimizer=False,
+        **tracker_options(engine.trackers, folder), cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[unused], step_scheduler_with_optimizer=False,
     )  # fmt: skip
 
 

@@ -180,17 +180,20 @@ def launch(run: Run, out: Path, *, resume: bool = True, processes: int = 2, quie
         before = load_run(out)
         if replace(before, engine=run.engine) != run:
             raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
-    first = int(os.environ.get("RANK", "0")) == 0
-    if first:
-        save_run(run, out)
-        if run.model == SCRATCH and not (out / "tokenizer" / "tokenizer.json").exists():
-            build_tokenizer(read_prose(run.prose)).save_pretrained(out / "tokenizer")
     if "RANK" in os.environ or (processes == 1 and torch.accelerator.is_available()):
-        _train(out, quiet)
+        _train(run, out, quiet)
     else:
+        _prepare(run, out)
         _spawn(out, processes, quiet)
     log = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {"model": str(out / "model"), "steps": sum(s.steps for s in run.stages), "last": json.loads(log[-1])}
+
+
+def _prepare(run: Run, out: Path) -> None:
+    """What all processes of a run read."""
+    save_run(run, out)
+    if run.model == SCRATCH and not (out / "tokenizer" / "tokenizer.json").exists():
+        build_tokenizer(read_prose(run.prose)).save_pretrained(out / "tokenizer")
 
 
 def _spawn(out: Path, processes: int, quiet: bool) -> None:
@@ -222,17 +225,19 @@ def _spawn(out: Path, processes: int, quiet: bool) -> None:
         raise RemanenceError(f"training stopped with exit codes {codes}; start it again to go on from its checkpoint.")
 
 
-def _train(out: Path, quiet: bool) -> None:
+def _train(run: Run, out: Path, quiet: bool) -> None:
     """One process of the run."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     logging.disable_progress_bar()
-    run = load_run(out)
     parent, world = os.getppid(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.accelerator.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     accelerator = new_accelerator(run.engine, out)
+    if accelerator.is_main_process:
+        _prepare(run, out)
+    accelerator.wait_for_everyone()
     model = build(run, out)
     if accelerator.device.type == "cpu":
         model.base.set_attn_implementation(GROUPED)
@@ -288,7 +293,8 @@ def write_model(run: Run, out: Path, trained: dict[str, Tensor], stage: str) -> 
 
 def main(arguments: list[str]) -> None:
     """One process of the run."""
-    _train(Path(arguments[0]), "--quiet" in arguments)
+    out = Path(arguments[0])
+    _train(load_run(out), out, "--quiet" in arguments)
 
 
 if __name__ == "__main__":
