@@ -1,8 +1,8 @@
 """Tell facts, read prose, ask: how long a memory keeps what it was told. For the demo and the benchmark.
 
-Facts about people and things with held-out names are told one by one with prose between them. Then more prose streams
-in, and each fact is asked when so many tokens lie between it and the question. Every system answers the same question
-at the same moment with the same weights:
+Facts about people and things with held-out names are told one by one with prose between them, then more prose streams
+in; all the while each fact is asked as soon as so many tokens lie between it and the question. Every system answers the
+same question at the same moment with the same weights:
 
 * full: short-term pool and long-term store (M+);
 * no store: the same memory, read without the long-term store (MemoryLLM);
@@ -23,7 +23,7 @@ from .model import BUILTIN, MemoryModel
 from .train.facts import UNKNOWN, Fact, FactMaker
 
 SYSTEMS = ("full", "no store", "window", "forced")
-_STEP = 512  # tokens of prose between two looks at the clock
+_STEP = 512  # most tokens between two looks at the clock; a quarter of the shortest distance, if that is less
 _BATCH = 25  # questions answered in one go
 
 
@@ -88,9 +88,13 @@ class Retention:
         self.model, self.distances, self.systems, self.between = model, sorted(distances), systems, between
         self.rng = random.Random(seed)
         self.maker = FactMaker(self.rng, "held_out")
+        self.asker = FactMaker(random.Random(f"{seed}/questions"), "held_out")  # what is told depends on no question
         self.counts = {"fact": facts, "newest": newest, "unknown": unknown}
         self.memory = model.new_memory(seed=seed)
         self.results: list[Result] = []
+        self.told: list[Told] = []
+        self._step = min(_STEP, max(32, self.distances[0] // 4))
+        self._looked = 0
         self._text = self._sentences()
         self._recent: list[int] = []
 
@@ -118,9 +122,9 @@ class Retention:
     def _subject(self) -> Any:
         return self.maker.subject("thing" if self.rng.random() < 0.1 else "person")
 
-    def _tell(self) -> list[Told]:
-        """Tell all facts, in random order, and return them with when they were told."""
-        told: list[Told] = []
+    def _tell(self) -> None:
+        """Tell all facts, in random order, and ask those whose time has come."""
+        told = self.told
         plan = ["fact"] * self.counts["fact"] + ["newest"] * self.counts["newest"]
         plan += ["unknown"] * self.counts["unknown"]
         self.rng.shuffle(plan)
@@ -133,17 +137,18 @@ class Retention:
                     other = self.rng.choice(known)
                     while fact.relation == other.relation or fact.subject != other.subject:
                         fact = self.maker.fact(other.subject)
-                told.append(Told(fact, self._now, UNKNOWN, kind))
+                told.append(Told(fact, self._now, UNKNOWN, kind, list(self.distances)))
             else:
                 at = self._say(fact)
                 if kind == "newest":
                     again.append(fact)
                 else:
-                    told.append(Told(fact, at, fact.value, kind))
+                    told.append(Told(fact, at, fact.value, kind, list(self.distances)))
+            self._ask_due()
         for fact in again:
             update = self.maker.update(fact)
-            told.append(Told(update, self._say(update), update.value, "newest"))
-        return told
+            told.append(Told(update, self._say(update), update.value, "newest", list(self.distances)))
+            self._ask_due()
 
     def _say(self, fact: Fact) -> int:
         at = self._now
@@ -153,24 +158,29 @@ class Retention:
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> list[Result]:
         """Tell, read and ask until the longest distance. `progress` is called with (tokens so far, tokens in all)."""
-        told = self._tell()
-        for t in told:
-            t.due = list(self.distances)
-        total = max(t.at for t in told) + self.distances[-1]
-        while any(t.due for t in told):
-            for distance in self.distances:
-                ready = [t for t in told if distance in t.due and self._now - t.at >= distance]
-                for start in range(0, len(ready), _BATCH):
-                    self._ask(ready[start : start + _BATCH], distance)
-            until = self._now + _STEP
+        self._tell()
+        total = max(t.at for t in self.told) + self.distances[-1]
+        while any(t.due for t in self.told):
+            self._ask_due()
+            until = self._now + self._step
             while self._now < until:
                 self._read(next(self._text), "prose")
             if progress is not None:
                 progress(min(self._now, total), total)
         return self.results
 
+    def _ask_due(self) -> None:
+        """Ask what is due, if the last look at the clock is some tokens ago."""
+        if self._now - self._looked < self._step:
+            return
+        self._looked = self._now
+        for distance in self.distances:
+            ready = [t for t in self.told if distance in t.due and self._now - t.at >= distance]
+            for start in range(0, len(ready), _BATCH):
+                self._ask(ready[start : start + _BATCH], distance)
+
     def _ask(self, batch: list[Told], distance: int) -> None:
-        questions = [self.maker.question(t.fact.subject, t.fact.relation) for t in batch]
+        questions = [self.asker.question(t.fact.subject, t.fact.relation) for t in batch]
         writes = [self._write_of(t) for t in batch]
         for system in self.systems:
             chosen = [i for i, t in enumerate(batch) if system == self.systems[0] or t.kind == "fact"]
