@@ -195,6 +195,10 @@ def test_the_past_keeps_whole_documents() -> None:
         assert torch.equal(again.vectors_LWKD, past.vectors_LWKD)
     assert past.documents == 12
     assert past.owner_W[-1] == 11
+    nine = torch.zeros(1, 9, dtype=torch.bool)
+    long = Batch(torch.zeros(1, 9, 4, dtype=torch.long), nine, [Question([0], [1], 0, 8, [])], [["x"]] * 9)
+    past.add([torch.zeros(9, 2, 3)] * 2, long, most)  # longer than the past may be: nothing is left
+    assert (len(past), past.subjects, past.asked, past.documents) == (0, [], {}, 13)
 
 
 # Recomputation --------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Past:
             where = self.owner_W >= kept
             self.vectors_LWKD = self.vectors_LWKD[:, where]
             self.owner_W, self.first_person_W = self.owner_W[where], self.first_person_W[where]
-            self.subjects = self.subjects[-len(self.owner_W) :]
+            self.subjects = [names for names, stays in zip(self.subjects, where.tolist(), strict=True) if stays]
             self.asked = {document: q for document, q in self.asked.items() if document >= kept}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
