@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from rich.progress import Progress
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from remanence import MemoryModel
 from remanence.train.attention import GROUPED
 from remanence.train.data import Mix, Prose, Rows, Streams, read_prose
+from remanence.train.stages import small_decoder
 
 PROSE = Path(__file__).parent.parent / "data" / "prose_train.txt.xz"
 
@@ -40,19 +40,6 @@ class Part:
 SHORT = Mix(streams=32, chunks=2, tokens=(44, 64), questions=6, facts=(2, 2, 3))
 LONG = Mix(streams=14, chunks=5, tokens=(44, 76), questions=9, facts=(1, 2, 2, 3), update=0.2, unknown=0.15)
 PARTS = Part(500, SHORT), Part(1500, LONG, decay=0.5)
-
-
-def new_decoder(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The decoder before training: 3.3 million weights."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=8,
-            num_key_value_heads=4, intermediate_size=640, tie_word_embeddings=True, max_position_embeddings=512,
-            pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )  # fmt: skip
 
 
 def loss_of(model: torch.nn.Module, streams: Streams, step: int, mix: Mix) -> tuple[torch.Tensor, dict]:
@@ -85,7 +72,8 @@ def main() -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     tokenizer = MemoryModel.from_pretrained("builtin").tokenizer
-    decoder = new_decoder(tokenizer)
+    torch.manual_seed(0)
+    decoder = small_decoder(tokenizer, 512)
     decoder.set_attn_implementation(GROUPED)
     prose, lane = Prose(read_prose(options.prose), tokenizer), accelerator.process_index
     streams = Streams(prose, tokenizer, seed=1, lane=lane)

@@ -443,12 +443,11 @@ def _stage_command(name: str, stages: list[str], about: str) -> None:
         _trainable()
         from .train import run as training
 
-        sources = data or []
-        facts = sources in ([], ["facts"])
-        if not sources:
+        if not data:
             raise ConfigError("say what to train on with --data: a file, a dataset of the hub, a recipe, or 'facts'.")
+        facts = data == ["facts"]
         run = training.stages_run(
-            model, [] if facts else sources, stages, prose=_prose(prose) if facts else None, changes=changes, fast=fast
+            model, [] if facts else data, stages, prose=_prose(prose) if facts else None, changes=changes, fast=fast
         )
         if show:
             typer.echo(json.dumps(dataclasses.asdict(run), indent=2))

@@ -346,7 +346,7 @@ class MemoryStore:
         folder = self._folder(id)
         if not folder.exists():
             os.mkdir(folder)
-            _sync(folder.parent)
+            sync_folder(folder.parent)
         return id, generation
 
     def _stored_writes(self, name: str, memory: Memory, id: str, generation: int) -> int:
@@ -369,7 +369,7 @@ class MemoryStore:
             first = _first_to_write(_segments(db, id) if done else [], base, done, count)
         segment = _write_segment(folder, memory, first, generation) if first < count else None
         state = _write_state(folder, memory, generation)
-        _sync(folder)
+        sync_folder(folder)
         self._saved.pop(memory, None)  # a commit that fails may or may not have happened
         with _transaction(db):
             dropped = "DELETE FROM segments WHERE memory = ? AND (last_write < ? OR last_write >= ?)"
@@ -497,7 +497,7 @@ class MemoryStore:
             self.root.parent.mkdir(parents=True, exist_ok=True)
             for path in (self.root, folder):
                 path.mkdir(mode=0o700, exist_ok=True)
-                _sync(path.parent)
+                sync_folder(path.parent)
         return folder
 
     @contextmanager
@@ -658,7 +658,7 @@ def _verify(folder: Path, file: _File, name: str) -> None:
         raise MemoryCorrupt(f"{path} was changed: SHA-256 {sha256}, expected {file.sha256}. {advice}")
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make names in a folder permanent (Windows does so by itself and cannot be asked)."""
     if os.name == "nt":
         return

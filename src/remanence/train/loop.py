@@ -27,10 +27,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import ConfigError
 from ..model import MemoryModel
+from ..store import sync_folder
 from .bank import Past
 from .data import Batch
 from .objective import Objective, Place
-from .report import Trackers, tracker_options
+from .report import Trackers, logged, tracker_options
 from .settings import Engine, Stage
 
 Show = Callable[[dict[str, Any]], None]
@@ -104,6 +105,7 @@ class Trainer:
         self.optimizers = _optimizers(self.groups, self.engine)
         self.wrapped: Any = self.objective if sharded else self.accelerator.prepare_model(self.objective)
         self.trackers = Trackers((), folder)
+        self._evaluated: tuple[Stage | None, dict[int, list[Batch]]] = None, {}
         self.stage_index = self.step = self.tokens = 0
 
     @property
@@ -191,14 +193,23 @@ class Trainer:
         """Figures on what is never trained on, with the last mix of the stage; the same batches every time."""
         self.model.eval()
         stage, found = self.stage, []
-        for lane in self.own:
-            held_out = self.batches(lane, self.lanes, "held_out")
+        for lane, batches in self._held_out().items():
             past = Past()
-            for i in range(self.engine.eval_batches):
-                batch = held_out.batch(i, stage.mixes[-1])
+            for i, batch in enumerate(batches):
                 loss, figures = self.wrapped(batch, stage, Place(i, lane), past)
                 found.append(figures | {"loss": loss.item()})
         return {f"held_{k}": v for k, v in self._mean(found).items()}
+
+    def _held_out(self) -> dict[int, list[Batch]]:
+        """By lane, the stage's batches to evaluate on; drawn once, as looking for held-out documents reads many."""
+        drawn_for, batches = self._evaluated
+        if drawn_for != self.stage:
+            batches = {}
+            for lane in self.own:
+                source = self.batches(lane, self.lanes, "held_out")
+                batches[lane] = [source.batch(i, self.stage.mixes[-1]) for i in range(self.engine.eval_batches)]
+            self._evaluated = self.stage, batches
+        return batches
 
     def run(self, *, show: Show | None = None, stage_done: StageDone | None = None) -> None:
         """Train to the end of the last stage.
@@ -252,15 +263,10 @@ class Trainer:
         path = self.folder / "log.jsonl"
         if self.rank or not path.exists():
             return
-        lines = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["total"] <= self.total:
-                    lines.append(line)
-            except (json.JSONDecodeError, KeyError):
-                continue  # half a line
+        entries = map(logged, path.read_text(encoding="utf-8").splitlines())  # None: half a line
+        kept = [entry for entry in entries if entry is not None and entry["total"] <= self.total]
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
         temporary.replace(path)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
@@ -289,7 +295,7 @@ class Trainer:
             whole = self.folder / "checkpoints" / name
             shutil.rmtree(whole, ignore_errors=True)
             new.rename(whole)
-            _sync_folder(whole.parent)
+            sync_folder(whole.parent)
             for other in (self.folder / "checkpoints").iterdir():
                 if other != whole:
                     shutil.rmtree(other, ignore_errors=True)
@@ -297,10 +303,9 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Weights and optimizer states by name, whole; all processes call this."""
-        tensors = {}
+        tensors = {f"weights.{key}": weight for key, weight in self.trained().items()}
         for name, optimizer in self.optimizers.items():
             for key, parameter in self.groups[name].items():
-                tensors[f"weights.{key}"] = _whole(parameter)
                 for kind, value in optimizer.state.get(parameter, {}).items():
                     tensors[f"{kind}.{key}"] = _whole(torch.as_tensor(value))
         return tensors
@@ -345,7 +350,7 @@ class Trainer:
 
     def trained(self) -> dict[str, Tensor]:
         """What was trained, by name, whole and on the CPU; all processes call this."""
-        return {k.removeprefix("weights."): v for k, v in self._tensors().items() if k.startswith("weights.")}
+        return {key: _whole(parameter) for group in self.groups.values() for key, parameter in group.items()}
 
 
 def new_accelerator(engine: Engine, folder: Path) -> Accelerator:
@@ -427,9 +432,3 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=metadata)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

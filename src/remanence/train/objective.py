@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..hf import MemoryCache, VectorSource
+from ..hf import MemoryCache, Source, VectorSource
 from ..model import MemoryModel
 from .bank import STALE_SHARE, BankSource, History, Past
 from .data import Batch, Question, Rows
@@ -79,7 +79,7 @@ class Objective(nn.Module):
         self, batch: Batch, stage: Stage, place: Place, past: Past | None, pending: bool
     ) -> tuple[Tensor, dict[str, Any]]:
         model, generator = self.model, place.generator()
-        config, device = model.config, model.base.device
+        config = model.config
         assert model.start is not None
         vectors, lm = self.write(batch.chunks_BTn, stage)
         streams, chunks, _ = batch.chunks_BTn.shape
@@ -123,11 +123,7 @@ class Objective(nn.Module):
             force_Q=torch.rand(len(questions), generator=generator) < stage.force, generator=generator, past=old,
             score=config.score,
         )  # fmt: skip
-        with self._pass("read"):
-            cache = MemoryCache(source, len(model.attachment.layers))
-            hidden = model.attachment.decoder(
-                rows.ids_QT.to(device), past_key_values=cache, use_cache=True
-            ).last_hidden_state
+        hidden = self._read(source, rows.ids_QT)
         answer, right = self._answers(hidden, rows, len(questions))
         retriever = torch.stack(source.losses).mean()
         loss = answer + stage.lm_weight * lm + stage.retriever_weight * retriever
@@ -145,6 +141,15 @@ class Objective(nn.Module):
         if self.recompute:
             stack.enter_context(self.model.attachment.recomputing(lambda: self.model.adapter(role)))
         return stack
+
+    def _read(self, source: Source, ids_QT: Tensor) -> Tensor:
+        """The last hidden states [Q, T, D] of tokens that read a source."""
+        attachment = self.model.attachment
+        with self._pass("read"):
+            cache = MemoryCache(source, len(attachment.layers))
+            ids = ids_QT.to(self.model.base.device)
+            hidden: Tensor = attachment.decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
+        return hidden
 
     def write(self, chunks_BTn: Tensor, stage: Stage) -> tuple[list[Tensor], Tensor]:
         """Write T chunks a stream, the gradient kept within each of the last `stage.gradient` chunks.
@@ -200,16 +205,14 @@ class Objective(nn.Module):
             ]
         grouped = [[q for q in questions if q.stream == stream] for stream in range(streams)]
         rows = Rows.of(batch.chunks_BTn[:, -shown:].flatten(1).tolist(), grouped)
-        ids = rows.ids_QT.to(model.base.device)
         source = VectorSource(model.attachment, [s.expand(streams, 1, -1) for s in model.start])
-        with self._pass("read"):
-            cache = MemoryCache(source, len(model.attachment.layers))
-            hidden = model.attachment.decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = self._read(source, rows.ids_QT)
         answer, right = self._answers(hidden, rows, len(questions))
         loss, lm, text = answer, torch.zeros(()), shown * length
         if stage.lm_weight:
             logits = model.attachment.logits(hidden[::4, : text - 1])
-            lm = F.cross_entropy(logits.flatten(0, 1).float(), ids[::4, 1:text].flatten())
+            labels = rows.ids_QT[::4, 1:text].flatten().to(logits.device)
+            lm = F.cross_entropy(logits.flatten(0, 1).float(), labels)
             loss = answer + stage.lm_weight * lm
         figures = {f"context_{k}": v for k, v in _figures([q for g in grouped for q in g], right).items()}
         return loss, figures | {"context_answer": answer.item(), "lm": lm.item()}

@@ -45,7 +45,7 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}.") from None
     steps: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
-        entry = _entry(line)
+        entry = logged(line)
         if entry is not None:
             steps[entry["total"]] = entry
         elif line.strip() and number < len(lines):  # what follows the last line end is half a line
@@ -55,7 +55,7 @@ def read_log(run: str | Path) -> list[dict[str, Any]]:
     return [steps[total] for total in sorted(steps)]
 
 
-def _entry(line: str) -> dict[str, Any] | None:
+def logged(line: str) -> dict[str, Any] | None:
     """A line's step; None for anything else. Logged objects hold no others, so the last { begins the last one."""
     for text in (line, line[max(0, line.rfind("{")) :]):
         try:

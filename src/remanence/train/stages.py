@@ -20,17 +20,21 @@ MEMORY = MemoryConfig(
 )  # fmt: skip
 
 
-def new_model(tokenizer: PreTrainedTokenizerBase) -> MemoryModel:
-    """The built-in model before training."""
-    base = LlamaForCausalLM(
+def small_decoder(tokenizer: PreTrainedTokenizerBase, positions: int) -> LlamaForCausalLM:
+    """A decoder of 3.4 million weights, untrained."""
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=256, num_hidden_layers=4, num_attention_heads=8,
-            num_key_value_heads=4, intermediate_size=640, tie_word_embeddings=True, max_position_embeddings=1024,
+            num_key_value_heads=4, intermediate_size=640, tie_word_embeddings=True, max_position_embeddings=positions,
             pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
     )  # fmt: skip
-    return MemoryModel(base, tokenizer, MEMORY)
+
+
+def new_model(tokenizer: PreTrainedTokenizerBase) -> MemoryModel:
+    """The built-in model before training."""
+    return MemoryModel(small_decoder(tokenizer, 1024), tokenizer, MEMORY)
 
 
 def builtin() -> list[Stage]:
