@@ -430,9 +430,9 @@ def _stage_command(name: str, stages: list[str], about: str) -> None:
             typer.Option(help="A file (.jsonl, .txt, .parquet), hub dataset, recipe, or 'facts'. Give more to mix."),
         ] = None,
         out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the model.")] = Path(f"runs/{name}"),
-        prose: Annotated[
-            Path, typer.Option(help="With --data facts: the text around them.")
-        ] = Path("data/prose_train.txt.xz"),
+        prose: Annotated[Path, typer.Option(help="With --data facts: the text around them.")] = Path(
+            "data/prose_train.txt.xz"
+        ),
         resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
         processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
         changes: Changes = None,

@@ -78,7 +78,6 @@ class History:
             share_Q = torch.full((questions,), STALE_SHARE)
         return cls(order_QW, known_QW.gather(1, order_QW), gold_Q, stale_QW, forbidden_QW, share_Q)
 
-
     def targets(self) -> Tensor:
         """What the retriever should find [Q, 1 + W]: nothing (the first column), or the right write.
 

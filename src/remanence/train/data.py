@@ -62,7 +62,7 @@ def build_tokenizer(prose: str, vocab_size: int = 2048, seed: int = 0) -> PreTra
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    paragraphs = prose[: 6_000_000].split("\n")
+    paragraphs = prose[:6_000_000].split("\n")
     tokenizer.train_from_iterator([*paragraphs, *sentences], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=100_000

@@ -161,9 +161,7 @@ _BOAT_SECOND = _items("""
     Fortune, Promise, Chance, Swan, Kittiwake, Tern, Cormorant, Albatross, Mermaid
 """)
 
-_COLOUR_WORDS = _words(
-    "blue red green black white grey brown yellow purple orange pink cream"
-)
+_COLOUR_WORDS = _words("blue red green black white grey brown yellow purple orange pink cream")
 _THING_QUALITIES = _words("""
     spare old new small large broken borrowed antique striped battered shiny
     second-hand heavy cheap expensive rusty scratched plain
@@ -185,9 +183,7 @@ _THINGS = _items("""
     picture frame, music stand, metronome, guitar case, sledge, toolbelt
 """)
 
-_ROOMS = _words(
-    "kitchen hall bedroom study office bathroom attic cellar dining-room playroom"
-)
+_ROOMS = _words("kitchen hall bedroom study office bathroom attic cellar dining-room playroom")
 _LOCATIONS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
     # (prepositions, qualities, places): "in" + "the top" + "drawer"
     (
@@ -1159,10 +1155,7 @@ _ALL_RELATIONS = (
 RELATIONS: dict[str, Relation] = {relation.name: relation for relation in _ALL_RELATIONS}
 """Every relation by its name: twenty of persons and one of things."""
 
-_NAMES_OF_KIND = {
-    kind: tuple(r.name for r in _ALL_RELATIONS if r.kind == kind)
-    for kind in ("person", "thing")
-}
+_NAMES_OF_KIND = {kind: tuple(r.name for r in _ALL_RELATIONS if r.kind == kind) for kind in ("person", "thing")}
 
 
 # --- Facts -----------------------------------------------------------------------
@@ -1213,9 +1206,7 @@ def _split_of_text(text: str) -> str:
 
 def _share(names: tuple[str, ...], split: str) -> tuple[str, ...]:
     """The part of a list that belongs to a split: every fifth entry is held out."""
-    return tuple(
-        name for i, name in enumerate(names) if (i % 5 == 4) == (split == "held_out")
-    )
+    return tuple(name for i, name in enumerate(names) if (i % 5 == 4) == (split == "held_out"))
 
 
 # What an invented name must not be.
@@ -1247,9 +1238,7 @@ class FactMaker:
     model that is trained on a short list of names learns the list, not to copy.
     """
 
-    def __init__(
-        self, rng: random.Random, split: str = "train", words: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, rng: random.Random, split: str = "train", words: Sequence[str] = ()) -> None:
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}, expected one of {SPLITS}")
         self.rng = rng

@@ -218,9 +218,7 @@ class Objective(nn.Module):
         return loss, figures | {"context_answer": answer.item(), "lm": lm.item()}
 
 
-def _revisited(
-    past: Past, streams: int, batch: Batch, stage: Stage, generator: torch.Generator
-) -> list[Question]:
+def _revisited(past: Past, streams: int, batch: Batch, stage: Stage, generator: torch.Generator) -> list[Question]:
     """Questions about documents of earlier batches; their stream comes after the batch's own."""
     documents = sorted(past.asked)
     wanted = stage.revisit * len(batch.questions)
