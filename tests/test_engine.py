@@ -26,8 +26,9 @@ from remanence.hf import MemoryCache, VectorSource
 from remanence.train import run as run_module
 from remanence.train.bank import Past
 from remanence.train.data import Batch, Question, build_tokenizer
+from remanence.train.parallel import zero_config
 from remanence.train.run import builtin_run, launch, load_run, save_run, stages_run
-from remanence.train.settings import Lora, Run, changed
+from remanence.train.settings import Engine, Lora, Run, changed
 from remanence.train.stages import memory_for
 from test_train import prose_text
 
@@ -56,7 +57,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(run_module.__file__).parents[2]))
+    source = str(Path(run_module.__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
 @pytest.fixture
@@ -264,21 +266,7 @@ def test_engines_agree_and_go_on_from_each_others_checkpoints(few: Callable[...,
         launch(few(*changes), tmp_path / name, processes=2, quiet=True)
         same(log(tmp_path / name), expected, 2e-4)
     out = tmp_path / "killed"
-    engines = [([], 2), (["engine.parallel=fsdp2"], 2), ([], 1)]
-    for stop, (changes, processes) in zip((3, 6, None), engines, strict=True):
-        run = few("engine.save_every_s=0", *changes)
-        save_run(run, out)
-        code = f"from pathlib import Path; from remanence.train.run import *; out = Path({str(out)!r}); " + (
-            f"launch(load_run(out), out, processes={processes}, quiet=True)"
-        )
-        child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-        while stop is not None and child.poll() is None:
-            if (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text().splitlines()) >= stop:
-                os.killpg(child.pid, signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        code_ = child.wait()
-        assert code_ == (0 if stop is None else -signal.SIGKILL)
+    _killed_and_resumed(few, out, [([], 2), (["engine.parallel=fsdp2"], 2), ([], 1)])
     same(log(out), expected, 2e-4)
     one, two = (load_file(Path(folder) / "model" / "memory.safetensors") for folder in (tmp_path / "one", out))
     assert one.keys() == two.keys()
@@ -292,6 +280,72 @@ def test_engines_agree_and_go_on_from_each_others_checkpoints(few: Callable[...,
     memory = model.new_memory()
     model.memorize(memory, "The key is under the blue pot. " * 20)
     assert model.ask(memory, "Where is the key?", max_new_tokens=3).ids
+
+
+def _killed_and_resumed(few: Callable[..., Run], out: Path, engines: list[tuple[list[str], int]]) -> None:
+    """A run that is killed after its 3rd and 6th step, and goes on each time with the next (changes, processes)."""
+    for stop, (changes, processes) in zip((3, 6, None), engines, strict=True):
+        run = few("engine.save_every_s=0", *changes)
+        save_run(run, out)
+        code = f"from pathlib import Path; from remanence.train.run import *; out = Path({str(out)!r}); " + (
+            f"launch(load_run(out), out, processes={processes}, quiet=True)"
+        )
+        child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        while stop is not None and child.poll() is None:
+            if (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text().splitlines()) >= stop:
+                os.killpg(child.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        assert child.wait() == (0 if stop is None else -signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_deepspeed_agrees_with_the_others(few: Callable[..., Run], tmp_path: Path) -> None:
+    """ZeRO 1 and 2 have the losses of one process; killed, they go on from each other's checkpoints."""
+    pytest.importorskip("deepspeed", reason="needs: pip install 'remanence[deepspeed]'")
+    # DeepSpeed clips all gradients together, and what a sub-task leaves out has a gradient of zero, not none.
+    far = "engine.clip=1e9", "stages.in_context=0"
+    zero1 = tmp_path / "zero1.json"
+    zero1.write_text('{"zero_optimization": {"stage": 1}}')
+    launch(few(*far), tmp_path / "one", processes=1, quiet=True)
+    expected = log(tmp_path / "one")
+    for name, changes in {"zero1": [f"engine.deepspeed={zero1}"], "zero2": []}.items():
+        launch(few(*far, "engine.parallel=deepspeed", *changes), tmp_path / name, processes=2, quiet=True)
+        same(log(tmp_path / name), expected, 2e-4)
+    zero = [*far, "engine.parallel=deepspeed"], 2
+    _killed_and_resumed(few, tmp_path / "killed", [zero, ([*far], 2), zero])
+    same(log(tmp_path / "killed"), expected, 2e-4)
+
+
+@pytest.mark.slow
+def test_a_process_refuses_in_one_line(
+    few: Callable[..., Run], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What only the processes can see, such as a library that is not there or cannot do it."""
+    with pytest.raises(ConfigError, match="the reason is above"):
+        launch(few("engine.parallel=fsdp2", "engine.optimizer=muon"), tmp_path / "run", processes=2, quiet=True)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "Traceback" in line or "error:" in line]
+    assert lines == ["error: engine.optimizer=muon needs whole matrices; use engine.parallel=ddp, or adamw."]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3 is not supported; take 1 or 2"),
+        ('{"gradient_clipping": 1, "bf16": {"enabled": true}}', "sets bf16, gradient_clipping;"),
+        ("{", "give a DeepSpeed config.json"),
+    ],
+)
+def test_a_wrong_deepspeed_config_is_refused(text: str, words: str, tmp_path: Path) -> None:
+    """In one line."""
+    (tmp_path / "zero.json").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        zero_config(Engine(parallel="deepspeed", deepspeed=str(tmp_path / "zero.json")))
+    given = '{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "wall_clock_breakdown": true}'
+    (tmp_path / "zero.json").write_text(given)
+    config = zero_config(Engine(deepspeed=str(tmp_path / "zero.json"), clip=2.0))
+    assert config["zero_optimization"] == {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    assert config["wall_clock_breakdown"] and config["gradient_clipping"] == 2.0
 
 
 @pytest.mark.slow
@@ -372,9 +426,7 @@ def test_from_documents_to_a_model_that_remembers(home: Path, tmp_path: Path) ->
     mixes = "chunks=[1, 3]", "tokens=[8, 16]", "target=40", "prompt=[4, 12]"
     chunks = [item for mix in mixes for item in ("--set", f"stages.mix.{mix}")]
     out = tmp_path / "run"
-    begun = remanence(
-        "train", "curriculum", "--model", str(home / "base"), "--out", str(out), *common, *sizes, *chunks
-    )
+    begun = remanence("train", "curriculum", "--model", str(home / "base"), "--out", str(out), *common, *sizes, *chunks)
     assert begun.returncode == 0, begun.stderr
     result = json.loads(begun.stdout)
     assert result["steps"] == result["last"]["total"] == 9
@@ -392,9 +444,7 @@ def test_from_documents_to_a_model_that_remembers(home: Path, tmp_path: Path) ->
     assert memory.write_count > 0
     assert model.ask(memory, "Who was lost?", max_new_tokens=3).ids
     assert "stage3" in (out / "model" / "README.md").read_text()
-    on = remanence(
-        "train", "stage3", "--model", result["model"], "--out", str(tmp_path / "on"), *common, *chunks
-    )
+    on = remanence("train", "stage3", "--model", result["model"], "--out", str(tmp_path / "on"), *common, *chunks)
     assert on.returncode == 0, on.stderr
     assert json.loads((tmp_path / "on" / "config.json").read_text())["memory"]["K"] == 8  # the model's own
     picture = tmp_path / "curves.png"

@@ -11,7 +11,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,9 +20,6 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import ConfigError
 from ..model import MemoryModel
@@ -31,6 +27,7 @@ from ..store import sync_folder
 from .bank import Past
 from .data import Batch
 from .objective import Objective, Place
+from .parallel import KINDS
 from .report import Trackers, logged, tracker_options
 from .settings import Engine, Stage
 
@@ -98,12 +95,7 @@ class Trainer:
         self.objective = Objective(
             model, precision=self.engine.precision, recompute=self.engine.recompute, unknown=unknown
         )  # fmt: skip
-        sharded = self.engine.parallel == "fsdp2"
-        if sharded:
-            _shard(self.objective, self.accelerator)
-        self.groups = _groups(model)
-        self.optimizers = _optimizers(self.groups, self.engine)
-        self.wrapped: Any = self.objective if sharded else self.accelerator.prepare_model(self.objective)
+        self.parallel = KINDS[self.engine.parallel](self.objective, self.engine, self.accelerator)
         self.trackers = Trackers((), folder)
         self._evaluated: tuple[Stage | None, dict[int, list[Batch]]] = None, {}
         self.stage_index = self.step = self.tokens = 0
@@ -136,12 +128,12 @@ class Trainer:
             batch = self.sources[lane].batch(place, mix)
             torch.manual_seed(place * 64 + lane)  # of dropout
             last = lane == self.own[-1]
-            with self._sync(last):
-                loss, figures = self.wrapped(batch, stage, Place(place, lane), self.past[lane])
-                self.accelerator.backward(loss / len(self.own))
+            with self.parallel.lane(last):
+                loss, figures = self.parallel.wrapped(batch, stage, Place(place, lane), self.past[lane])
+                self.parallel.backward(loss / len(self.own))
             found.append(figures | {"loss": loss.item(), "tokens": batch.chunks_BTn.numel()})
         factor = self.rate()
-        norm = self._update(factor)
+        norm = self.parallel.update({kind: getattr(stage, kind) * factor for kind in self.parallel.groups})
         self.step += 1
         figures = self._mean(found)
         tokens = figures["tokens"]
@@ -151,26 +143,6 @@ class Trainer:
             "stage": stage.name, "step": self.step, "total": self.total, "norm": norm, "lr": stage.lr * factor,
             "tokens": self.tokens, "tokens_per_s": tokens / seconds, "s": seconds,
         }  # fmt: skip
-
-    def _sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged with a step's last lane only."""
-        if isinstance(self.objective, FSDPModule):
-            self.objective.set_requires_gradient_sync(last)
-            return nullcontext()
-        return nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-
-    def _update(self, factor: float) -> float:
-        """Clip, step and clear every optimizer: the retriever's gradients are many times the others'."""
-        stage, norms = self.stage, []
-        for name, optimizer in self.optimizers.items():
-            parameters = [p for g in optimizer.param_groups for p in g["params"]]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.engine.clip)
-            norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-            for group in optimizer.param_groups:
-                group["lr"] = getattr(stage, name) * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return torch.stack(norms).norm().item()
 
     def _mean(self, found: list[dict[str, Any]]) -> dict[str, Any]:
         """Figures of all lanes: means, but the sum of tokens."""
@@ -196,7 +168,7 @@ class Trainer:
         for lane, batches in self._held_out().items():
             past = Past()
             for i, batch in enumerate(batches):
-                loss, figures = self.wrapped(batch, stage, Place(i, lane), past)
+                loss, figures = self.parallel.wrapped(batch, stage, Place(i, lane), past)
                 found.append(figures | {"loss": loss.item()})
         return {f"held_{k}": v for k, v in self._mean(found).items()}
 
@@ -236,7 +208,7 @@ class Trainer:
                 if self._all(time.monotonic() - saved > engine.save_every_s):
                     self.save()
                     saved = time.monotonic()
-            trained = self.trained()
+            trained = self.parallel.weights()
             if stage_done is not None and self.rank == 0:
                 stage_done(self.stage, trained)
             self.stage_index, self.step = self.stage_index + 1, 0
@@ -286,7 +258,8 @@ class Trainer:
             tensors, meta = self.past[lane].state()
             text = json.dumps({"past": meta, "data": self.sources[lane].state()})
             _write(new / f"lane-{lane}.safetensors", tensors, {"state": text})
-        tensors = self._tensors()
+        tensors = {f"weights.{key}": weight for key, weight in self.parallel.weights().items()}
+        tensors |= self.parallel.states()
         if self.rank == 0:
             place = {"stage": self.stage_index, "step": self.step, "tokens": self.tokens, "lanes": self.lanes}
             _write(new / "trained.safetensors", tensors, {"place": json.dumps(place)})
@@ -300,15 +273,6 @@ class Trainer:
                 if other != whole:
                     shutil.rmtree(other, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Weights and optimizer states by name, whole; all processes call this."""
-        tensors = {f"weights.{key}": weight for key, weight in self.trained().items()}
-        for name, optimizer in self.optimizers.items():
-            for key, parameter in self.groups[name].items():
-                for kind, value in optimizer.state.get(parameter, {}).items():
-                    tensors[f"{kind}.{key}"] = _whole(torch.as_tensor(value))
-        return tensors
 
     def resume(self) -> bool:
         """Load the folder's checkpoint, of any number of processes; False if there is none.
@@ -327,18 +291,11 @@ class Trainer:
             raise ConfigError(
                 f"{self.folder} was trained with {place['lanes']} lanes, not {self.lanes}; set engine.lanes to that."
             )
-        known = {f"weights.{key}": p for group in self.groups.values() for key, p in group.items()}
-        found = {k: v for k, v in tensors.items() if k.startswith("weights.")}
-        wrong = sorted(known.keys() ^ found.keys()) or [k for k, p in known.items() if p.shape != found[k].shape]
-        if wrong:
-            raise ConfigError(f"{whole} does not fit this model: {', '.join(wrong[:5])}.")
-        for name, optimizer in self.optimizers.items():
-            for key, parameter in self.groups[name].items():
-                with torch.no_grad():
-                    parameter.copy_(_like(tensors[f"weights.{key}"], parameter))
-                state = {k.removesuffix(f".{key}"): v for k, v in tensors.items() if _kind(k, key)}
-                if state:
-                    optimizer.state[parameter] = {k: _like(v, parameter) for k, v in state.items()}
+        weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
+        try:
+            self.parallel.load(weights, {k: v for k, v in tensors.items() if not k.startswith("weights.")})
+        except ConfigError as error:
+            raise ConfigError(f"{whole}: {error}") from error
         for lane in self.own:
             with safe_open(whole / f"lane-{lane}.safetensors", "pt") as file:
                 state = json.loads(file.metadata()["state"])
@@ -347,10 +304,6 @@ class Trainer:
             self.sources[lane].load(state["data"])
         self.stage_index, self.step, self.tokens = place["stage"], place["step"], place["tokens"]
         return True
-
-    def trained(self) -> dict[str, Tensor]:
-        """What was trained, by name, whole and on the CPU; all processes call this."""
-        return {key: _whole(parameter) for group in self.groups.values() for key, parameter in group.items()}
 
 
 def new_accelerator(engine: Engine, folder: Path) -> Accelerator:
@@ -367,59 +320,6 @@ def _same_dtype(model: MemoryModel) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
-
-
-def _shard(objective: Objective, accelerator: Accelerator) -> None:
-    """FSDP2: every layer a unit, all else one."""
-    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for layer in objective.model.attachment.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
-
-
-def _groups(model: MemoryModel) -> dict[str, dict[str, Any]]:
-    """What learns, by the setting of its learning rate: layers' matrices or adapters, retriever, the rest."""
-    inside = {id(p) for layer in model.attachment.layers for p in layer.parameters() if p.ndim == 2}
-    groups: dict[str, dict[str, Any]] = {"lr": {}, "lr_rest": {}, "lr_retriever": {}}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = "lr" if id(parameter) in inside else "lr_retriever" if "retriever." in name else "lr_rest"
-            groups[kind][name] = parameter
-    return {kind: group for kind, group in groups.items() if group}
-
-
-def _optimizers(groups: dict[str, dict[str, Any]], engine: Engine) -> dict[str, torch.optim.Optimizer]:
-    optimizers: dict[str, torch.optim.Optimizer] = {}
-    for kind, group in groups.items():
-        parameters = list(group.values())
-        if kind == "lr" and engine.optimizer == "muon":
-            if engine.parallel == "fsdp2":
-                raise ConfigError("engine.optimizer=muon needs whole matrices; use engine.parallel=ddp, or adamw.")
-            optimizers[kind] = torch.optim.Muon(parameters, weight_decay=0.0, momentum=0.95)
-        else:
-            decay = engine.weight_decay if kind == "lr" else 0.0
-            optimizers[kind] = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=decay)
-    return optimizers
-
-
-def _whole(value: Tensor) -> Tensor:
-    value = value.full_tensor() if isinstance(value, DTensor) else value
-    return value.detach().cpu().contiguous()
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor as the parameter is: on its device, sharded if it is. A count of steps stays as it is."""
-    if value.shape != parameter.shape:
-        return value
-    if isinstance(parameter, DTensor):
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value.to(parameter.device)
-
-
-def _kind(name: str, key: str) -> bool:
-    """Whether `name` is an optimizer state of the parameter `key`: one word before it."""
-    kind = name.removesuffix(f".{key}")
-    return kind != name and "." not in kind and kind != "weights"
 
 
 def _short(value: Any) -> Any:

@@ -35,6 +35,7 @@ from .settings import Engine, Run, Stage, changed
 from .stages import MEMORY, STAGES, builtin, memory_for, new_model
 
 PROMPT = QUESTION + "{question}" + ANSWER
+_REFUSED = 2  # exit code of a process whose settings cannot be
 SCRATCH = "scratch"  # the model of a run that trains the built-in one from nothing
 
 # Large tensors come and go at every step; glibc would return them to the system and fault them in again.
@@ -171,7 +172,7 @@ def launch(run: Run, out: Path, *, resume: bool = True, processes: int = 2, quie
         {"model": folder that `from_pretrained` takes, "steps": optimizer steps, "last": the log's last line}.
 
     Raises:
-        ConfigError: a run is there already and `resume` is off, or it is another one.
+        ConfigError: a run is there already and `resume` is off, or it is another one; or its settings do not fit.
         RemanenceError: a process failed; its last words are on stderr.
     """
     if (out / "config.json").exists():
@@ -221,6 +222,8 @@ def _spawn(out: Path, processes: int, quiet: bool) -> None:
             if child.poll() is None:
                 child.terminate()
     codes = [child.wait() for child in children]
+    if _REFUSED in codes:
+        raise ConfigError("these settings cannot be trained with; the reason is above.")
     if any(codes):
         raise RemanenceError(f"training stopped with exit codes {codes}; start it again to go on from its checkpoint.")
 
@@ -294,7 +297,12 @@ def write_model(run: Run, out: Path, trained: dict[str, Tensor], stage: str) -> 
 def main(arguments: list[str]) -> None:
     """One process of the run."""
     out = Path(arguments[0])
-    _train(load_run(out), out, "--quiet" in arguments)
+    try:
+        _train(load_run(out), out, "--quiet" in arguments)
+    except ConfigError as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"error: {error}\n")
+        sys.exit(_REFUSED)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ class Engine:
         learnt depends on the lanes and not on the processes, so a run may go on with another number of processes.
     precision: "bfloat16" runs the layers under autocast; what learns stays in float32.
     recompute: throw activations away and make them again in the backward pass (gradient checkpointing).
-    parallel: "ddp" copies the model to every process, "fsdp2" shards it.
+    parallel: "ddp" copies the model to every process, "fsdp2" shards it, "deepspeed" shards the optimizer (ZeRO).
+    deepspeed: a DeepSpeed config file, for its ZeRO stage, offloading and communication; empty is ZeRO 2.
     optimizer: "muon" for a whole model's matrices (with AdamW for the rest), "adamw" for all.
     clip: most norm of each optimizer's gradients. weight_decay: of AdamW on the adapters.
     log_every, eval_every: steps. eval_batches: of each lane. save_every_s: seconds between checkpoints.
@@ -90,7 +91,8 @@ class Engine:
     lanes: int | None = None
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     recompute: bool = False
-    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    parallel: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
+    deepspeed: str = ""
     optimizer: Literal["muon", "adamw"] = "adamw"
     clip: float = 1.0
     weight_decay: float = 0.01
