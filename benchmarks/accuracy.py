@@ -22,8 +22,9 @@ from rich.table import Table
 
 import remanence
 from remanence import MemoryModel
-from remanence.retention import Retention, accuracy, recall
+from remanence.retention import Retention, accuracy, gated, recall
 
+GATES = (-99.0, 0.0, 0.5, 1.0, 1.5, 2.0)  # least scores of answers that an application takes
 DISTANCES = (1_000, 4_000, 16_000, 40_000, 80_000, 160_000, 1_000_000)
 
 
@@ -71,6 +72,15 @@ def main() -> None:
         values = (f"{row[title]:.1%}" if title in row else "-" for title in columns)
         table.add_row(f"{distance:,}", *values, " ".join(f"{r:.2f}" for r in layers))
     Console(width=150).print(table)
+    gates = [{"distance": d, "least": least, **gated(results, d, least)} for d in distances[-2:] for least in GATES]
+    table = Table(title="Answers with a lower score taken for 'I don't know'")
+    for title in ("tokens", "least score", "full", "newest of two", "abstains"):
+        table.add_column(title, justify="right")
+    for gate in gates:
+        least = "any" if gate["least"] == GATES[0] else f"{gate['least']}"
+        shares = (f"{gate[kind]:.1%}" if kind in gate else "-" for kind in ("fact", "newest", "unknown"))
+        table.add_row(f"{gate['distance']:,}", least, *shares)
+    Console(width=150).print(table)
     print(f"{run.memory.tokens:,} tokens read and {len(results):,} answers in {seconds:.0f} s")
     if arguments.out:
         settings = {k: v for k, v in vars(arguments).items() if k != "out"}
@@ -80,7 +90,7 @@ def main() -> None:
         }  # fmt: skip
         record = {
             "settings": settings, "versions": versions, "fingerprint": model.fingerprint, "rows": rows,
-            "seconds": round(seconds, 1), "answers": [dataclasses.asdict(r) for r in results],
+            "gates": gates, "seconds": round(seconds, 1), "answers": [dataclasses.asdict(r) for r in results],
         }  # fmt: skip
         arguments.out.write_text(json.dumps(record) + "\n", encoding="utf-8")
 

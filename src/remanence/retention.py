@@ -47,8 +47,8 @@ class Told:
 
 @dataclass(frozen=True)
 class Result:
-    """One answer: which system said what, and whether it is exactly right. retrieved: per layer, if it read the write
-    that holds the fact; None where that has no meaning."""
+    """One answer: which system said what, and whether it is exactly right. score: that of the best source. retrieved:
+    per layer, if it read the write that holds the fact; None where that has no meaning."""
 
     system: str
     kind: str
@@ -58,6 +58,7 @@ class Result:
     expected: str
     answer: str
     right: bool
+    score: float
     retrieved: list[bool] | None
 
 
@@ -201,10 +202,8 @@ class Retention:
                 found = None
                 if system == "full" and t.kind != "unknown":
                     found = [writes[i] in layer for layer in answer.read]
-                right = answer.text == t.expected
-                self.results.append(
-                    Result(system, t.kind, distance, t.fact.relation, question, t.expected, answer.text, right, found)
-                )
+                right, said = answer.text == t.expected, (t.fact.relation, question, t.expected, answer.text)
+                self.results.append(Result(system, t.kind, distance, *said, right, round(answer.score, 3), found))
         for told in batch:
             told.due.remove(distance)
 
@@ -232,6 +231,17 @@ def accuracy(results: list[Result], system: str, kind: str = "fact") -> dict[int
             right, asked = table.get(r.distance, (0, 0))
             table[r.distance] = (right + r.right, asked + 1)
     return table
+
+
+def gated(results: list[Result], distance: int, least: float) -> dict[str, float]:
+    """By kind, the share of right answers of system "full" to an application that takes every answer whose score is
+    below `least` for "I don't know"."""
+    shares: dict[str, list[bool]] = {}
+    for r in results:
+        if r.system == "full" and r.distance == distance:
+            low = r.score < least
+            shares.setdefault(r.kind, []).append(r.right or low if r.kind == "unknown" else r.right and not low)
+    return {kind: sum(right) / len(right) for kind, right in shares.items()}
 
 
 def recall(results: list[Result]) -> dict[int, list[float]]:
