@@ -733,7 +733,7 @@ def test_a_step_reaches_everything_and_learns(
     assert {"offset", "start", "retriever.null", "base.model.embed_tokens.weight"} <= set(named)
     without = [name for name, p in named.items() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
-    for optimizer in trainer.optimizers.values():
+    for optimizer in trainer.parallel.optimizers.values():
         optimizer.zero_grad()
     before = state(trainer)
     before = {k: v.clone() for k, v in before.items()}
@@ -742,7 +742,7 @@ def test_a_step_reaches_everything_and_learns(
     assert trainer.step == 15
     assert sum(losses[-3:]) / 3 < 0.8 * losses[0]
     assert [k for k, v in before.items() if torch.equal(v, state(trainer)[k])] == []
-    learnt = [id(p) for o in trainer.optimizers.values() for g in o.param_groups for p in g["params"]]
+    learnt = [id(p) for o in trainer.parallel.optimizers.values() for g in o.param_groups for p in g["params"]]
     assert sorted(learnt) == sorted(id(p) for p in model.parameters())  # each in one optimizer
 
 
@@ -881,7 +881,7 @@ def test_the_learning_rate_rises_stays_and_falls(
     assert rates() == [1.0] * 21
     trainer.stages, trainer.step = [replace(stage, lr=0.5, lr_rest=0.25, lr_retriever=0.125)], 1
     trainer.train_step()
-    rates = {kind: optimizer.param_groups[0]["lr"] for kind, optimizer in trainer.optimizers.items()}
+    rates = {kind: optimizer.param_groups[0]["lr"] for kind, optimizer in trainer.parallel.optimizers.items()}
     assert rates == {"lr": 0.25, "lr_rest": 0.125, "lr_retriever": 0.0625}
 
 
@@ -891,7 +891,7 @@ def test_the_learning_rate_rises_stays_and_falls(
 def test_the_curriculum_goes_step_by_step() -> None:
     """Stages by name; each changes how text and memory are mixed, and nothing about how the loss is made."""
     stages = builtin()
-    assert [s.name for s in stages] == ["context", "one chunk", "many chunks", "mixed", "long term", "long pasts"]
+    assert [s.name for s in stages] == ["context", "one chunk", "many chunks", "mixed", "long term"]
     may_change = {
         "name", "steps", "mixes", "lr", "decay", "others", "earlier", "pool", "retrieved", "in_context", "pending",
         "force", "lr_rest", "lr_retriever",

@@ -52,14 +52,8 @@ def builtin() -> list[Stage]:
     )  # fmt: skip
     more = replace(short, streams=64, unknown=0.2), replace(long, questions=6, unknown=0.2)
     mixed = replace(many_chunks, name="mixed", steps=200, lr=0.015, force=0.3, mixes=more)
-    long_term = replace(mixed, name="long term", steps=3000, decay=0.7, force=0.15)
-    # Nothing relevant among 80 writes is not yet nothing among thousands: pasts as long as memory can make them.
-    long_pasts = replace(
-        long_term, name="long pasts", steps=700, lr=0.006, lr_rest=0.0015, lr_retriever=0.005, decay=1.0, earlier=400,
-        others=(0, 400),
-        mixes=tuple(replace(mix, unknown=0.3) for mix in more),
-    )  # fmt: skip
-    return [context, one_chunk, many_chunks, mixed, long_term, long_pasts]
+    long_term = replace(mixed, name="long term", steps=5500, decay=0.7, force=0.15)
+    return [context, one_chunk, many_chunks, mixed, long_term]
 
 
 # Any decoder ----------------------------------------------------------------------------------------------------------
