@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ ROPE = {"rope_theta": 1e4, "rope_type": "default"}
 FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "sdpa", {}),
     "llama-eager": ("llama", "eager", {}),
+    "llama-flex": ("llama", "flex_attention", {}),
     "mistral, window": ("mistral", "sdpa", {"sliding_window": 40}),
     "qwen2, windows in some layers": (
         "qwen2", "eager", {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 1}
@@ -60,10 +64,14 @@ Make = Callable[[MemoryConfig], MemoryModel]
 
 
 @pytest.fixture(params=FAMILIES, ids=[name.split(",")[0] for name in FAMILIES])
-def make(request: pytest.FixtureRequest, make_model: Callable[..., MemoryModel]) -> Make:
+def make(request: pytest.FixtureRequest, make_model: Callable[..., MemoryModel]) -> Iterator[Make]:
     """make(config): a `MemoryModel` over a tiny decoder of each family."""
     family, attention, changes = FAMILIES[request.param]
-    return lambda config: make_model(config, family, attention, **changes)
+    # Flex attention compiles a kernel for every shape; for a test of numbers its uncompiled form will do.
+    stance = torch.compiler.set_stance("force_eager") if attention == "flex_attention" else nullcontext()
+    with stance, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+        yield lambda config: make_model(config, family, attention, **changes)
 
 
 def close(got: Tensor, expected: Tensor) -> None:
@@ -145,6 +153,8 @@ class Record(LogitsProcessor):
 def test_a_batch_equals_single_runs(make: Make, biased: bool) -> None:
     """Memories empty, young, with a full pool and with a long-term store; prompts of different lengths."""
     model = make(small(N=32, score_bias=1.0 if biased else 0.0))
+    if biased and model.base.config._attn_implementation == "flex_attention":
+        pytest.skip("refused on a CPU")
     memories = [remember(model, random_text(n, n)) for n in (5, 24, 64, 120)]
     prompts = [random_ids(n, n) for n in (17, 3, 30, 9)]
     together = Record()
@@ -187,6 +197,8 @@ def test_answers_are_streamed(make: Make, capsys: pytest.CaptureFixture[str]) ->
 def test_a_write_gets_its_gradient_from_a_read(make: Make) -> None:
     """The loss of a later answer reaches the offset, the start vectors and the writing layer's own weights."""
     model = make(small())
+    if model.base.config._attn_implementation == "flex_attention":
+        pytest.skip("torch has no backward pass of flex attention on a CPU")
     vectors = model.write_pass(torch.tensor([random_ids(8)]), [torch.zeros(1, 0, 64)] * 3)
     vectors = model.write_pass(torch.tensor([random_ids(8, 1)]), vectors)
     prefix = [model._with_start(layer, v) for layer, v in enumerate(vectors)]
@@ -231,6 +243,16 @@ def test_bfloat16_scores_are_float32(make: Make) -> None:
     assert all(layer[0][1].dtype == torch.float32 for layer in cache.source.read)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for CPUs with g++")
+def test_flex_attention_compiled(make_model: Callable[..., MemoryModel]) -> None:
+    """The compiled kernel reads a memory as sdpa does."""
+    model, other = (make_model(small(), attention=attention) for attention in ("flex_attention", "sdpa"))
+    memory = remember(model, random_text(100))
+    assert memory.long_term_size
+    close(read_logits(model, memory, random_ids(9)), read_logits(other, memory, random_ids(9)))
+
+
 # Refusals -------------------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +262,20 @@ def test_a_second_model_is_refused(make_model: Callable[..., MemoryModel]) -> No
     for option in ({"assistant_model": model.base}, {"cache_implementation": "static"}):
         with pytest.raises(ConfigError, match=next(iter(option))):
             model.generate([model.new_memory()], [[1, 2]], max_new_tokens=2, **option)
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+def test_a_bias_that_attention_cannot_take_is_refused(attention: str, make_model: Callable[..., MemoryModel]) -> None:
+    """Flash would take the additive mask for one of padding; torch's flex kernel for CPUs would end the process."""
+    model = make_model(small(score_bias=1.0))
+    memory, before = model.new_memory(), model.base.config
+    model.base.config = copy.deepcopy(before)
+    model.base.config._attn_implementation_internal = attention
+    try:
+        with pytest.raises(ConfigError, match=f"'{attention}' takes no bias on memory slots"):
+            model.generate([memory], [[1, 2]], max_new_tokens=2)
+    finally:
+        model.base.config = before
 
 
 def test_a_running_state_is_refused() -> None:

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
@@ -261,6 +262,7 @@ class Attachment:
         self.layers: list[Any] = list(getattr(self.decoder, "layers", ()))
         self.rotary: Any = getattr(self.decoder, "rotary_emb", None)
         self._apply_rotary: Any = None
+        self._factors: Any = (None, None, None)
         self._two_sets = False
         self.head_dim = self.key_heads = 0
         self._lock, self._users = threading.Lock(), 0
@@ -455,9 +457,18 @@ class Attachment:
         return self._rotate(self.parts[layer], keys_BHPE, positions_BP)
 
     def _cos_sin(self, kind: str | None, like: Tensor, positions_BP: Tensor) -> tuple[Tensor, Tensor]:
-        """The rotary factors of a kind of layer, where the keys are; all layers share the module that makes them."""
+        """The rotary factors of a kind of layer, where the keys are; all layers share the module that makes them.
+
+        The last ones are kept: the layers of a pass have the same positions one after the other, which nobody changes.
+        """
+        state = kind, like.dtype, like.device
+        of_positions, of_state, factors = self._factors
+        if of_positions is positions_BP and of_state == state:
+            return factors
         cos, sin = self.rotary(like, positions_BP) if kind is None else self.rotary(like, positions_BP, kind)
-        return cos.to(like.device), sin.to(like.device)
+        factors = cos.to(like.device), sin.to(like.device)
+        self._factors = positions_BP, state, factors
+        return factors
 
     def _rotate(self, parts: LayerParts, keys_BHPE: Tensor, positions_BP: Tensor) -> Tensor:
         if not parts.turned or not keys_BHPE.numel():
@@ -473,6 +484,7 @@ class Attachment:
         for name, buffer in self.rotary.named_buffers():
             if name.endswith("inv_freq"):
                 buffer.copy_(buffer.to(dtype))
+        self._factors = None, None, None
 
     def slots(self, layer: int, vectors_BPD: Tensor, positions_BP: Tensor, bias_BP: Tensor | None = None) -> Slots:
         """The slots a layer makes of residual-stream vectors at the given positions."""
@@ -591,10 +603,13 @@ def _recomputed(layer: nn.Module, index: int, inside: Callable[[], AbstractConte
     return run
 
 
-def _biased(mask: Tensor | None, bias_BP: Tensor, hidden_BTD: Tensor, key_tokens: int) -> Tensor:
+def _biased(mask: Tensor | BlockMask | None, bias_BP: Tensor, hidden_BTD: Tensor, key_tokens: int) -> Tensor:
     """The layer's attention mask [B, 1, T, key_tokens] as an additive one, with the bias of the memory slots."""
+    if isinstance(mask, BlockMask):  # flex attention, which takes additive masks too
+        rows, tokens = hidden_BTD.shape[:2]
+        mask = create_mask(mask.mask_mod, rows, 1, tokens, key_tokens, device=bias_BP.device)
     if mask is not None and not isinstance(mask, Tensor):
-        raise ConfigError("score_bias needs masks that are tensors; load the model with attn_implementation='sdpa'.")
+        raise ConfigError(f"a bias on memory slots cannot be put on a {type(mask).__name__}; take attention 'sdpa'.")
     bias = nn.functional.pad(bias_BP.to(hidden_BTD), (0, key_tokens - bias_BP.shape[1]))[:, None, None]
     if mask is None:  # a single new token that sees everything
         return bias.expand(-1, 1, hidden_BTD.shape[1], -1)

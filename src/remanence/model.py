@@ -420,6 +420,14 @@ class MemoryModel(nn.Module):
         """
         for memory in memories:
             self.check(memory)
+        attention = str(self.base.config._attn_implementation)
+        # Flex attention takes the bias, but torch 2.13's compiled kernel for CPUs corrupts memory on any such mask.
+        refused = "flash" in attention or ("flex" in attention and self.attachment.device.type == "cpu")
+        if refused and (self.config.score_bias or self.config.recency):
+            raise ConfigError(
+                f"attention {attention!r} takes no bias on memory slots (score_bias, recency) here; load the model "
+                "with attn_implementation='sdpa'."
+            )
         with self.attachment.hooks(), self.adapter("read"):
             source = ReadSource(self, memories, asks_BT, long_term, force)
             yield MemoryCache(source, len(self.attachment.layers), padding_B)
