@@ -4,6 +4,8 @@
 * the time to an answer, and seconds per generated token, at 1M remembered tokens over those at 10k;
 * bytes per remembered token.
 
+With --compile instead: seconds per token with parts of the decoder under torch.compile, over those without.
+
 The two sides of a ratio are timed in turn, many times, and the medians compared. The large memories are filled with
 random vectors through `Memory.add`: no cost depends on their values.
 """
@@ -20,6 +22,8 @@ import torch
 
 from remanence import Memory, MemoryModel
 from remanence.memory import Write
+
+QUESTION = "What is the name of Marla Quist's boat?"
 
 
 def filled(model: MemoryModel, tokens: int) -> Memory:
@@ -45,16 +49,63 @@ def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def compiled(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
+    """Milliseconds per token without and with torch.compile, by what is compiled."""
+    plain = MemoryModel.from_pretrained(arguments.model)
+    memory, long, result = filled(plain, 10_000), 33, {}
+    for part in ("mlp", "layers", "decoder"):
+        model = MemoryModel.from_pretrained(arguments.model)
+        layers = model.attachment.layers
+        modules = {"mlp": [layer.mlp for layer in layers], "layers": layers, "decoder": [model.attachment.decoder]}
+        for module in modules[part]:
+            module.forward = torch.compile(module.forward, dynamic=True)
+
+        def answer(side: MemoryModel, new: int) -> list[int]:
+            return side.ask(memory, QUESTION, max_new_tokens=new, min_new_tokens=new).ids
+
+        began = time.perf_counter()
+        same = answer(model, long) == answer(plain, long)
+        compiling = time.perf_counter() - began
+        sides = {
+            f"{name} {new}": lambda side=side, new=new: answer(side, new)
+            for new in (1, long)
+            for name, side in (("plain", plain), ("compiled", model))
+        }
+        seconds = in_turn(sides, arguments.repeats)
+        ms = {k: 1000 * (seconds[f"{k} {long}"] - seconds[f"{k} 1"]) / (long - 1) for k in ("plain", "compiled")}
+        result[part] = {f"{k}_token_ms": round(v, 3) for k, v in ms.items()} | {
+            "compiled_over_plain": round(ms["compiled"] / ms["plain"], 2), "seconds_to_compile": round(compiling, 1),
+            "same_answer": same,
+        }  # fmt: skip
+    return result
+
+
+def show(result: dict[str, object], as_json: bool) -> None:
+    """Print the figures."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        if isinstance(value, dict):
+            print(f"{name.replace('_', ' ')}: " + ", ".join(f"{k.replace('_', ' ')} {v:,}" for k, v in value.items()))
+        else:
+            print(f"{name.replace('_', ' ')}: {value:,}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--large", type=int, default=1_000_000, help="remembered tokens of the large memory")
     parser.add_argument("--repeats", type=int, default=25)
     parser.add_argument("--threads", type=int, help="torch threads; torch's default if not given")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of decoding, and nothing else")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.compile:
+        show(compiled(arguments), arguments.json)
+        return
     model = MemoryModel.from_pretrained(arguments.model)
     config = model.config
     large, small, fresh = filled(model, arguments.large), filled(model, 10_000), filled(model, 1_000)
@@ -89,10 +140,8 @@ def main() -> None:
     tokens = count * config.chunk_tokens
     rates = {name: tokens / value for name, value in seconds.items()}
 
-    question = "What is the name of Marla Quist's boat?"
-
     def answer(memory: Memory, new: int) -> Callable[[], object]:
-        return lambda: model.ask(memory, question, max_new_tokens=new, min_new_tokens=new)
+        return lambda: model.ask(memory, QUESTION, max_new_tokens=new, min_new_tokens=new)
 
     long = 33
     asked = in_turn(
@@ -122,14 +171,7 @@ def main() -> None:
         "token_large_over_10k": round(token["large"] / token["10k"], 3),
         "bytes_per_token": round(large.nbytes / large.tokens, 1),
     }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        if isinstance(value, dict):
-            print(f"{name.replace('_', ' ')}: " + ", ".join(f"{k} {v:,}" for k, v in value.items()))
-        else:
-            print(f"{name.replace('_', ' ')}: {value:,}")
+    show(result, arguments.json)
 
 
 if __name__ == "__main__":
