@@ -312,6 +312,8 @@ def test_deepspeed_agrees_with_the_others(few: Callable[..., Run], tmp_path: Pat
     for name, changes in {"zero1": [f"engine.deepspeed={zero1}"], "zero2": []}.items():
         launch(few(*far, "engine.parallel=deepspeed", *changes), tmp_path / name, processes=2, quiet=True)
         same(log(tmp_path / name), expected, 2e-4)
+    launch(few(*far, "engine.parallel=deepspeed"), tmp_path / "both", processes=1, quiet=True)  # both lanes in one
+    same(log(tmp_path / "both"), expected, 2e-4)
     zero = [*far, "engine.parallel=deepspeed"], 2
     _killed_and_resumed(few, tmp_path / "killed", [zero, ([*far], 2), zero])
     same(log(tmp_path / "killed"), expected, 2e-4)
