@@ -7,7 +7,8 @@ cache is merged into the store; all logits of a written chunk are computed. Both
 must give the same logits before anything is timed. The sides are timed in turn and medians compared.
 
 Random weights: no cost depends on their values. The default sizes are those at which the official code itself was timed
-on a CPU (8 layers of width 256, K 64, N 1,280, K0 320, 18,750 vectors a layer in the store, two LoRA adapters).
+on a CPU (8 layers of width 256, K 64, N 1,280, K0 320, 18,750 vectors a layer in the store, two LoRA adapters). The
+published models' pool, chunks and retrieval: `--hidden 1024 --layers 2 --K 256 --N 10240`.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ def build(arguments: argparse.Namespace) -> MemoryModel:
     base = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=2048, hidden_size=arguments.hidden, num_hidden_layers=arguments.layers, num_attention_heads=4,
-            num_key_value_heads=2, intermediate_size=688 * arguments.hidden // 256, max_position_embeddings=8192,
+            num_key_value_heads=2, intermediate_size=688 * arguments.hidden // 256, max_position_embeddings=16384,
         )
     ).eval()  # fmt: skip
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a")), bos_token="a")
     config = MemoryConfig(
-        K=64, N=1280, K0=320, chunk_tokens=128, window_tokens=512, score="vector", retriever_dim=64, split="fixed",
-        keep_text=False,
+        K=arguments.K, N=arguments.N, K0=arguments.N // 4, chunk_tokens=2 * arguments.K, window_tokens=1024,
+        score="vector", retriever_dim=64, split="fixed", keep_text=False,
     )  # fmt: skip
     targets = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
     lora = LoraConfig(r=16, lora_alpha=32, target_modules=targets)
@@ -181,6 +182,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--K", type=int, default=64, help="vectors a write; a chunk has twice as many tokens")
+    parser.add_argument("--N", type=int, default=1280, help="vectors in the pool; a quarter as many are retrieved")
     parser.add_argument("--store", type=int, default=18_750, help="vectors a layer in the long-term store")
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--threads", type=int, help="torch threads; torch's default if not given")
@@ -206,7 +209,7 @@ def main() -> None:
 
     tokens = 16
     for _ in range(arguments.repeats):
-        chunks = torch.randint(2048, (MERGE_WRITES, 128))
+        chunks = torch.randint(2048, (MERGE_WRITES, 2 * arguments.K))
         # A cycle of writes on each side, each as many writes as lie between two merges.
         timed("write", "literal", lambda chunks=chunks: [literal.write(chunk) for chunk in chunks])
         timed("write", "ours", lambda chunks=chunks: [model.write(memory, chunk) for chunk in chunks.tolist()])

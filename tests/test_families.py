@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, MambaConfig, MambaForCausalLM, TextStreamer
+from transformers.utils import is_flash_attn_2_available
 
 import reference
 from conftest import BOS, build_decoder, random_ids, random_text, small
@@ -251,6 +252,21 @@ def test_flex_attention_compiled(make_model: Callable[..., MemoryModel]) -> None
     memory = remember(model, random_text(100))
     assert memory.long_term_size
     close(read_logits(model, memory, random_ids(9)), read_logits(other, memory, random_ids(9)))
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and is_flash_attn_2_available()), reason="flash attention runs on accelerators"
+)
+def test_flash_attention_where_it_is(tokenizer: Any) -> None:
+    """In bfloat16 it reads a memory as sdpa does, as far as its numbers reach."""
+    logits = []
+    for attention in ("flash_attention_2", "sdpa"):
+        base = build_decoder("llama", attention).to("cuda", torch.bfloat16)
+        model = MemoryModel(base, tokenizer, small(), name="tiny").eval()
+        with torch.no_grad(), model.reading([remember(model, random_text(100))]) as cache:
+            ids = torch.tensor([random_ids(9)], device="cuda")
+            logits.append(model.base(ids, past_key_values=cache).logits.float())
+    assert (logits[0] - logits[1]).abs().mean() < 0.05 * logits[1].abs().mean()
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
