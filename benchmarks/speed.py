@@ -24,6 +24,7 @@ from remanence import Memory, MemoryModel
 from remanence.memory import Write
 
 QUESTION = "What is the name of Marla Quist's boat?"
+LONG = 33  # tokens of a long answer
 
 
 def filled(model: MemoryModel, tokens: int) -> Memory:
@@ -49,30 +50,33 @@ def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def answering(model: MemoryModel, memory: Memory, new: int) -> Callable[[], list[int]]:
+    """Answers the question with so many tokens."""
+    return lambda: model.ask(memory, QUESTION, max_new_tokens=new, min_new_tokens=new).ids
+
+
+def per_token(seconds: dict[str, float], side: str) -> float:
+    """Seconds per generated token, from those of `in_turn` with 1 and with LONG tokens."""
+    return (seconds[f"{side} {LONG}"] - seconds[f"{side} 1"]) / (LONG - 1)
+
+
 def compiled(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
     """Milliseconds per token without and with torch.compile, by what is compiled."""
     plain = MemoryModel.from_pretrained(arguments.model)
-    memory, long, result = filled(plain, 10_000), 33, {}
+    memory, result = filled(plain, 10_000), {}
     for part in ("mlp", "layers", "decoder"):
         model = MemoryModel.from_pretrained(arguments.model)
         layers = model.attachment.layers
         modules = {"mlp": [layer.mlp for layer in layers], "layers": layers, "decoder": [model.attachment.decoder]}
         for module in modules[part]:
             module.forward = torch.compile(module.forward, dynamic=True)
-
-        def answer(side: MemoryModel, new: int) -> list[int]:
-            return side.ask(memory, QUESTION, max_new_tokens=new, min_new_tokens=new).ids
-
         began = time.perf_counter()
-        same = answer(model, long) == answer(plain, long)
+        same = answering(model, memory, LONG)() == answering(plain, memory, LONG)()
         compiling = time.perf_counter() - began
-        sides = {
-            f"{name} {new}": lambda side=side, new=new: answer(side, new)
-            for new in (1, long)
-            for name, side in (("plain", plain), ("compiled", model))
-        }
+        both = {"plain": plain, "compiled": model}
+        sides = {f"{name} {new}": answering(side, memory, new) for new in (1, LONG) for name, side in both.items()}
         seconds = in_turn(sides, arguments.repeats)
-        ms = {k: 1000 * (seconds[f"{k} {long}"] - seconds[f"{k} 1"]) / (long - 1) for k in ("plain", "compiled")}
+        ms = {name: 1000 * per_token(seconds, name) for name in both}
         result[part] = {f"{k}_token_ms": round(v, 3) for k, v in ms.items()} | {
             "compiled_over_plain": round(ms["compiled"] / ms["plain"], 2), "seconds_to_compile": round(compiling, 1),
             "same_answer": same,
@@ -140,19 +144,15 @@ def main() -> None:
     tokens = count * config.chunk_tokens
     rates = {name: tokens / value for name, value in seconds.items()}
 
-    def answer(memory: Memory, new: int) -> Callable[[], object]:
-        return lambda: model.ask(memory, QUESTION, max_new_tokens=new, min_new_tokens=new)
-
-    long = 33
     asked = in_turn(
         {
-            f"{name} {new}": answer(memory, new)
-            for new in (5, 1, long)
+            f"{name} {new}": answering(model, memory, new)
+            for new in (5, 1, LONG)
             for name, memory in (("10k", small), ("large", large))
         },
         arguments.repeats,
     )
-    token = {name: (asked[f"{name} {long}"] - asked[f"{name} 1"]) / (long - 1) for name in ("10k", "large")}
+    token = {name: per_token(asked, name) for name in ("10k", "large")}
     result = {
         "threads": torch.get_num_threads(),
         "remembered_tokens": large.tokens,

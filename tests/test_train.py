@@ -715,7 +715,7 @@ def trainer_of(model: MemoryModel, prose: Prose, stages: list[Stage], folder: Pa
 
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that training changes."""
-    return trainer.model.state_dict() | {k: v.clone() for k, v in trainer.parallel.states().items()}
+    return trainer.model.state_dict() | {k: v.clone() for k, v in trainer.parallel.tensors().items()}
 
 
 def test_a_step_reaches_everything_and_learns(

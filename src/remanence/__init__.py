@@ -1,11 +1,13 @@
 """Remanence: a long-term memory inside an open-weight language model (MemoryLLM and M+ on any Hugging Face decoder).
 
-from remanence import MemoryModel, MemoryStore
+Example:
 
-model = MemoryModel.from_pretrained("builtin")
-with MemoryStore.default().open("ada", model) as memory:
-    model.memorize(memory, "The spare key is under the blue pot.")
-    print(model.ask(memory, "Where is the spare key?").text)
+    from remanence import MemoryModel, MemoryStore
+
+    model = MemoryModel.from_pretrained("builtin")
+    with MemoryStore.default().open("ada", model) as memory:
+        model.memorize(memory, "The spare key is under the blue pot.")
+        print(model.ask(memory, "Where is the spare key?").text)
 """
 
 from importlib import import_module

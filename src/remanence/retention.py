@@ -202,8 +202,12 @@ class Retention:
                 found = None
                 if system == "full" and t.kind != "unknown":
                     found = [writes[i] in layer for layer in answer.read]
-                right, said = answer.text == t.expected, (t.fact.relation, question, t.expected, answer.text)
-                self.results.append(Result(system, t.kind, distance, *said, right, round(answer.score, 3), found))
+                self.results.append(
+                    Result(
+                        system, t.kind, distance, t.fact.relation, question, t.expected, answer.text,
+                        answer.text == t.expected, round(answer.score, 3), found,
+                    )
+                )  # fmt: skip
         for told in batch:
             told.due.remove(distance)
 

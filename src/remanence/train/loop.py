@@ -258,8 +258,7 @@ class Trainer:
             tensors, meta = self.past[lane].state()
             text = json.dumps({"past": meta, "data": self.sources[lane].state()})
             _write(new / f"lane-{lane}.safetensors", tensors, {"state": text})
-        tensors = {f"weights.{key}": weight for key, weight in self.parallel.weights().items()}
-        tensors |= self.parallel.states()
+        tensors = self.parallel.tensors()
         if self.rank == 0:
             place = {"stage": self.stage_index, "step": self.step, "tokens": self.tokens, "lanes": self.lanes}
             _write(new / "trained.safetensors", tensors, {"place": json.dumps(place)})
@@ -291,9 +290,8 @@ class Trainer:
             raise ConfigError(
                 f"{self.folder} was trained with {place['lanes']} lanes, not {self.lanes}; set engine.lanes to that."
             )
-        weights = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
         try:
-            self.parallel.load(weights, {k: v for k, v in tensors.items() if not k.startswith("weights.")})
+            self.parallel.load(tensors)
         except ConfigError as error:
             raise ConfigError(f"{whole}: {error}") from error
         for lane in self.own:

@@ -24,6 +24,7 @@ from .objective import Objective
 from .settings import Engine
 
 Named = dict[str, Tensor]
+_MOMENTS = "exp_avg", "exp_avg_sq"  # AdamW's states beside the count of steps
 
 
 class Copied:
@@ -31,7 +32,7 @@ class Copied:
 
     Attributes:
         wrapped: the objective as it is called.
-        groups: what learns, by the setting of its learning rate: {"lr": {name: parameter}, ...}.
+        groups: what learns, by the setting of its learning rate: {"lr": {name: parameter}, ...}. named: all of it.
         optimizers: by the same settings.
     """
 
@@ -39,6 +40,7 @@ class Copied:
         self.objective, self.engine, self.accelerator = objective, engine, accelerator
         self._spread()
         self.groups = _groups(objective.model)
+        self.named = {key: p for group in self.groups.values() for key, p in group.items()}
         self.optimizers = self._optimizers()
         self.wrapped: Any = self._wrap()
 
@@ -89,10 +91,13 @@ class Copied:
 
     def weights(self) -> Named:
         """What is trained, by name, whole and on the CPU; all processes call this."""
-        return {key: _whole(parameter) for group in self.groups.values() for key, parameter in group.items()}
+        return {key: _whole(parameter) for key, parameter in self.named.items()}
 
-    def states(self) -> Named:
-        """Optimizer states by "KIND.NAME", whole and on the CPU; all processes call this."""
+    def tensors(self) -> Named:
+        """Weights and optimizer states by "KIND.NAME", whole and on the CPU; all processes call this."""
+        return {f"weights.{key}": weight for key, weight in self.weights().items()} | self._states()
+
+    def _states(self) -> Named:
         return {
             f"{kind}.{key}": _whole(torch.as_tensor(value))
             for name, optimizer in self.optimizers.items()
@@ -100,20 +105,25 @@ class Copied:
             for kind, value in optimizer.state.get(parameter, {}).items()
         }
 
-    def load(self, weights: Named, states: Named) -> None:
-        """Take what `weights` and `states` gave, of any kind of engine and any number of processes.
+    def load(self, tensors: Named) -> None:
+        """Take what `tensors` gave, of any kind of engine and any number of processes.
 
         Raises:
             ConfigError: weights of another model.
         """
-        known = {key: p for group in self.groups.values() for key, p in group.items()}
+        states: dict[str, Named] = {key: {} for key in self.named}
+        for name, tensor in tensors.items():
+            kind, _, key = name.partition(".")
+            states.setdefault(key, {})[kind] = tensor
+        weights = {key: state.pop("weights") for key, state in states.items() if "weights" in state}
+        known = self.named
         wrong = sorted(known.keys() ^ weights.keys()) or [k for k, p in known.items() if p.shape != weights[k].shape]
         if wrong:
             raise ConfigError(f"it does not fit this model: {', '.join(wrong[:5])}.")
         with torch.no_grad():
             for key, parameter in known.items():
                 parameter.copy_(_like(weights[key], parameter))
-        self._load_states({key: _of(states, key) for key in known})
+        self._load_states(states)
 
     def _load_states(self, states: dict[str, Named]) -> None:
         for name, optimizer in self.optimizers.items():
@@ -161,10 +171,9 @@ class Zero(Copied):
     def _wrap(self) -> Any:
         try:
             import deepspeed
-            import deepspeed.utils as fragments
         except ImportError as error:
             raise ConfigError("engine.parallel=deepspeed needs: pip install 'remanence[deepspeed]'") from error
-        self._fragments: Any = fragments
+        self._utils: Any = deepspeed.utils
         engine, *_ = deepspeed.initialize(
             model=self.objective, optimizer=self.optimizers["all"], config=zero_config(self.engine)
         )  # fmt: skip
@@ -186,18 +195,16 @@ class Zero(Copied):
         self.wrapped.step()
         return float(self.wrapped.get_global_grad_norm())
 
-    def states(self) -> Named:
-        """As in `Copied`."""
+    def _states(self) -> Named:
         flat: Any = list(self.wrapped.optimizer.optimizer.state.values())
         if not flat:
             return {}
         self._link()
         found: Named = {}
-        for group in self.groups.values():
-            for key, parameter in group.items():
-                found[f"step.{key}"] = torch.as_tensor(flat[0]["step"]).cpu().clone()
-                for kind in ("exp_avg", "exp_avg_sq"):
-                    found[f"{kind}.{key}"] = _whole(self._fragments.safe_get_full_optimizer_state(parameter, kind))
+        for key, parameter in self.named.items():
+            found[f"step.{key}"] = torch.as_tensor(flat[0]["step"]).cpu().clone()
+            for kind in _MOMENTS:
+                found[f"{kind}.{key}"] = _whole(self._utils.safe_get_full_optimizer_state(parameter, kind))
         return found
 
     def _load_states(self, states: dict[str, Named]) -> None:
@@ -206,16 +213,13 @@ class Zero(Copied):
         if steps:  # states are made with the first step, which these had
             for group in zero.optimizer.param_groups:
                 for flat in group["params"]:
-                    empty = {kind: torch.zeros_like(flat) for kind in ("exp_avg", "exp_avg_sq")}
+                    empty = {kind: torch.zeros_like(flat) for kind in _MOMENTS}
                     zero.optimizer.state[flat] = {"step": max(steps).clone(), **empty}
             self._link()
-        for group in self.groups.values():
-            for key, parameter in group.items():
-                self._fragments.safe_set_full_fp32_param(parameter, parameter.data.float())
-                for kind, value in states[key].items():
-                    if kind != "step":
-                        value = value.to(parameter.device)
-                        self._fragments.safe_set_full_optimizer_state(parameter, value, kind)
+        for key, parameter in self.named.items():
+            self._utils.safe_set_full_fp32_param(parameter, parameter.data.float())
+            for kind in _MOMENTS if states[key] else ():
+                self._utils.safe_set_full_optimizer_state(parameter, states[key][kind].to(parameter.device), kind)
 
     def _link(self) -> None:
         """Let DeepSpeed find each parameter's states; by itself (0.19) it does so for the first group only."""
@@ -267,12 +271,6 @@ def _groups(model: MemoryModel) -> dict[str, dict[str, Any]]:
             kind = "lr" if id(parameter) in inside else "lr_retriever" if "retriever." in name else "lr_rest"
             groups[kind][name] = parameter
     return {kind: group for kind, group in groups.items() if group}
-
-
-def _of(states: Named, key: str) -> Named:
-    """By kind, the states of one parameter: one word before its name."""
-    kinds = {name.removesuffix(f".{key}"): value for name, value in states.items() if name.endswith(f".{key}")}
-    return {kind: value for kind, value in kinds.items() if "." not in kind}
 
 
 def _whole(value: Tensor) -> Tensor:
