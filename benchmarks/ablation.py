@@ -32,7 +32,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import remanence
-from remanence import MemoryModel
+from remanence import Memory, MemoryModel
 from remanence.retention import Retention, accuracy, prose, recall
 
 FIGURES = Path(__file__).parent / "results" / "ablation.json"
@@ -66,17 +66,17 @@ def measured(model: MemoryModel, systems: tuple[str, ...], options: argparse.Nam
 
 
 @torch.no_grad()
-def perplexity(model: MemoryModel, how: str, windows: int = 60, length: int = 256) -> float:
-    """Of prose that was never trained on: "plain" with the base in the model, "memory" with an empty memory read."""
+def perplexity(model: MemoryModel, memory: Memory | None, windows: int = 60, length: int = 256) -> float:
+    """Of prose that was never trained on, beside a memory; None is the base in the model, without any."""
     ids = model.tokenizer(prose()[:400_000], add_special_tokens=False).input_ids
     bos, total = [model.tokenizer.bos_token_id], 0.0
     for i in range(windows):
         text = torch.tensor([ids[i * length : (i + 1) * length]])
-        if how == "plain":
+        if memory is None:
             with model.plain() as base:
                 logits = base(torch.cat([torch.tensor([bos]), text], 1)).logits[:, 1:]
         else:
-            with model.reading([model.new_memory()]) as cache:
+            with model.reading([memory]) as cache:
                 logits = model.base(text, past_key_values=cache).logits
         total += F.cross_entropy(logits[0, :-1].float(), text[0, 1:]).item()
     return math.exp(total / windows)
@@ -102,11 +102,14 @@ def measure(options: argparse.Namespace) -> None:
         systems[name] = found[answer[0]]
         if "forced" in found:
             systems["forced"] = found["forced"]
+    other_text = last.new_memory()
+    last.memorize(other_text, prose()[400_000:440_000])
     texts = {
-        "base": perplexity(base, "plain"),
-        "trained, plain": perplexity(last, "plain"),
-        "base, empty untrained memory": perplexity(base, "memory"),
-        "trained, empty memory": perplexity(last, "memory"),
+        "base": perplexity(base, None),
+        "trained, plain": perplexity(last, None),
+        "base, empty untrained memory": perplexity(base, base.new_memory()),
+        "trained, empty memory": perplexity(last, last.new_memory()),
+        f"trained, {other_text.tokens:,} tokens of other prose in memory": perplexity(last, other_text),
     }
     settings = json.loads((options.run / "config.json").read_text(encoding="utf-8"))
     record = {

@@ -746,7 +746,11 @@ def test_a_step_reaches_everything_and_learns(
     assert sorted(learnt) == sorted(id(p) for p in model.parameters())  # each in one optimizer
 
 
-@pytest.mark.parametrize("changes", [{"in_context": 1.0}, {"pending": 1.0}, {"retrieved": 0}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"in_context": 1.0}, {"pending": 1.0}, {"pending": 1.0, "read_lm_weight": 0.3}, {"retrieved": 0}],
+    ids=str,
+)
 def test_kinds_of_steps(
     changes: dict[str, Any], make: Callable[..., MemoryModel], prose: Prose, tmp_path: Path
 ) -> None:
@@ -760,6 +764,37 @@ def test_kinds_of_steps(
     held = trainer.evaluate()
     assert held
     assert all(key.startswith("held_") for key in held)
+
+
+def test_text_in_the_window_is_learnt_as_it_is_read(
+    make: Callable[..., MemoryModel], prose: Prose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of rows that begin with a chunk which is not in their memory, token by token."""
+    stage = replace(STAGE, pending=1.0)
+    trainer = trainer_of(make(), prose, [stage], tmp_path, precision="float32")
+    objective, batch = trainer.objective, trainer.sources[0].batch(0, MIX)
+    seen: dict[str, Tensor] = {}
+    read = objective._read
+
+    def spy(source: Any, ids_QT: Tensor) -> Tensor:
+        seen["ids"], seen["hidden"] = ids_QT, read(source, ids_QT)
+        return seen["hidden"]
+
+    monkeypatch.setattr(objective, "_read", spy)
+    without, with_text = (
+        objective(batch, replace(stage, read_lm_weight=weight), Place(0))[0].item() for weight in (0.0, 2.0)
+    )
+    chunks = batch.chunks_BTn.flatten(0, 1).tolist()
+    length = len(chunks[0])
+    logits = objective.model.attachment.logits(seen["hidden"]).float().log_softmax(-1)
+    losses = [
+        -logits[row, t, ids[t + 1]].item()
+        for row, ids in enumerate(seen["ids"].tolist())
+        if ids[:length] in chunks
+        for t in range(length - 1)
+    ]
+    assert losses
+    assert with_text - without == pytest.approx(2 * sum(losses) / len(losses), rel=1e-4)
 
 
 class Interrupted(Exception):

@@ -105,12 +105,14 @@ class Objective(nn.Module):
                     namesakes = [q.subject in told for told in old.subjects]
                     forbidden_QW[i, streams * chunks :] |= torch.tensor(namesakes)
         contexts: list[list[int]] = [[] for _ in questions]
+        text_Q = torch.zeros(len(questions), dtype=torch.long)
         if pending:
             texts, moved = _pending(batch, gold_Q[: len(batch.questions)], generator)
             contexts[: len(texts)] = texts
             places = moved.nonzero().flatten()
             forbidden_QW[places, gold_Q[places]] = True
             gold_Q[places] = -1
+            text_Q[places] = batch.chunks_BTn.shape[-1]  # not of others: that may be in memory too, to copy from
         share_Q = torch.tensor([len(q.stale) / (len(q.stale) + 1) if q.alike else STALE_SHARE for q in questions])
         rows = Rows.of(contexts, [[q] for q in questions])
         history = History.draw(
@@ -127,6 +129,8 @@ class Objective(nn.Module):
         answer, right = self._answers(hidden, rows, len(questions))
         retriever = torch.stack(source.losses).mean()
         loss = answer + stage.lm_weight * lm + stage.retriever_weight * retriever
+        if stage.read_lm_weight and text_Q.any():
+            loss = loss + stage.read_lm_weight * self._text(hidden, rows.ids_QT, text_Q)
         if past is not None and stage.earlier:
             past.add(vectors, batch, stage.earlier)
         return loss, _figures(questions, right) | {
@@ -164,7 +168,8 @@ class Objective(nn.Module):
         context = [torch.zeros(streams, 0, width, device=device)] * len(model.attachment.layers)
         written: list[list[Tensor]] = []
         losses = [torch.zeros((), device=device)]
-        some = max(1, round(streams * 0.25))
+        text_B = torch.zeros(streams, dtype=torch.long)
+        text_B[: max(1, round(streams * 0.25))] = chunks_BTn.shape[-1]
         for t in range(chunks):
             learns = torch.is_grad_enabled() and (stage.gradient is None or t >= chunks - stage.gradient)
             with torch.set_grad_enabled(learns), self._pass("write"):
@@ -173,8 +178,7 @@ class Objective(nn.Module):
                 hidden = decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
                 written.append(cache.kept)
                 if stage.lm_weight:
-                    logits = model.attachment.logits(hidden[:some, :-1])
-                    losses.append(F.cross_entropy(logits.flatten(0, 1).float(), ids[:some, 1:].flatten()))
+                    losses.append(self._text(hidden, ids, text_B))
             context = [v.detach() for v in written[-1]]
         vectors = [torch.stack(layer, 1).flatten(0, 1) for layer in zip(*written, strict=True)]
         return vectors, torch.stack(losses).sum() / max(1, len(losses) - 1)
@@ -188,6 +192,13 @@ class Objective(nn.Module):
         owner = rows.owner_QT.to(device)[wanted]
         wrong = torch.zeros(questions, device=device).index_add(0, owner, (logits.argmax(-1) != labels).float())
         return F.cross_entropy(logits, labels), wrong == 0
+
+    def _text(self, hidden_QTD: Tensor, ids_QT: Tensor, text_Q: Tensor) -> Tensor:
+        """Mean language-modelling loss of the first `text_Q` tokens of each row."""
+        inner = torch.arange(hidden_QTD.shape[1])[None] < text_Q[:, None] - 1
+        labels = ids_QT.roll(-1, 1)[inner.to(ids_QT.device)].to(hidden_QTD.device)
+        logits = self.model.attachment.logits(hidden_QTD[inner.to(hidden_QTD.device)])
+        return F.cross_entropy(logits.float(), labels)
 
     def _in_context(self, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, Any]]:
         """Questions about the last chunks of their own stream, which are in the window as text; no memory."""
@@ -208,11 +219,11 @@ class Objective(nn.Module):
         source = VectorSource(model.attachment, [s.expand(streams, 1, -1) for s in model.start])
         hidden = self._read(source, rows.ids_QT)
         answer, right = self._answers(hidden, rows, len(questions))
-        loss, lm, text = answer, torch.zeros(()), shown * length
+        loss, lm = answer, torch.zeros(())
         if stage.lm_weight:
-            logits = model.attachment.logits(hidden[::4, : text - 1])
-            labels = rows.ids_QT[::4, 1:text].flatten().to(logits.device)
-            lm = F.cross_entropy(logits.flatten(0, 1).float(), labels)
+            text_B = torch.zeros(streams, dtype=torch.long)
+            text_B[::4] = shown * length
+            lm = self._text(hidden, rows.ids_QT, text_B)
             loss = answer + stage.lm_weight * lm
         figures = {f"context_{k}": v for k, v in _figures([q for g in grouped for q in g], right).items()}
         return loss, figures | {"context_answer": answer.item(), "lm": lm.item()}

@@ -34,7 +34,9 @@ class Stage:
     in_context: share of steps that ask about text in the window, without memory. context: tokens of it, at most.
     pending: share of the other steps in which some text is still in the window.
     force: share of questions whose right write is retrieved whatever its score.
-    lm_weight: of the language-modelling loss on the written chunks. retriever_weight: of the retriever's loss.
+    lm_weight: of the language-modelling loss on chunks as they are written, and on text read without memory.
+    read_lm_weight: of that on text in the window beside a memory that does not hold it (in steps with `pending`).
+    retriever_weight: of the retriever's loss.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Stage:
     pending: float = 0.0
     force: float = 0.0
     lm_weight: float = 0.15
+    read_lm_weight: float = 0.0
     retriever_weight: float = 0.5
 
 
