@@ -426,7 +426,7 @@ def test_everything_retrieved_is_the_text_itself(kind: Kind, make_model: Callabl
     for w in range(8):
         vectors = inputs_LTD[:, 8 * w : 8 * w + 8]
         with torch.no_grad():
-            memory.add(vectors, model._keys(vectors), Write(w, "", 0.0, 8 * w, 8, None))
+            memory.add(vectors, model.retriever_keys(vectors), Write(w, "", 0.0, 8 * w, 8, None))
     assert memory.long_term_size == 48
     expected = plain_logits(model.base, [BOS, *ids, *question])[-7:]
     torch.testing.assert_close(read_logits(model, memory, question), expected, **CLOSE)

@@ -144,8 +144,13 @@ def test_store_knows_no_model() -> None:
     assert "transformers" not in third_parties("store")
 
 
+def test_the_model_knows_no_disk() -> None:
+    disk = {"io", "os", "pathlib", "shutil", "sqlite3", "tempfile", "safetensors", "huggingface_hub"}
+    assert not {name.split(".")[0] for name in imports("model")} & disk  # what it is loaded from: pretrained.py
+
+
 def test_the_library_knows_no_application() -> None:
-    library = "errors config memory ledger retriever hf published convert read model store"
+    library = "errors config memory ledger retriever hf published convert pretrained read model store"
     for module in library.split():
         outside = {
             name for name in ours(module) if name.split(".")[0] in ("cli", "session", "demo", "retention", "train")
@@ -160,7 +165,7 @@ def test_transformers_stays_in_its_place() -> None:
     assert {i for i in imports("cli") if i.startswith("transformers")} <= {"transformers.utils"}
     users = {m for m in MODULES if "transformers" in third_parties(m)}
     # session.py: the streamer of Hugging Face's `generate`
-    assert {m for m in users if not m.startswith("train")} <= {"hf", "model", "session", "cli"}
+    assert {m for m in users if not m.startswith("train")} <= {"hf", "model", "pretrained", "session", "cli"}
 
 
 def test_no_circular_imports() -> None:

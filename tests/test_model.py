@@ -16,7 +16,8 @@ from conftest import BOS, build_decoder, build_tokenizer, random_ids, random_tex
 from remanence.config import MemoryConfig
 from remanence.errors import ConfigError, IncompatibleMemory, InputError
 from remanence.memory import Memory
-from remanence.model import WEIGHTS, MemoryModel
+from remanence.model import MemoryModel
+from remanence.pretrained import WEIGHTS
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Make = Callable[..., MemoryModel]

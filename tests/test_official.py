@@ -287,7 +287,7 @@ def weights_of(model: MemoryModel, memory: Memory, ids_BT: Tensor) -> Tensor:
     class Spy(VectorSource):
         def slots(self, layer: int, hidden_BTD: Tensor) -> Any:
             normed = model.attachment.norm(layer, hidden_BTD)
-            queries, keys = model.retriever.queries(layer, normed)[0], model._keys(memory.pool_LnD)[layer]
+            queries, keys = model.retriever.queries(layer, normed)[0], model.retriever_keys(memory.pool_LnD)[layer]
             found.append((queries @ keys.T).sigmoid().mean(0))
             return reader.slots(layer, hidden_BTD)
 
@@ -499,7 +499,7 @@ def test_adapters_that_do_not_arrive_are_noticed(files: Callable[..., Files], mo
     def fewer(self: LoraConfig, *args: Any, **values: Any) -> None:
         real(self, *args, **values | {"target_modules": ["q_proj"]})
 
-    monkeypatch.setattr("remanence.model.LoraConfig.__init__", fewer)
+    monkeypatch.setattr("remanence.pretrained.LoraConfig.__init__", fewer)
     with pytest.raises(ConfigError, match=r"no counterpart: .*k_proj\.lora_A\.read"):
         MemoryModel.from_pretrained(files().folder)
 

@@ -21,7 +21,7 @@ from remanence.cli import app
 from remanence.config import MemoryConfig
 from remanence.errors import ConfigError
 from remanence.hf import Attachment
-from remanence.model import plan
+from remanence.pretrained import plan
 from remanence.retriever import attention_keys, attention_scores
 from test_families import FAMILIES, close
 from test_hf import plain_logits, read_logits

@@ -69,7 +69,7 @@ def _model(name: str, **options: Any) -> MemoryModel:
 
 def _plan(name: str, as_json: bool) -> None:
     """How a model's memory is sized: as a table, or one JSON object."""
-    from .model import plan
+    from .pretrained import plan
 
     sizes = plan(name)
     if as_json:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .memory import Pending
-from .model import BUILTIN, MemoryModel
+from .model import MemoryModel
+from .pretrained import BUILTIN
 from .train.facts import UNKNOWN, Fact, FactMaker
 
 SYSTEMS = ("full", "no store", "window", "forced")

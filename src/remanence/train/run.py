@@ -23,7 +23,8 @@ from .. import convert
 from ..config import MemoryConfig
 from ..errors import ConfigError, RemanenceError
 from ..hf import trained_positions
-from ..model import MemoryModel, settings_file
+from ..model import MemoryModel
+from ..pretrained import settings_file
 from ..published import is_published
 from .attention import GROUPED
 from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose

@@ -1,0 +1,335 @@
+"""A model with memory as files and on the hub, by the methods that Hugging Face's own models have."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from huggingface_hub import create_repo, hf_hub_download, upload_folder
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from . import convert
+from .config import MemoryConfig
+from .errors import ConfigError
+from .hf import Attachment, stored, trained_positions
+from .memory import Memory
+from .published import BYTES, QUESTION, is_published
+
+FORMAT = 1
+SETTINGS, WEIGHTS, SHIPPED = "remanence.json", "memory.safetensors", "shipped.safetensors"
+BUILTIN = Path(__file__).parent / "builtin"
+_HUB = ("revision", "token", "cache_dir", "local_files_only")  # options of a download
+
+
+class Pretrained(nn.Module):
+    """What `MemoryModel` knows of files; the attributes are its own."""
+
+    base: Any
+    tokenizer: Any
+    attachment: Attachment
+    config: MemoryConfig
+    prompt: str | None
+    name: str
+    lora: LoraConfig | None
+    shipped: Memory | None
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Tells this model's memories from other models'."""
+
+    @abstractmethod
+    def retriever_keys(self, vectors_LKD: Tensor) -> Tensor:
+        """Retriever keys of one write [L, G, R]."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write base model, tokenizer, memory weights and settings to a folder that `from_pretrained` takes."""
+        folder = Path(folder)
+        self._save_base(folder)
+        self.tokenizer.save_pretrained(folder)
+        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("base.") or "lora_" in k}
+        save_file(own, folder / WEIGHTS)
+        settings = {
+            "format": FORMAT, "name": self.name, "prompt": self.prompt, "memory": self.config.to_dict(),
+            "lora": None if self.lora is None else _plain(self.lora.to_dict()),
+        }  # fmt: skip
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        if self.shipped is not None:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.shipped.tensors().items()}
+            save_file(tensors, folder / SHIPPED, metadata={"meta": json.dumps(self.shipped.meta())})
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "A model with its memory weights",
+        card: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, made if there is none.
+
+        `from_pretrained(repo_id)` loads it. Weights that an earlier upload left and this one has not are deleted;
+        other files of the repository stay.
+
+        Args:
+            repo_id: "owner/name".
+            private: of a repository that is made; one that is there stays as it is.
+            token: of the hub; what `hf auth login` stored if None.
+            commit_message: of the one commit.
+            card: text of the model card, README.md; None uploads none, and one that is there stays.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            ConfigError: the hub refused, or cannot be reached.
+        """
+        stale = ["model*.safetensors", "model.safetensors.index.json", SHIPPED]
+        with _uploading(repo_id):  # refused before the work
+            url = create_repo(repo_id, private=private, token=token, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            if card is not None:
+                (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+            with _uploading(repo_id):
+                upload_folder(
+                    repo_id=url.repo_id, folder_path=folder, token=token, commit_message=commit_message,
+                    delete_patterns=stale,
+                )  # fmt: skip
+        return str(url)
+
+    def _save_base(self, folder: Path) -> None:
+        """The base's own weights, without adapters."""
+        if self.lora is None:
+            self.base.save_pretrained(folder)
+            return
+        whole = {k: stored(self.base, k, v) for k, v in self.base.state_dict().items() if "lora_" not in k}
+        weights = {k.replace(".base_layer.", "."): v for k, v in whole.items()}
+        self.base._hf_peft_config_loaded = False  # else only adapters would be saved
+        try:
+            self.base.save_pretrained(folder, state_dict=weights)
+        finally:
+            self.base._hf_peft_config_loaded = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "builtin",
+        *,
+        memory: MemoryConfig | None = None,
+        settings: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a model with its memory weights, or attach an untrained, verbatim memory to any decoder.
+
+        Args:
+            model: "builtin", a folder or hub id of what `save_pretrained` or `push_to_hub` wrote, of a Hugging Face
+                decoder, or of a published MemoryLLM or M+ checkpoint ("YuWangX/mplus-8b").
+            memory: sizes and rules. If None, those that a model was trained with; for one without trained memory,
+                verbatim memory sized for its positions (`MemoryConfig.for_positions`).
+            settings: fields of `MemoryConfig` to set otherwise than a published checkpoint has them.
+            options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...);
+                revision, token, cache_dir and local_files_only are for everything that is downloaded.
+
+        Raises:
+            ConfigError: no such model, or settings that this version does not know.
+        """
+        hub = {name: options[name] for name in _HUB if name in options}
+        folder = BUILTIN if str(model) == "builtin" else Path(model)
+        if not (folder / SETTINGS).exists() and is_published(convert.find(model, **hub) or {}):
+            if memory is not None:
+                raise ConfigError(f"{str(model)!r} has its own memory; change single fields with settings=.")
+            return cls._from_checkpoint(convert.Checkpoint(model, **hub), settings or {}, options)
+        if settings:
+            raise ConfigError(f"settings= are for published checkpoints, and {str(model)!r} is none; use memory=.")
+        if settings_file(model, **hub) is not None:
+            folder = folder if folder.is_dir() else convert.fetch(model, **hub)
+        try:
+            base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
+            tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(model), **hub)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"cannot load model {str(model)!r}: {reason} Give 'builtin', a folder or a hub id of a decoder."
+            ) from error
+        base.eval()
+        if not (folder / SETTINGS).exists():
+            memory = memory or MemoryConfig.for_positions(trained_positions(base.config))
+            return cls(base, tokenizer, memory, name=str(model))
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        if settings["format"] > FORMAT:
+            raise ConfigError(
+                f"model {str(model)!r} has format {settings['format']}, this version reads up to {FORMAT}; "
+                "upgrade remanence."
+            )
+        config = memory or MemoryConfig.from_dict(settings["memory"])
+        lora = LoraConfig(**settings["lora"]) if settings.get("lora") else None
+        self = cls(base, tokenizer, config, prompt=settings["prompt"], name=settings["name"], lora=lora)
+        own = load_file(folder / WEIGHTS)
+        if config.retriever == "attention":  # the trained one, if any, is left aside
+            own = {k: v for k, v in own.items() if not k.startswith("retriever.")}
+        result = self.load_state_dict(own, strict=False)
+        missing = [k for k in result.missing_keys if not k.startswith("base.") or "lora_" in k]
+        if missing or result.unexpected_keys:
+            raise ConfigError(
+                f"{folder / WEIGHTS} does not fit model {str(model)!r}: missing {missing or 'nothing'}, unexpected "
+                f"{result.unexpected_keys or 'nothing'}. Save the model again."
+            )
+        if (folder / SHIPPED).exists():
+            with safe_open(folder / SHIPPED, framework="pt") as file:
+                meta = json.loads(file.metadata()["meta"])
+            self.shipped = Memory.from_parts(load_file(folder / SHIPPED), meta)
+        return self.eval()
+
+    @classmethod
+    def _from_checkpoint(cls, checkpoint: convert.Checkpoint, changes: dict[str, Any], options: dict[str, Any]) -> Self:
+        """Load a published checkpoint; see docs/checkpoints.md."""
+        layout = checkpoint.layout
+        weights = checkpoint.base()
+        options = {"dtype": getattr(torch, layout.dtype)} | options
+        loaded: Any = LlamaForCausalLM.from_pretrained(
+            None, config=LlamaConfig(**layout.llama), state_dict=weights, output_loading_info=True, **options
+        )
+        base, info = loaded
+        tied = {"lm_head.weight"} if layout.tied else set()
+        if lost := sorted({str(key) for kind in info.values() for key in kind} - tied):
+            raise ConfigError(f"{checkpoint.name}: the decoder did not take {lost}; report it with your versions.")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"{checkpoint.name} has no tokenizer that can be loaded: {reason}") from error
+        _prepare_chat(base, tokenizer)
+        lora = None if layout.lora is None else LoraConfig(**layout.lora)
+        self = cls(
+            base.eval(),
+            tokenizer,
+            layout.settings(initialized=checkpoint.initialized, **changes),
+            prompt=None if tokenizer.chat_template else QUESTION,
+            name=checkpoint.name,
+            lora=lora,
+        )
+        self._take_own(checkpoint.own(), checkpoint.name)
+        if checkpoint.initialized:
+            pool = checkpoint.pool().to(self.attachment.device, base.dtype)
+            with torch.no_grad():
+                keys = self.retriever_keys(pool) if self.config.long_term else pool
+            self.shipped = checkpoint.memory(self.config, pool, keys, self.fingerprint)
+        return self.eval()
+
+    @torch.no_grad()
+    def _take_own(self, own: dict[str, Tensor], name: str) -> None:
+        """Load a checkpoint's weights beside the base's, and check that every one has arrived."""
+        mine = {k: v for k, v in self.state_dict().items() if not k.startswith("base.") or "lora_" in k}
+        unused = {k for k in mine if k.startswith("retriever.") and not self.config.long_term} | {"retriever.null"}
+        if wrong := sorted((mine.keys() - unused) ^ own.keys()):
+            raise ConfigError(f"{name}: these weights have no counterpart: {wrong}; report it with your versions.")
+        for key, value in own.items():
+            mine[key].copy_(value)
+        after = self.state_dict()
+        if lost := [k for k, v in own.items() if not torch.equal(after[k].cpu(), v.to(after[k].dtype))]:
+            raise ConfigError(f"{name}: these weights did not arrive: {lost}; report it with your versions.")
+
+
+def _prepare_chat(base: Any, tokenizer: Any) -> None:
+    """What the published models expect of `generate`: greedy, padding with the end token, chat turns end an answer."""
+    ends = [tokenizer.eos_token_id]
+    turn_end = tokenizer.get_vocab().get("<|eot_id|>")
+    if tokenizer.chat_template and turn_end is not None and turn_end not in ends:
+        ends.append(turn_end)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    base.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+@contextmanager
+def _uploading(repository: str) -> Iterator[None]:
+    """The hub's refusals as one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"cannot upload to {repository!r}: {reason} Check the name (owner/name), and log in with: hf auth login"
+        ) from error
+
+
+def settings_file(model: str | Path, **hub: Any) -> Path | None:
+    """Where a model's memory settings lie, downloaded for a hub id; None for a decoder without trained memory."""
+    folder = BUILTIN if str(model) == "builtin" else Path(model)
+    if folder.is_dir():
+        return folder / SETTINGS if (folder / SETTINGS).exists() else None
+    try:
+        return Path(hf_hub_download(str(model), SETTINGS, **hub))
+    except (OSError, ValueError):  # no such file or repository; loading the decoder gives the better error
+        return None
+
+
+def plan(model: str | Path) -> dict[str, Any]:
+    """How a model's memory is sized, from its config alone: no weights are loaded.
+
+    Args:
+        model: as for `MemoryModel.from_pretrained`.
+
+    Returns:
+        model: its name. trained_memory: whether it brings memory weights. positions: it was trained on. longest: most
+        positions of a read, memory, window and answer. memory: the `MemoryConfig` as a dict. bytes_per_token: in host
+        memory and on disk, for each token remembered.
+
+    Raises:
+        ConfigError: no such model, or too few positions.
+    """
+    folder = BUILTIN if str(model) == "builtin" else Path(model)
+    try:
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else str(model)).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot load the config of model {str(model)!r}; give 'builtin', a folder or a hub id."
+        ) from error
+    trained = settings_file(model)
+    positions = trained_positions(config)
+    memory = MemoryConfig.for_positions(positions)
+    if trained is not None:
+        memory = MemoryConfig.from_dict(json.loads(trained.read_text(encoding="utf-8"))["memory"])
+    keys = memory.retriever_dim
+    if memory.retriever == "attention":
+        heads = config.num_attention_heads
+        keys = getattr(config, "num_key_value_heads", heads) * (
+            getattr(config, "head_dim", None) or config.hidden_size // heads
+        )
+    vector = memory.K * config.hidden_size * BYTES[memory.store_dtype]
+    a_write = vector + memory.keys_per_write * keys * BYTES[memory.key_dtype]
+    return {
+        "model": str(model), "trained_memory": trained is not None, "positions": positions,
+        "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),
+        "bytes_per_token": config.num_hidden_layers * a_write // memory.chunk_tokens,
+    }  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """JSON-ready settings: sets as sorted lists, enumerations as their values, nothing that is None."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "value", value)
