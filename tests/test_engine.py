@@ -27,7 +27,7 @@ from remanence.train import run as run_module
 from remanence.train.bank import Past
 from remanence.train.data import Batch, Question, build_tokenizer
 from remanence.train.parallel import zero_config
-from remanence.train.run import builtin_run, launch, load_run, save_run, stages_run
+from remanence.train.run import build, builtin_run, launch, load_run, save_run, stages_run
 from remanence.train.settings import Engine, Lora, Run, changed
 from remanence.train.stages import memory_for
 from test_train import prose_text
@@ -453,6 +453,23 @@ def test_from_documents_to_a_model_that_remembers(home: Path, tmp_path: Path) ->
     drawn = remanence("train", "plot", str(out), str(tmp_path / "on"), "--out", str(picture), "--json")
     assert drawn.returncode == 0, drawn.stderr
     assert picture.stat().st_size > 10_000
+
+
+def test_a_model_with_memory_is_trained_on(few: Callable[..., Run], home: Path, tmp_path: Path) -> None:
+    """It begins with its own settings; those of its memory can be changed, its adapters cannot."""
+    first = few("lora.r=4", "memory.recency=1.5", stages=("stage1",))
+    folder = str(tmp_path / "model")
+    build(first, tmp_path).save_pretrained(folder)
+
+    def on(*changes: str) -> Run:
+        return stages_run(folder, [], ["stage2"], prose=home / "prose.txt", changes=list(changes), fast=True)
+
+    assert (on().memory, on().lora) == (first.memory, replace(first.lora, targets=on().lora.targets))
+    assert set(on().lora.targets) == set(first.lora.targets)
+    assert build(on("memory.recency=0.5"), tmp_path).config == first.memory.replace(recency=0.5)
+    for change in ("lora.r=8", "lora=none"):
+        with pytest.raises(ConfigError, match="adapters already"):
+            on(change)
 
 
 def test_misuse_of_train_is_one_line(home: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from .documents import Data, Documents, expand
 from .facts import UNKNOWN
 from .loop import MakeBatches, Trainer, new_accelerator
 from .report import card
-from .settings import Engine, Run, Stage, changed
+from .settings import Engine, Lora, Run, Stage, changed
 from .stages import MEMORY, STAGES, builtin, memory_for, new_model
 
 PROMPT = QUESTION + "{question}" + ANSWER
@@ -59,7 +59,7 @@ def stages_run(
     """A run of some of the papers' stages on any decoder.
 
     Args:
-        model: folder or hub id; a model with memory keeps its own sizes.
+        model: folder or hub id; a model with memory begins with its own settings, and keeps its adapters.
         sources: files, hub datasets or recipes; none trains on made-up facts in `prose`.
         names: of `STAGES`. changes: "key=value"; those of the memory come first, as stages are sized for it.
 
@@ -67,18 +67,29 @@ def stages_run(
         ConfigError: no such model, or a change that cannot be.
     """
     data = [data for source in sources for data in expand(Data(path=source))]
-    run = Run(model=model, data=tuple(data), prose="" if prose is None else str(prose), memory=_memory(model, prose))
+    memory, lora = _begin(model, prose)
+    run = Run(model=model, data=tuple(data), prose="" if prose is None else str(prose), memory=memory, lora=lora)
     changes = changes or []
     run = changed(run, [c for c in changes if c.startswith("memory.")])
     run = replace(run, stages=_few([STAGES[name](run.memory, not run.data) for name in names], fast))
-    return changed(run, [c for c in changes if not c.startswith("memory.")])
+    run = changed(run, [c for c in changes if not c.startswith("memory.")])
+    if run.lora != lora and settings_file(model) is not None:
+        has = "adapters already" if lora else "no adapters, its whole weights are trained"
+        raise ConfigError(f"--set lora: {model} has {has}; to choose them, begin with a decoder without memory.")
+    return run
 
 
-def _memory(model: str, prose: Path | None) -> MemoryConfig:
-    """The memory that a model has, or the one that fits it."""
-    settings = settings_file(model)
-    if settings is not None:
-        return MemoryConfig.from_dict(json.loads(settings.read_text(encoding="utf-8"))["memory"])
+def _begin(model: str, prose: Path | None) -> tuple[MemoryConfig, Lora | None]:
+    """The memory and the adapters that a model has; for a bare decoder, a memory that fits it and new adapters."""
+    file = settings_file(model)
+    if file is not None:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        memory, lora = MemoryConfig.from_dict(settings["memory"]), settings.get("lora")
+        if lora is None:
+            return memory, None
+        names = lora["target_modules"]
+        targets = (names,) if isinstance(names, str) else tuple(sorted(names))
+        return memory, Lora(r=lora["r"], alpha=lora["lora_alpha"], dropout=lora["lora_dropout"], targets=targets)
     if is_published(convert.find(model) or {}):
         raise ConfigError(f"{model} is a published checkpoint; write it as ours first: remanence convert {model} OUT")
     try:
@@ -86,7 +97,7 @@ def _memory(model: str, prose: Path | None) -> MemoryConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load model {model!r}: {str(error).splitlines()[0]}") from error
     memory = memory_for(trained_positions(config))
-    return memory.replace(recency=3.0) if prose is not None else memory  # facts change
+    return memory.replace(recency=3.0) if prose is not None else memory, Lora()  # facts change
 
 
 def _few(stages: list[Stage], fast: bool) -> tuple[Stage, ...]:
@@ -131,7 +142,7 @@ def build(run: Run, out: Path) -> MemoryModel:
         model.prompt = PROMPT
         return model
     if settings_file(run.model) is not None:
-        model = MemoryModel.from_pretrained(run.model)
+        model = MemoryModel.from_pretrained(run.model, memory=run.memory)
         for parameter in model.parameters():
             parameter.requires_grad_(model.lora is None)
         for name, parameter in model.named_parameters():
