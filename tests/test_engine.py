@@ -467,6 +467,7 @@ def test_a_model_with_memory_is_trained_on(few: Callable[..., Run], home: Path, 
     assert (on().memory, on().lora) == (first.memory, replace(first.lora, targets=on().lora.targets))
     assert set(on().lora.targets) == set(first.lora.targets)
     assert build(on("memory.recency=0.5"), tmp_path).config == first.memory.replace(recency=0.5)
+    assert builtin_run(home / "prose.txt", begin=folder).memory == first.memory
     for change in ("lora.r=8", "lora=none"):
         with pytest.raises(ConfigError, match="adapters already"):
             on(change)

@@ -46,7 +46,7 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "85
 def builtin_run(prose: Path, *, begin: str | None = None, fast: bool = False) -> Run:
     """The run that makes the built-in model; `begin`, a trained model, runs its last stage once more."""
     return Run(
-        model=begin or SCRATCH, prose=str(prose), memory=MEMORY, lora=None,
+        model=begin or SCRATCH, prose=str(prose), memory=_begin(begin, prose)[0] if begin else MEMORY, lora=None,
         stages=_few(builtin()[-1:] if begin else builtin(), fast),
         engine=Engine(lanes=2, optimizer="muon"),
     )  # fmt: skip
