@@ -27,7 +27,7 @@ PROSE = Path(__file__).parent.parent / "data" / "prose_train.txt.xz"
 WITHOUT = {
     "nothing left out": [],
     "score of whole writes (papers: of vectors)": [
-        "memory.score=vector", "memory.key_group=1", "memory.score_bias=0.0", "memory.recency=0.0",
+        "memory.key_group=1", "memory.recency=0.0", "memory.score_bias=0.0", "memory.score=vector",
         "stage3.retriever_weight=1.0",
     ],
     "bias of slots by score": ["memory.score_bias=0.0"],
@@ -70,7 +70,7 @@ def show(options: argparse.Namespace) -> None:
     settings, rows = record["settings"], record["rows"]
     last = max(next(iter(rows.values()))["fact"], key=int)
     table = Table(title=f"{settings['steps']} steps of stage 3, {settings['facts']} held-out facts a distance")
-    ends = [d for d in ("100", "1000", last) if d in next(iter(rows.values()))["fact"]]
+    ends = list(dict.fromkeys(d for d in ("100", "1000", last) if d in next(iter(rows.values()))["fact"]))
     for name in ("left out", *(f"{int(d):,} tokens" for d in ends), "right write forced", "newest of two", "abstains",
                  "right write read, mean of layers", "perplexity, empty memory"):  # fmt: skip
         table.add_column(name, justify="right")
