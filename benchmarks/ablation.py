@@ -68,7 +68,7 @@ def measured(model: MemoryModel, systems: tuple[str, ...], options: argparse.Nam
 @torch.no_grad()
 def perplexity(model: MemoryModel, memory: Memory | None, windows: int = 60, length: int = 256) -> float:
     """Of prose that was never trained on, beside a memory; None is the base in the model, without any."""
-    ids = model.tokenizer(prose()[:400_000], add_special_tokens=False).input_ids
+    ids = model.tokenizer(prose()[: 10 * windows * length], add_special_tokens=False).input_ids
     bos, total = [model.tokenizer.bos_token_id], 0.0
     for i in range(windows):
         text = torch.tensor([ids[i * length : (i + 1) * length]])
@@ -139,7 +139,7 @@ def show(options: argparse.Namespace) -> None:
         if key in systems:
             longest = str(distances[-1])
             others = [systems[key].get(kind, {}).get(longest) for kind in ("newest", "unknown")]
-            table.add_row(title, *(_share(systems[key]["fact"][str(d)]) for d in distances), *map(_share, others))
+            table.add_row(title, *(share(systems[key]["fact"][str(d)]) for d in distances), *map(share, others))
     console = Console(width=170)
     console.print(table)
     for distance, layers in systems["mplus"].get("recall", {}).items():
@@ -152,7 +152,8 @@ def show(options: argparse.Namespace) -> None:
         _plot(systems, distances, options.plot)
 
 
-def _share(pair: list[int] | None) -> str:
+def share(pair: list[int] | None) -> str:
+    """Right answers and questions as a percentage."""
     return "-" if not pair else f"{pair[0] / pair[1]:.1%}"
 
 
@@ -177,6 +178,15 @@ def _plot(systems: dict[str, Any], distances: list[int], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def add_questions(parser: argparse.ArgumentParser, *, tokens: int, seed: int) -> None:
+    """The options that `measured` takes, with defaults."""
+    parser.add_argument("--tokens", type=int, default=tokens, help="the longest distance")
+    parser.add_argument("--facts", type=int, default=200)
+    parser.add_argument("--newest", type=int, default=60)
+    parser.add_argument("--unknown", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=seed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("measure", "show"))
@@ -184,11 +194,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/ablation"), help="folder of the training run")
     parser.add_argument("--out", type=Path, default=FIGURES, help="the figures, JSON")
     parser.add_argument("--plot", type=Path, help="write the curves to this picture")
-    parser.add_argument("--tokens", type=int, default=160_000, help="the longest distance")
-    parser.add_argument("--facts", type=int, default=200)
-    parser.add_argument("--newest", type=int, default=60)
-    parser.add_argument("--unknown", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=1)
+    add_questions(parser, tokens=160_000, seed=1)
     options = parser.parse_args()
     {"measure": measure, "show": show}[options.what](options)
 

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ablation import measured, perplexity
+from ablation import add_questions, measured, perplexity, share
+from plain import PROSE
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,6 @@ from remanence import MemoryModel
 from remanence.train.run import launch, stages_run
 
 FIGURES = Path(__file__).parent / "results" / "improvements.json"
-PROSE = Path(__file__).parent.parent / "data" / "prose_train.txt.xz"
 WITHOUT = {
     "nothing left out": [],
     "score of whole writes (papers: of vectors)": [
@@ -46,21 +46,23 @@ def measure(options: argparse.Namespace) -> None:
     if record and record["settings"] != settings:
         raise SystemExit(f"{options.out} has figures of other settings; give another --out.")
     rows: dict[str, Any] = record.get("rows", {})
+    base = record.get("base") or round(perplexity(MemoryModel.from_pretrained(options.start), None), 3)  # frozen in all
     for number, (name, changes) in enumerate(WITHOUT.items()):
         if name in rows:
             continue
         began = time.perf_counter()
         changes = [f"stage3.steps={options.steps}", *changes]
-        run = stages_run(str(options.start), [], ["stage3"], prose=PROSE, changes=changes, fast=False)
+        run = stages_run(str(options.start), [], ["stage3"], prose=PROSE, changes=changes)
         trained = launch(run, options.runs / str(number), processes=2)
         model = MemoryModel.from_pretrained(trained["model"])
         found = measured(model, ("full", "forced"), options)
         rows[name] = {
             "changes": changes, **found["full"], "forced": found["forced"]["fact"],
             "perplexity": round(perplexity(model, model.new_memory()), 3),
-            "base": round(perplexity(model, None), 3), "seconds": round(time.perf_counter() - began, 1),
+            "seconds": round(time.perf_counter() - began, 1),
         }  # fmt: skip
-        options.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        record = {"settings": settings, "base": base, "rows": rows}
+        options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     show(options)
 
 
@@ -68,9 +70,10 @@ def show(options: argparse.Namespace) -> None:
     """Table of the figures."""
     record = json.loads(options.out.read_text(encoding="utf-8"))
     settings, rows = record["settings"], record["rows"]
-    last = max(next(iter(rows.values()))["fact"], key=int)
+    distances = next(iter(rows.values()))["fact"]
+    last = max(distances, key=int)
     table = Table(title=f"{settings['steps']} steps of stage 3, {settings['facts']} held-out facts a distance")
-    ends = list(dict.fromkeys(d for d in ("100", "1000", last) if d in next(iter(rows.values()))["fact"]))
+    ends = list(dict.fromkeys(d for d in ("100", "1000", last) if d in distances))
     for name in ("left out", *(f"{int(d):,} tokens" for d in ends), "right write forced", "newest of two", "abstains",
                  "right write read, mean of layers", "perplexity, empty memory"):  # fmt: skip
         table.add_column(name, justify="right")
@@ -78,8 +81,8 @@ def show(options: argparse.Namespace) -> None:
         shares = [row["fact"][d] for d in ends] + [row["forced"][last], row["newest"][last], row["unknown"][last]]
         recall = row["recall"][last]
         table.add_row(
-            name, *(f"{right / asked:.1%}" for right, asked in shares), f"{sum(recall) / len(recall):.2f}",
-            f"{row['perplexity']:.1f} ({row['perplexity'] / row['base'] - 1:+.1%})",
+            name, *map(share, shares), f"{sum(recall) / len(recall):.2f}",
+            f"{row['perplexity']:.1f} ({row['perplexity'] / record['base'] - 1:+.1%})",
         )  # fmt: skip
     Console(width=170).print(table)
 
@@ -91,11 +94,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/improvements"), help="folder of the training runs")
     parser.add_argument("--out", type=Path, default=FIGURES, help="the figures, JSON")
     parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--tokens", type=int, default=16_000, help="the longest distance")
-    parser.add_argument("--facts", type=int, default=200)
-    parser.add_argument("--newest", type=int, default=60)
-    parser.add_argument("--unknown", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=5, help="not the one that ablation.py measures with")
+    add_questions(parser, tokens=16_000, seed=5)  # not the seed that ablation.py measures with
     options = parser.parse_args()
     {"measure": measure, "show": show}[options.what](options)
 
