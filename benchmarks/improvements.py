@@ -35,7 +35,7 @@ WITHOUT = {
     "right write forced for some questions": ["stage3.force=0.0"],
     "writes of earlier batches": ["stage3.earlier=0"],
     "questions about text in the window": ["stage3.in_context=0.0", "stage3.pending=0.0"],
-    "nothing, and text learnt as it is read": ["stage3.lm_weight=0.15", "stage3.read_lm_weight=0.15"],  # off by default
+    "reader held to its base on text": ["stage3.keep_weight=0.0"],
 }  # fmt: skip
 
 

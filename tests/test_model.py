@@ -17,7 +17,7 @@ from remanence.config import MemoryConfig
 from remanence.errors import ConfigError, IncompatibleMemory, InputError
 from remanence.memory import Memory
 from remanence.model import MemoryModel
-from remanence.pretrained import WEIGHTS
+from remanence.pretrained import WEIGHTS, plan
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Make = Callable[..., MemoryModel]
@@ -738,15 +738,23 @@ def test_an_untrained_model_opens_its_memory_again(
 
 
 def test_models_that_cannot_be_loaded(tmp_path: Path, make_model: Make) -> None:
-    """A folder that is not there or empty; a newer format."""
+    """A folder that is not there or empty; a newer format; settings that were cut off or have lost a part."""
     for model in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(ConfigError, match="cannot load model"):
             MemoryModel.from_pretrained(model)
     make_model(small()).save_pretrained(tmp_path)
     settings = tmp_path / "remanence.json"
-    settings.write_text(settings.read_text().replace('"format": 1', '"format": 99'))
-    with pytest.raises(ConfigError, match="format 99"):
-        MemoryModel.from_pretrained(tmp_path)
+    text = settings.read_text()
+    for wrong, words in {
+        text.replace('"format": 1', '"format": 99'): "format 99",
+        text[: len(text) // 2]: "remanence.json cannot be read",
+        "[]": "remanence.json cannot be read",
+        "{}": "remanence.json cannot be read",
+    }.items():
+        settings.write_text(wrong)
+        for load in (MemoryModel.from_pretrained, plan):
+            with pytest.raises(ConfigError, match=words):
+                load(tmp_path)
 
 
 def test_tied_embeddings_and_half_precision(tokenizer: Any, tmp_path: Path) -> None:

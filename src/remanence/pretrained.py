@@ -160,7 +160,8 @@ class Pretrained(nn.Module):
             return cls._from_checkpoint(convert.Checkpoint(model, **hub), settings or {}, options)
         if settings:
             raise ConfigError(f"settings= are for published checkpoints, and {str(model)!r} is none; use memory=.")
-        if settings_file(model, **hub) is not None:
+        saved = saved_settings(model, **hub)
+        if saved is not None:
             folder = folder if folder.is_dir() else convert.fetch(model, **hub)
         try:
             base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
@@ -171,18 +172,12 @@ class Pretrained(nn.Module):
                 f"cannot load model {str(model)!r}: {reason} Give 'builtin', a folder or a hub id of a decoder."
             ) from error
         base.eval()
-        if not (folder / SETTINGS).exists():
+        if saved is None:
             memory = memory or MemoryConfig.for_positions(trained_positions(base.config))
             return cls(base, tokenizer, memory, name=str(model))
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        if settings["format"] > FORMAT:
-            raise ConfigError(
-                f"model {str(model)!r} has format {settings['format']}, this version reads up to {FORMAT}; "
-                "upgrade remanence."
-            )
-        config = memory or MemoryConfig.from_dict(settings["memory"])
-        lora = LoraConfig(**settings["lora"]) if settings.get("lora") else None
-        self = cls(base, tokenizer, config, prompt=settings["prompt"], name=settings["name"], lora=lora)
+        config = memory or MemoryConfig.from_dict(saved["memory"])
+        lora = LoraConfig(**saved["lora"]) if saved.get("lora") else None
+        self = cls(base, tokenizer, config, prompt=saved["prompt"], name=saved["name"], lora=lora)
         own = load_file(folder / WEIGHTS)
         if config.retriever == "attention":  # the trained one, if any, is left aside
             own = {k: v for k, v in own.items() if not k.startswith("retriever.")}
@@ -274,15 +269,38 @@ def _uploading(repository: str) -> Iterator[None]:
         ) from error
 
 
-def settings_file(model: str | Path, **hub: Any) -> Path | None:
-    """Where a model's memory settings lie, downloaded for a hub id; None for a decoder without trained memory."""
+def saved_settings(model: str | Path, **hub: Any) -> dict[str, Any] | None:
+    """What `save_pretrained` wrote beside a model's weights: format, name, prompt, memory, lora.
+
+    Args:
+        model: as for `from_pretrained`; of a hub id the one file is downloaded.
+        hub: options of a download.
+
+    Returns:
+        None for a decoder without trained memory.
+
+    Raises:
+        ConfigError: they cannot be read, or are of a later format.
+    """
     folder = BUILTIN if str(model) == "builtin" else Path(model)
-    if folder.is_dir():
-        return folder / SETTINGS if (folder / SETTINGS).exists() else None
     try:
-        return Path(hf_hub_download(str(model), SETTINGS, **hub))
+        file = folder / SETTINGS if folder.is_dir() else Path(hf_hub_download(str(model), SETTINGS, **hub))
     except (OSError, ValueError):  # no such file or repository; loading the decoder gives the better error
         return None
+    if not file.exists():
+        return None
+    try:
+        saved = dict(json.loads(file.read_text(encoding="utf-8")))
+        later = saved["format"] > FORMAT
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({type(error).__name__}: {error}); save or download the model again."
+        ) from error
+    if later:
+        raise ConfigError(
+            f"model {str(model)!r} has format {saved['format']}, this version reads up to {FORMAT}; upgrade remanence."
+        )
+    return saved
 
 
 def plan(model: str | Path) -> dict[str, Any]:
@@ -306,11 +324,9 @@ def plan(model: str | Path) -> dict[str, Any]:
         raise ConfigError(
             f"cannot load the config of model {str(model)!r}; give 'builtin', a folder or a hub id."
         ) from error
-    trained = settings_file(model)
+    saved = saved_settings(model)
     positions = trained_positions(config)
-    memory = MemoryConfig.for_positions(positions)
-    if trained is not None:
-        memory = MemoryConfig.from_dict(json.loads(trained.read_text(encoding="utf-8"))["memory"])
+    memory = MemoryConfig.from_dict(saved["memory"]) if saved else MemoryConfig.for_positions(positions)
     keys = memory.retriever_dim
     if memory.retriever == "attention":
         heads = config.num_attention_heads
@@ -320,7 +336,7 @@ def plan(model: str | Path) -> dict[str, Any]:
     vector = memory.K * config.hidden_size * BYTES[memory.store_dtype]
     a_write = vector + memory.keys_per_write * keys * BYTES[memory.key_dtype]
     return {
-        "model": str(model), "trained_memory": trained is not None, "positions": positions,
+        "model": str(model), "trained_memory": saved is not None, "positions": positions,
         "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),
         "bytes_per_token": config.num_hidden_layers * a_write // memory.chunk_tokens,
     }  # fmt: skip

@@ -105,14 +105,13 @@ class Objective(nn.Module):
                     namesakes = [q.subject in told for told in old.subjects]
                     forbidden_QW[i, streams * chunks :] |= torch.tensor(namesakes)
         contexts: list[list[int]] = [[] for _ in questions]
-        text_Q = torch.zeros(len(questions), dtype=torch.long)
+        apart = torch.zeros(0, dtype=torch.long)  # questions with a chunk in the window that is not in their memory
         if pending:
             texts, moved = _pending(batch, gold_Q[: len(batch.questions)], generator)
             contexts[: len(texts)] = texts
-            places = moved.nonzero().flatten()
-            forbidden_QW[places, gold_Q[places]] = True
-            gold_Q[places] = -1
-            text_Q[places] = batch.chunks_BTn.shape[-1]  # not of others: that may be in memory too, to copy from
+            apart = moved.nonzero().flatten()
+            forbidden_QW[apart, gold_Q[apart]] = True
+            gold_Q[apart] = -1
         share_Q = torch.tensor([len(q.stale) / (len(q.stale) + 1) if q.alike else STALE_SHARE for q in questions])
         rows = Rows.of(contexts, [[q] for q in questions])
         history = History.draw(
@@ -128,12 +127,12 @@ class Objective(nn.Module):
         hidden = self._read(source, rows.ids_QT)
         answer, right = self._answers(hidden, rows, len(questions))
         retriever = torch.stack(source.losses).mean()
-        loss = answer + stage.lm_weight * lm + stage.retriever_weight * retriever
-        if stage.read_lm_weight and text_Q.any():
-            loss = loss + stage.read_lm_weight * self._text(hidden, rows.ids_QT, text_Q)
+        length = batch.chunks_BTn.shape[-1]
+        kept, from_base = self._kept(stage, hidden[apart.to(hidden.device), :length], rows.ids_QT[apart, :length])
+        loss = answer + stage.lm_weight * lm + stage.retriever_weight * retriever + kept
         if past is not None and stage.earlier:
             past.add(vectors, batch, stage.earlier)
-        return loss, _figures(questions, right) | {
+        return loss, _figures(questions, right) | from_base | {
             "answer": answer.item(), "lm": lm.item(), "retriever": retriever.item(),
             "recall": [round(r.item(), 3) for r in source.recall],
         }  # fmt: skip
@@ -168,8 +167,7 @@ class Objective(nn.Module):
         context = [torch.zeros(streams, 0, width, device=device)] * len(model.attachment.layers)
         written: list[list[Tensor]] = []
         losses = [torch.zeros((), device=device)]
-        text_B = torch.zeros(streams, dtype=torch.long)
-        text_B[: max(1, round(streams * 0.25))] = chunks_BTn.shape[-1]
+        learnt = max(1, round(streams * 0.25))
         for t in range(chunks):
             learns = torch.is_grad_enabled() and (stage.gradient is None or t >= chunks - stage.gradient)
             with torch.set_grad_enabled(learns), self._pass("write"):
@@ -178,7 +176,7 @@ class Objective(nn.Module):
                 hidden = decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
                 written.append(cache.kept)
                 if stage.lm_weight:
-                    losses.append(self._text(hidden, ids, text_B))
+                    losses.append(self._text(hidden[:learnt], ids[:learnt]))
             context = [v.detach() for v in written[-1]]
         vectors = [torch.stack(layer, 1).flatten(0, 1) for layer in zip(*written, strict=True)]
         return vectors, torch.stack(losses).sum() / max(1, len(losses) - 1)
@@ -193,12 +191,27 @@ class Objective(nn.Module):
         wrong = torch.zeros(questions, device=device).index_add(0, owner, (logits.argmax(-1) != labels).float())
         return F.cross_entropy(logits, labels), wrong == 0
 
-    def _text(self, hidden_QTD: Tensor, ids_QT: Tensor, text_Q: Tensor) -> Tensor:
-        """Mean language-modelling loss of the first `text_Q` tokens of each row."""
-        inner = torch.arange(hidden_QTD.shape[1])[None] < text_Q[:, None] - 1
-        labels = ids_QT.roll(-1, 1)[inner.to(ids_QT.device)].to(hidden_QTD.device)
-        logits = self.model.attachment.logits(hidden_QTD[inner.to(hidden_QTD.device)])
-        return F.cross_entropy(logits.float(), labels)
+    def _text(self, hidden_RTD: Tensor, ids_RT: Tensor) -> Tensor:
+        """Mean language-modelling loss of rows of text."""
+        logits = self.model.attachment.logits(hidden_RTD[:, :-1].flatten(0, 1))
+        return F.cross_entropy(logits.float(), ids_RT[:, 1:].flatten().to(logits.device))
+
+    def _kept(self, stage: Stage, hidden_RTD: Tensor, ids_RT: Tensor) -> tuple[Tensor | float, dict[str, float]]:
+        """How far the reader's next tokens in rows of text are from its base's: KL(base || reader), mean of tokens.
+
+        Returns: it as a part of the loss, and as a figure; nothing where no weight or no adapter asks for it.
+        """
+        attachment, first = self.model.attachment, self.model.tokenizer.bos_token_id
+        if not stage.keep_weight or self.model.lora is None or not len(ids_RT):
+            return 0.0, {}
+        ids = ids_RT.to(self.model.base.device)
+        begin = ids[:, :0] if first is None else torch.full_like(ids[:, :1], first)  # a reader has its start vectors
+        with torch.no_grad(), self.model.plain():
+            states = attachment.decoder(torch.cat([begin, ids], 1), use_cache=False).last_hidden_state
+            base = attachment.logits(states[:, begin.shape[1] :]).float().log_softmax(-1)
+        reader = attachment.logits(hidden_RTD).float().log_softmax(-1)
+        away = F.kl_div(reader, base, reduction="none", log_target=True).sum(-1).mean()
+        return stage.keep_weight * away, {"from_base": away.item()}
 
     def _in_context(self, batch: Batch, stage: Stage) -> tuple[Tensor, dict[str, Any]]:
         """Questions about the last chunks of their own stream, which are in the window as text; no memory."""
@@ -219,14 +232,12 @@ class Objective(nn.Module):
         source = VectorSource(model.attachment, [s.expand(streams, 1, -1) for s in model.start])
         hidden = self._read(source, rows.ids_QT)
         answer, right = self._answers(hidden, rows, len(questions))
-        loss, lm = answer, torch.zeros(())
-        if stage.lm_weight:
-            text_B = torch.zeros(streams, dtype=torch.long)
-            text_B[::4] = shown * length
-            lm = self._text(hidden, rows.ids_QT, text_B)
-            loss = answer + stage.lm_weight * lm
+        text, ids = hidden[::4, : shown * length], rows.ids_QT[::4, : shown * length]
+        lm = self._text(text, ids) if stage.lm_weight else torch.zeros(())
+        kept, from_base = self._kept(stage, text, ids)
+        loss = answer + stage.lm_weight * lm + kept
         figures = {f"context_{k}": v for k, v in _figures([q for g in grouped for q in g], right).items()}
-        return loss, figures | {"context_answer": answer.item(), "lm": lm.item()}
+        return loss, figures | from_base | {"context_answer": answer.item(), "lm": lm.item()}
 
 
 def _revisited(past: Past, streams: int, batch: Batch, stage: Stage, generator: torch.Generator) -> list[Question]:

@@ -309,6 +309,7 @@ _LOSSES = {
     "held_context_answer": "loss of the answers with the text in the window (nats a token)",
     "held_lm": "loss of the text (nats a token)",
     "held_retriever": "loss of the retriever",
+    "held_from_base": "how far the reader is from its base on text (nats a token)",
 }
 
 

@@ -24,7 +24,7 @@ from ..config import MemoryConfig
 from ..errors import ConfigError, RemanenceError
 from ..hf import trained_positions
 from ..model import MemoryModel
-from ..pretrained import settings_file
+from ..pretrained import saved_settings
 from ..published import is_published
 from .attention import GROUPED
 from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
@@ -73,7 +73,7 @@ def stages_run(
     run = changed(run, [c for c in changes if c.startswith("memory.")])
     run = replace(run, stages=_few([STAGES[name](run.memory, not run.data) for name in names], fast))
     run = changed(run, [c for c in changes if not c.startswith("memory.")])
-    if run.lora != lora and settings_file(model) is not None:
+    if run.lora != lora and saved_settings(model) is not None:
         has = "adapters already" if lora else "no adapters, its whole weights are trained"
         raise ConfigError(f"--set lora: {model} has {has}; to choose them, begin with a decoder without memory.")
     return run
@@ -81,10 +81,9 @@ def stages_run(
 
 def _begin(model: str, prose: Path | None) -> tuple[MemoryConfig, Lora | None]:
     """The memory and the adapters that a model has; for a bare decoder, a memory that fits it and new adapters."""
-    file = settings_file(model)
-    if file is not None:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        memory, lora = MemoryConfig.from_dict(settings["memory"]), settings.get("lora")
+    saved = saved_settings(model)
+    if saved is not None:
+        memory, lora = MemoryConfig.from_dict(saved["memory"]), saved.get("lora")
         if lora is None:
             return memory, None
         names = lora["target_modules"]
@@ -141,7 +140,7 @@ def build(run: Run, out: Path) -> MemoryModel:
         model = new_model(PreTrainedTokenizerFast.from_pretrained(out / "tokenizer"))
         model.prompt = PROMPT
         return model
-    if settings_file(run.model) is not None:
+    if saved_settings(run.model) is not None:
         model = MemoryModel.from_pretrained(run.model, memory=run.memory)
         for parameter in model.parameters():
             parameter.requires_grad_(model.lora is None)

@@ -35,7 +35,9 @@ class Stage:
     pending: share of the other steps in which some text is still in the window.
     force: share of questions whose right write is retrieved whatever its score.
     lm_weight: of the language-modelling loss on chunks as they are written, and on text read without memory.
-    read_lm_weight: of that on text in the window beside a memory that does not hold it (in steps with `pending`).
+    keep_weight: of how far what the reader makes of text is from its base, KL(base || reader): of text read without
+    memory, and of text in the window beside a memory that does not hold it (in steps with `pending`). Counts where
+    adapters learn; a base that learns too is none to hold to.
     retriever_weight: of the retriever's loss.
     """
 
@@ -58,7 +60,7 @@ class Stage:
     pending: float = 0.0
     force: float = 0.0
     lm_weight: float = 0.15
-    read_lm_weight: float = 0.0
+    keep_weight: float = 0.0
     retriever_weight: float = 0.5
 
 

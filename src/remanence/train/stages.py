@@ -89,8 +89,8 @@ def stage1(memory: MemoryConfig, facts: bool = False) -> Stage:
         many = replace(FACTS, streams=12, chunks=4, facts=(0, 1, 2, 3), update=0.2)
         return Stage(
             name="stage1", steps=300, mixes=(FACTS, FACTS, many), lr=0.001, lr_rest=0.001, lr_retriever=0.003,
-            pool=memory.N, others=(0, memory.N // memory.K // 2), in_context=0.1, context=memory.window_tokens // 2,
-            lm_weight=0.0,
+            pool=memory.N, others=(0, memory.N // memory.K // 2), in_context=0.12, context=memory.window_tokens // 2,
+            pending=0.3, lm_weight=0.0, keep_weight=2.0,
         )  # fmt: skip
     one = one_document(memory)
     many_chunks = replace(one, chunks=(2, 4 * memory.N // memory.K))
@@ -106,7 +106,7 @@ def stage2(memory: MemoryConfig, facts: bool = False) -> Stage:
     first = stage1(memory, facts)
     if facts:
         long = replace(FACTS, streams=16, chunks=4, questions=5, facts=(0, 1, 1, 2, 2, 3), update=0.25, unknown=0.15)
-        return replace(first, name="stage2", steps=250, mixes=(long,), others=(0, 8), in_context=0.06, pending=0.1)
+        return replace(first, name="stage2", steps=250, mixes=(long,), others=(0, 8))
     tokens = memory.chunk_tokens * 3 // 4, memory.chunk_tokens
     long_documents = replace(one_document(memory), chunks=(8, 16 * memory.N // memory.K), tokens=tokens)
     return replace(first, name="stage2", steps=5_000, mixes=(*first.mixes[:1], long_documents), in_context=0.05)
