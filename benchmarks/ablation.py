@@ -1,6 +1,6 @@
 """What each stage of training brings, on a decoder that knew nothing of memory and stays as it was.
 
-    python benchmarks/ablation.py measure --base plain --run runs/ablation     measures, about 7 minutes on two cores
+    python benchmarks/ablation.py measure --base plain --run runs/ablation     measures, 7 to 18 minutes on two cores
     python benchmarks/ablation.py show --plot ablation.png                     table and plot from the committed figures
 
 The base comes from `benchmarks/plain.py`, the run from
