@@ -1,6 +1,6 @@
 """What each of our changes to the papers' training brings: stage 3 without one of them at a time.
 
-    python benchmarks/improvements.py measure --start runs/ablation/model-stage2     about an hour on two cores
+    python benchmarks/improvements.py measure --start runs/ablation/model-stage2     47 minutes on two cores
     python benchmarks/improvements.py show                                           table from the committed figures
 
 Every run begins with the same model, that of stage 2 in `benchmarks/ablation.py`, has the same number of steps, and
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, default=Path("runs/ablation/model-stage2"), help="the model of stage 2")
     parser.add_argument("--runs", type=Path, default=Path("runs/improvements"), help="folder of the training runs")
     parser.add_argument("--out", type=Path, default=FIGURES, help="the figures, JSON")
-    parser.add_argument("--steps", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=120)
     add_questions(parser, tokens=16_000, seed=5)  # not the seed that ablation.py measures with
     options = parser.parse_args()
     {"measure": measure, "show": show}[options.what](options)

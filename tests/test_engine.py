@@ -262,6 +262,7 @@ def test_engines_agree_and_go_on_from_each_others_checkpoints(few: Callable[...,
     expected = log(tmp_path / "one")
     assert [line["total"] for line in expected] == list(range(1, 10))
     assert any("held_loss" in line for line in expected)
+    assert sum("from_base" in line for line in expected) > 1  # both adapters and the base's own passes
     for name, changes in {"ddp": [], "fsdp2": ["engine.parallel=fsdp2"]}.items():
         launch(few(*changes), tmp_path / name, processes=2, quiet=True)
         same(log(tmp_path / name), expected, 2e-4)
