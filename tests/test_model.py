@@ -750,6 +750,7 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, make_model: Make) -> None:
         text[: len(text) // 2]: "remanence.json cannot be read",
         "[]": "remanence.json cannot be read",
         "{}": "remanence.json cannot be read",
+        '{"format": 1, "name": "x"}': "remanence.json has no memory, prompt",
     }.items():
         settings.write_text(wrong)
         for load in (MemoryModel.from_pretrained, plan):

@@ -291,7 +291,7 @@ def saved_settings(model: str | Path, **hub: Any) -> dict[str, Any] | None:
         return None
     try:
         saved = dict(json.loads(file.read_text(encoding="utf-8")))
-        later = saved["format"] > FORMAT
+        later, missing = saved["format"] > FORMAT, sorted({"name", "prompt", "memory"} - saved.keys())
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{file} cannot be read ({type(error).__name__}: {error}); save or download the model again."
@@ -300,6 +300,8 @@ def saved_settings(model: str | Path, **hub: Any) -> dict[str, Any] | None:
         raise ConfigError(
             f"model {str(model)!r} has format {saved['format']}, this version reads up to {FORMAT}; upgrade remanence."
         )
+    if missing:
+        raise ConfigError(f"{file} has no {', '.join(missing)}; save or download the model again.")
     return saved
 
 
