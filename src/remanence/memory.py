@@ -244,9 +244,9 @@ class Memory:
         if wanted == 0:
             return torch.zeros(0, dtype=torch.long)
         first, rows = self.first_write * K, self.pool_rows_Ln[layer]
-        in_pool = torch.zeros((self.write_count - self.first_write) * K, dtype=torch.bool)
-        in_pool[rows[rows >= first] - first] = True
         if self.config.score == "vector":
+            in_pool = torch.zeros(len(scores), dtype=torch.bool)
+            in_pool[rows[rows >= first] - first] = True
             best = scores.masked_fill(in_pool, -torch.inf).topk(wanted).indices
         else:
             # Whole writes, best first, less what is still in the pool. Only writes with vectors in the pool can fall
@@ -254,7 +254,7 @@ class Memory:
             shared = len(torch.unique(rows // K))
             blocks = scores.topk(min(len(scores), -(-wanted // K) + shared)).indices
             best = (blocks[:, None] * K + torch.arange(K)).flatten()
-            best = best[~in_pool[best]][:wanted]
+            best = best[~torch.isin(best, rows - first)][:wanted]
         return best.sort().values + first
 
     def long_term(self, layer: int, rows: Tensor) -> Tensor:

@@ -65,11 +65,11 @@ def block_scores(queries_TR: Tensor, keys_GWR: Tensor, scale: float, exact: Tens
         scale: multiplies the products.
         exact: writes whose score must be exact.
     """
-    coarse = queries_TR.to(keys_GWR.dtype)
-    best_TW = coarse @ keys_GWR[0].T
+    coarse_RT = queries_TR.to(keys_GWR.dtype).T.contiguous()
+    best_WT = keys_GWR[0] @ coarse_RT  # this way round it reads the keys faster
     for keys_WR in keys_GWR[1:]:
-        torch.maximum(best_TW, coarse @ keys_WR.T, out=best_TW)
-    scores = best_TW.float().mean(0) * scale
+        torch.maximum(best_WT, keys_WR @ coarse_RT, out=best_WT)
+    scores = best_WT.float().mean(1) * scale
     if keys_GWR.dtype != torch.float32:
         short = scores.topk(min(_SHORTLIST, len(scores))).indices
         short = short if exact is None else torch.cat([short, exact])
