@@ -103,6 +103,7 @@ class Retrieval:
     def __init__(self, model: MemoryModel, memory: Memory) -> None:
         self.model, self.memory, self.config = model, memory, model.config
         self.read: list[list[int]] = []
+        self.scores: list[Tensor] = []  # of every layer so far, each less its score of "nothing relevant"
         stored = memory.tensors()["vectors"]
         assert memory._base == 0
         self.rows = stored  # [L, W * K, D], every vector ever written
@@ -122,6 +123,12 @@ class Retrieval:
             if block
             else reference.vector_scores(queries, keys)
         )
+        null = 0.0
+        if block:
+            null = float(model.retriever.null[layer]) + config.null_slope * math.log(len(keys))
+        self.scores.append(torch.as_tensor(scores) - null)
+        if config.score_layers == "mean":
+            scores, null = torch.stack(self.scores).mean(0), 0.0
         pool = memory.pool_rows_Ln[layer].tolist()
         rows = reference.best_rows(
             scores, first=memory.first_write, writes=memory.write_count, count=K, in_pool=set(pool),
@@ -132,10 +139,6 @@ class Retrieval:
         vectors = self.rows[layer, rows]
         bias = None
         if config.score_bias or config.recency:
-            null = float(model.retriever.null[layer])
-            null += config.null_slope * float(torch.tensor(float(len(keys))).log())
-            if not block:
-                null = 0.0
             known = [scores[row // K - memory.first_write] if block else scores[row] for row in rows]
             best = max([*known, null])
             bias = torch.tensor([min(0.0, max(-8.0, config.score_bias * (s - best))) for s in known])
@@ -158,6 +161,7 @@ class Retrieval:
     [
         {}, {"score_bias": 2.0}, {"score_bias": 2.0, "recency": 3.0}, {"recency": 3.0},
         {"score": "vector"}, {"score": "vector", "score_bias": 2.0},
+        {"score_layers": "mean", "score_bias": 2.0, "recency": 3.0},
     ],
     ids=str,
 )  # fmt: skip

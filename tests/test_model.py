@@ -481,6 +481,20 @@ def test_sources_name_what_was_read(make_model: Make) -> None:
         assert (s.label, s.time, s.text) == (f"s{s.write}", 100.0 + s.write, texts[s.write])
 
 
+def test_layers_that_share_their_scores_name_the_same_sources(make_model: Make) -> None:
+    """Where every layer reads everything and no bias weighs it, a source's score is the mean over all layers anyway."""
+    sources = {}
+    for layers in ("own", "mean"):
+        model = make_model(small(K0=40, score_layers=layers))
+        torch.nn.init.normal_(model.retriever.null, generator=torch.Generator().manual_seed(1))
+        memory = model.new_memory(seed=1)
+        model.memorize(memory, random_text(8 * 9))
+        sources[layers] = model.ask(memory, "why?", max_new_tokens=1).sources
+    for own, mean in zip(sources["own"], sources["mean"], strict=True):
+        assert (own.write, own.layers, own.where) == (mean.write, mean.layers, mean.where)
+        assert mean.score == pytest.approx(own.score, abs=1e-4)
+
+
 def test_the_right_write_has_the_best_score(make_model: Make) -> None:
     """Keys equal to the question's queries are found: the retriever is asked with its own states."""
     model = make_model(small(K0=4, drop="oldest"))

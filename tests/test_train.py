@@ -641,12 +641,14 @@ def test_the_retrievers_loss_is_a_cross_entropy(make: Callable[..., MemoryModel]
     assert source.vectors[0].grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("recency", [0.0, 3.0])
+@pytest.mark.parametrize("changes", [{}, {"recency": 3.0}, {"recency": 3.0, "score_layers": "mean"}], ids=str)
 @torch.no_grad()
-def test_training_writes_and_reads_as_use_does(recency: float, make: Callable[..., MemoryModel], prose: Prose) -> None:
+def test_training_writes_and_reads_as_use_does(
+    changes: dict[str, Any], make: Callable[..., MemoryModel], prose: Prose
+) -> None:
     """The same vectors from the same chunks, and the same hidden states of a question that reads them."""
     model = make().eval()
-    model.config = model.config.replace(recency=recency)
+    model.config = config = model.config.replace(**changes)
     torch.nn.init.normal_(model.offset, std=0.3)
     torch.nn.init.normal_(model.start)
     torch.nn.init.normal_(model.retriever.null)
@@ -667,7 +669,8 @@ def test_training_writes_and_reads_as_use_does(recency: float, make: Callable[..
     asks[:, 2:7] = True
     source = BankSource(
         model.attachment, model.retriever, vectors, model.start, history, asks, pool_vectors=32, retrieved_writes=0,
-        strength=0.5, recency=recency, key_group=4, force_Q=none[:, 0], generator=torch.Generator(),
+        strength=0.5, recency=config.recency, key_group=4, score_layers=config.score_layers,
+        force_Q=none[:, 0], generator=torch.Generator(),
     )  # fmt: skip
     with model.attachment.hooks():
         cache = MemoryCache(source, 2)

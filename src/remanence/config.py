@@ -16,6 +16,7 @@ _CHOICES = {
     "split": ("sentence", "fixed"),
     "retriever": ("trained", "attention"),
     "score": ("block", "vector"),
+    "score_layers": ("own", "mean"),
     "store_dtype": ("float32", "float16", "bfloat16"),
     "key_dtype": ("float32", "bfloat16"),
     "read_order": ("written", "age", "left"),
@@ -26,10 +27,11 @@ _CHOICES = {
 }
 _LEAST_POSITIONS, _MOST_POSITIONS = 64, 4096
 
-# Settings that only converted checkpoints change. Other models' fingerprints do not depend on them.
-PUBLISHED = (
+# Settings that a model's fingerprint depends on only where they are changed: those that only converted checkpoints
+# change, and those that came later, so that memories written before stay readable.
+LATER = (
     "read_order", "small_store", "merge_every", "recall_start", "recall_decay", "drop_shared", "short_chunks",
-    "first_write", "rotary_dtype", "retriever_depth",
+    "first_write", "rotary_dtype", "retriever_depth", "score_layers",
 )  # fmt: skip
 
 
@@ -60,6 +62,9 @@ class MemoryConfig:
             training (the paper's ablation M+-Attn; ours compares by cosine). `retriever_dim` is then the model's.
         score: "vector" scores each vector by the mean of sigmoids over the question's tokens (the paper);
             "block" scores a whole write by the mean over the question's tokens of its best key.
+        score_layers: a layer retrieves, and weighs what it reads, by its "own" scores (the paper), or by the "mean" of
+            its own and those of the layers before it, each less the score of "nothing relevant", which is then 0.
+            Attention's scores are always averaged.
         retriever_dim: width of queries and keys.
         key_group: neighbouring vectors that share one key (block scores only); K must be a multiple.
         score_bias: a; clamp(a * (score - best), -8, 0) is added to the attention logits of a memory slot.
@@ -108,6 +113,7 @@ class MemoryConfig:
 
     retriever: str = "trained"
     score: str = "block"
+    score_layers: str = "own"
     retriever_dim: int = 32
     key_group: int = 1
     score_bias: float = 0.0
@@ -187,6 +193,11 @@ class MemoryConfig:
                 f"first_write = 'tile' needs long_term = False and a pool of whole writes, not N = {self.N} with "
                 f"K = {self.K}; use 'append'."
             )
+
+    @property
+    def averages_layers(self) -> bool:
+        """Whether a layer's scores are the mean of its own and those of the layers before it."""
+        return self.score_layers == "mean" or self.retriever == "attention"
 
     @property
     def keys_per_write(self) -> int:

@@ -27,7 +27,8 @@ _POOLS = 16  # memories whose pools are kept as keys and values between question
 class Source:
     """A past write that an answer read.
 
-    write: its number. score: mean over the layers that read it of (its score - the score of "nothing relevant").
+    write: its number. score: mean of (its score - the score of "nothing relevant") over the layers that read it, or
+    over all layers if they share their scores (`score_layers`).
     layers: how many layers read it. label, time, text: as they were given to `memorize`. where: "long-term",
     "short-term" or "window" (text that is not written yet; its write is -1 and its score 0).
     """
@@ -90,7 +91,7 @@ class ReadSource:
         self.length = max(own)
         device = model.attachment.device
         self._padding = torch.tensor([self.length - n for n in own], device=device)
-        self._votes: list[Tensor | float] = [0.0] * len(memories)  # by rows, summed over layers (attention retrieval)
+        self._sums: list[Tensor | float] = [0.0] * len(memories)  # by row: scores, summed over the layers so far
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
 
     def mask(self) -> Tensor:
@@ -179,16 +180,23 @@ class ReadSource:
         return out
 
     def _scores(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, float]:
-        """Scores of a memory's writes (or vectors), on the CPU and in float32, and the null score."""
+        """What a layer retrieves and weighs a memory's writes (or vectors) by, on the CPU and in float32, and null."""
+        scores, null = self._own_scores(layer, row, hidden_TD)
+        if not self.model.config.averages_layers:
+            return scores, null
+        # Layers err on different writes: what those before found helps the next.
+        self._sums[row] = total = scores - null + self._sums[row]
+        return total / (layer + 1), 0.0
+
+    def _own_scores(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, float]:
+        """A layer's own scores, and its score of "nothing relevant"."""
         model, config, memory = self.model, self.model.config, self.memories[row]
         if not config.long_term or memory.write_count == memory.first_write:
             return torch.zeros(0), 0.0
         if config.retriever == "attention":
             queries = model.attachment.queries(layer, hidden_TD).cpu()
-            votes = attention_scores(queries, memory.keys(layer), model.attachment.key_heads, config.score == "block")
-            # What the layers before found helps the next: the score is the mean over the layers so far.
-            self._votes[row] = votes = votes + self._votes[row]
-            return votes / (layer + 1), 0.0
+            block = config.score == "block"
+            return attention_scores(queries, memory.keys(layer), model.attachment.key_heads, block), 0.0
         normed = model.attachment.norm(layer, hidden_TD).float()
         queries = model.retriever.queries(layer, normed).cpu()
         if config.score == "vector":
@@ -223,6 +231,8 @@ class ReadSource:
         sources = []
         for index, scores_L in scores_of.items():
             write, score = memory.writes[index], sum(scores_L) / len(scores_L)
+            if self.model.config.averages_layers:  # the last layer's are the mean of all
+                score = float(self._of_rows(memory, self.read[-1][row][1], torch.tensor([index * K])))
             where = "short-term" if index in pooled else "long-term"
             sources.append(Source(index, score, len(scores_L), write.source, write.time, write.text, where))
         sources.sort(key=lambda s: -s.score)

@@ -161,7 +161,7 @@ class BankSource:
         asks_QT: the tokens that query the retriever.
         pool_vectors: N. pool_writes: how many of the newest writes may still have vectors in the pool.
         retrieved_writes: K0 / K.
-        strength, recency, key_group, score: `score_bias`, `recency`, `key_group` and `score` of the memory config.
+        strength, recency, key_group, score, score_layers: `score_bias` and the others of the memory config.
         force_Q: questions whose right write gets the best score, whatever the retriever says.
         generator: for the drops.
 
@@ -187,8 +187,9 @@ class BankSource:
         generator: torch.Generator,
         past: Past | None = None,
         score: str = "block",
+        score_layers: str = "own",
     ) -> None:
-        self.score = score
+        self.score, self.score_layers = score, score_layers
         self.attachment, self.retriever, self.vectors, self.start_LD = attachment, retriever, vectors, start_LD
         device = vectors[0].device
         history = history.to(device)
@@ -210,6 +211,7 @@ class BankSource:
         self.known_by_write_QW = torch.empty_like(history.known_QW).scatter_(1, history.order_QW, history.known_QW)
         self.losses: list[Tensor] = []
         self.recall: list[Tensor] = []
+        self._sum: Tensor | float = 0.0  # of the scores of the layers so far
 
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """Draw the layer's pool, retrieve, and gather keys and values."""
@@ -218,6 +220,9 @@ class BankSource:
         with torch.autocast(hidden_BTD.device.type, enabled=False):  # scores need float32
             scores_QW, null = self._scores(layer, hidden_BTD.float(), vectors_WKD.float(), past_WKD)
         with torch.no_grad():
+            if self.score_layers == "mean":  # each layer's loss is of its own scores
+                self._sum = scores_QW - null + self._sum
+                scores_QW, null = self._sum / (layer + 1), torch.zeros_like(null)
             if self.score == "vector":
                 rows, alive, bias = self._choose_vectors(scores_QW.detach())
             else:

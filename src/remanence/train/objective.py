@@ -122,7 +122,7 @@ class Objective(nn.Module):
             pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=config.score_bias,
             recency=config.recency, key_group=config.key_group,
             force_Q=torch.rand(len(questions), generator=generator) < stage.force, generator=generator, past=old,
-            score=config.score,
+            score=config.score, score_layers=config.score_layers,
         )  # fmt: skip
         hidden = self._read(source, rows.ids_QT)
         answer, right = self._answers(hidden, rows, len(questions))

@@ -15,8 +15,8 @@ from .documents import DocumentMix
 from .settings import Stage
 
 MEMORY = MemoryConfig(
-    K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", retriever_dim=64, key_group=4,
-    score_bias=2.0, recency=3.0, store_dtype="float16", key_dtype="bfloat16",
+    K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", score_layers="mean", retriever_dim=64,
+    key_group=4, score_bias=2.0, recency=3.0, store_dtype="float16", key_dtype="bfloat16",
 )  # fmt: skip
 
 
@@ -117,8 +117,7 @@ def stage3(memory: MemoryConfig, facts: bool = False) -> Stage:
     second = stage2(memory, facts)
     if facts:
         return replace(
-            second, name="stage3", steps=800, retrieved=memory.K0 // memory.K, others=(0, 120), earlier=64, force=0.3,
-            decay=0.8,
+            second, name="stage3", steps=800, retrieved=memory.K0 // memory.K, others=(0, 120), force=0.3, decay=0.8,
         )  # fmt: skip
     return replace(
         second, name="stage3", retrieved=memory.K0 // memory.K, others=(0, 20 * memory.N // memory.K),
