@@ -324,11 +324,16 @@ def test_deepspeed_agrees_with_the_others(few: Callable[..., Run], tmp_path: Pat
 def test_a_process_refuses_in_one_line(
     few: Callable[..., Run], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """What only the processes can see, such as a library that is not there or cannot do it."""
-    with pytest.raises(ConfigError, match="the reason is above"):
+    """What only the processes can see, such as a library that is not there or cannot do it, or data for one only."""
+    with pytest.raises(ConfigError, match=r"optimizer=muon needs whole matrices; use engine.parallel=ddp"):
         launch(few("engine.parallel=fsdp2", "engine.optimizer=muon"), tmp_path / "run", processes=2, quiet=True)
-    lines = [line for line in capfd.readouterr().err.splitlines() if "Traceback" in line or "error:" in line]
-    assert lines == ["error: engine.optimizer=muon needs whole matrices; use engine.parallel=ddp, or adamw."]
+    one = tmp_path / "one.txt"
+    one.write_text("A single document, which goes to one of the two processes. " * 400)
+    lonely = stages_run(few().model, [str(one)], ["stage1"], fast=True)
+    with pytest.raises(ConfigError, match=r"one\.txt has no document to train on for process \d of 2"):
+        launch(lonely, tmp_path / "lonely", processes=2, quiet=True)
+    assert "Traceback" not in capfd.readouterr().err
+    assert not list(tmp_path.rglob("refused.txt"))
 
 
 @pytest.mark.parametrize(

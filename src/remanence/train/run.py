@@ -36,7 +36,8 @@ from .settings import Engine, Lora, Run, Stage, changed
 from .stages import MEMORY, STAGES, builtin, memory_for, new_model
 
 PROMPT = QUESTION + "{question}" + ANSWER
-_REFUSED = 2  # exit code of a process whose settings cannot be
+_REFUSAL = "refused.txt"  # where a process says why it cannot train
+_PATIENCE_S = 10  # for which it waits to be ended
 SCRATCH = "scratch"  # the model of a run that trains the built-in one from nothing
 
 # Large tensors come and go at every step; glibc would return them to the system and fault them in again.
@@ -221,20 +222,26 @@ def _spawn(out: Path, processes: int, quiet: bool) -> None:
         threads = str(max(1, (os.cpu_count() or 1) // processes))
         shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "remanence.train.run", str(out), *(["--quiet"] if quiet else [])]
+    refusal = out / _REFUSAL
+    refusal.unlink(missing_ok=True)
     children = [
         subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(processes)
     ]
     try:
         while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
+            if refusal.exists():
+                break
             time.sleep(0.2)
     finally:  # one that failed would keep the others waiting
         for child in children:
             if child.poll() is None:
                 child.terminate()
     codes = [child.wait() for child in children]
-    if _REFUSED in codes:
-        raise ConfigError("these settings cannot be trained with; the reason is above.")
+    if refusal.exists():
+        reason = refusal.read_text(encoding="utf-8")
+        refusal.unlink()
+        raise ConfigError(reason)
     if any(codes):
         raise RemanenceError(f"training stopped with exit codes {codes}; start it again to go on from its checkpoint.")
 
@@ -306,14 +313,16 @@ def write_model(run: Run, out: Path, trained: dict[str, Tensor], stage: str) -> 
 
 
 def main(arguments: list[str]) -> None:
-    """One process of the run."""
+    """One process of the run, as `_spawn` starts it."""
     out = Path(arguments[0])
     try:
         _train(load_run(out), out, "--quiet" in arguments)
     except ConfigError as error:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
-        sys.exit(_REFUSED)
+        own = out / f"{_REFUSAL}-{os.environ['RANK']}"
+        own.write_text(str(error), encoding="utf-8")
+        own.replace(out / _REFUSAL)
+        time.sleep(_PATIENCE_S)  # the others, which may see no fault, are ended quietly before they miss this one
+        sys.exit(2)
 
 
 if __name__ == "__main__":
