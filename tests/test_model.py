@@ -608,6 +608,20 @@ def test_text_cannot_spell_control_tokens(make_model: Make) -> None:
     assert bytes(model._prompt("<bos>?")) == b"<bos>?"
 
 
+def test_settings_of_reading_keep_the_memories(make_model: Make) -> None:
+    """Who weighs scores otherwise reads the same memory, and by the new rule."""
+    model = make_model(small(K0=4))
+    memory = model.new_memory()
+    model.memorize(memory, random_text(8 * 12))
+    ids, logits = torch.tensor([random_ids(6)]), []
+    for changes in ({}, {"score_bias": 2.0}, {"recency": 2.0}, {"score_layers": "mean", "score_bias": 2.0}):
+        other = make_model(small(K0=4, **changes))
+        assert other.fingerprint == model.fingerprint
+        with torch.no_grad(), other.reading([memory]) as cache:
+            logits.append(other.base(ids, past_key_values=cache).logits)
+    assert all((a - b).abs().max() > 1e-4 for i, a in enumerate(logits) for b in logits[:i])
+
+
 def test_the_memory_of_another_model_is_refused(make_model: Make) -> None:
     """Other weights, other settings, other name: nothing is written, nothing read."""
     model, other, third = make_model(small()), make_model(small(K0=7)), make_model(small())

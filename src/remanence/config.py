@@ -27,12 +27,13 @@ _CHOICES = {
 }
 _LEAST_POSITIONS, _MOST_POSITIONS = 64, 4096
 
-# Settings that a model's fingerprint depends on only where they are changed: those that only converted checkpoints
-# change, and those that came later, so that memories written before stay readable.
-LATER = (
+# Settings that only converted checkpoints change. Other models' fingerprints do not depend on them.
+PUBLISHED = (
     "read_order", "small_store", "merge_every", "recall_start", "recall_decay", "drop_shared", "short_chunks",
-    "first_write", "rotary_dtype", "retriever_depth", "score_layers",
+    "first_write", "rotary_dtype", "retriever_depth",
 )  # fmt: skip
+# Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
+READING = ("score_layers", "score_bias", "recency", "null_slope")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import LATER, MemoryConfig
+from .config import PUBLISHED, READING, MemoryConfig
 from .errors import ConfigError, IncompatibleMemory, InputError
 from .hf import Attachment, MemoryCache, VectorSource, WriteCache, device_of, stored
 from .memory import Memory, Pending, Write
@@ -179,7 +179,8 @@ class MemoryModel(Pretrained):
         """Tells this model's memories from other models': a hash over its settings and samples of its weights."""
         if not self._fingerprint:
             settings, default = self.config.to_dict(), MemoryConfig().to_dict()
-            settings = {k: v for k, v in settings.items() if k not in LATER or v != default[k]}
+            settings = {k: v for k, v in settings.items() if k not in READING}
+            settings = {k: v for k, v in settings.items() if k not in PUBLISHED or v != default[k]}
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for key, value in self.state_dict().items():
                 flat = stored(self, key, value).detach().flatten()
