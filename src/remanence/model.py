@@ -179,8 +179,8 @@ class MemoryModel(Pretrained):
         """Tells this model's memories from other models': a hash over its settings and samples of its weights."""
         if not self._fingerprint:
             settings, default = self.config.to_dict(), MemoryConfig().to_dict()
-            settings = {k: v for k, v in settings.items() if k not in READING}
-            settings = {k: v for k, v in settings.items() if k not in PUBLISHED or v != default[k]}
+            apart = {*READING, *(k for k in PUBLISHED if settings[k] == default[k])}
+            settings = {k: v for k, v in settings.items() if k not in apart}
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for key, value in self.state_dict().items():
                 flat = stored(self, key, value).detach().flatten()

@@ -224,6 +224,8 @@ class ReadSource:
         scores_of: dict[int, list[float]] = {}
         for layer in self.read:
             rows, scores, null = layer[row]
+            if self.model.config.averages_layers:
+                scores = self.read[-1][row][1]  # the mean of all layers'
             writes = torch.unique(rows // K)
             for write, score in zip(writes.tolist(), self._of_rows(memory, scores, writes * K).tolist(), strict=True):
                 scores_of.setdefault(write, []).append(score - null)
@@ -231,8 +233,6 @@ class ReadSource:
         sources = []
         for index, scores_L in scores_of.items():
             write, score = memory.writes[index], sum(scores_L) / len(scores_L)
-            if self.model.config.averages_layers:  # the last layer's are the mean of all
-                score = float(self._of_rows(memory, self.read[-1][row][1], torch.tensor([index * K])))
             where = "short-term" if index in pooled else "long-term"
             sources.append(Source(index, score, len(scores_L), write.source, write.time, write.text, where))
         sources.sort(key=lambda s: -s.score)
