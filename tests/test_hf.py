@@ -129,6 +129,12 @@ class Retrieval:
         self.scores.append(torch.as_tensor(scores) - null)
         if config.score_layers == "mean":
             scores, null = torch.stack(self.scores).mean(0), 0.0
+            if config.candidates is not None and layer > 0:
+                pooled = {row // K - memory.first_write for row in memory.pool_rows_Ln.flatten().tolist()}
+                others = [w for w in range(len(keys)) if w not in pooled]
+                others.sort(key=lambda w: -float(self.scores[0][w]))
+                left_out = others[config.candidates :]
+                scores[left_out] = -math.inf
         pool = memory.pool_rows_Ln[layer].tolist()
         rows = reference.best_rows(
             scores, first=memory.first_write, writes=memory.write_count, count=K, in_pool=set(pool),
@@ -185,6 +191,27 @@ def test_a_memory_is_read_as_in_the_reference(
     for layer, rows in enumerate(retrieval.read):
         assert cache.source.read[layer][0][0].tolist() == rows + memory.pool_rows_Ln[layer].tolist()
     torch.testing.assert_close(logits, expected, **CLOSE)
+
+
+def test_layers_after_the_first_score_candidates_only(make_model: Callable[..., MemoryModel]) -> None:
+    """The reference leaves the others out; without the setting they are read, so it does something."""
+    model = make_model(small(score_layers="mean", score_bias=2.0, recency=3.0, candidates=2))
+    memory, ids, text = model.new_memory(), random_ids(9, 1), random_text(8 * 40)
+    model.memorize(memory, text)
+    retrieval = Retrieval(model, memory)
+    with torch.no_grad():
+        expected = reference.read(model.base, ids, retrieval)
+        with model.reading([memory]) as cache:
+            logits = model.base(torch.tensor([ids]), past_key_values=cache).logits[0]
+    for layer, rows in enumerate(retrieval.read):
+        assert cache.source.read[layer][0][0].tolist() == rows + memory.pool_rows_Ln[layer].tolist()
+    torch.testing.assert_close(logits, expected, **CLOSE)
+    assert all(math.isfinite(source.score) for source in cache.source.sources(0))
+    model.config = model.config.replace(candidates=None)
+    everything = Retrieval(model, memory)
+    with torch.no_grad():
+        reference.read(model.base, ids, everything)
+    assert everything.read != retrieval.read
 
 
 def test_only_the_asking_tokens_query(make_model: Callable[..., MemoryModel]) -> None:

@@ -33,7 +33,7 @@ PUBLISHED = (
     "first_write", "rotary_dtype", "retriever_depth",
 )  # fmt: skip
 # Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
-READING = ("score_layers", "score_bias", "recency", "null_slope")
+READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,9 @@ class MemoryConfig:
         score_layers: a layer retrieves, and weighs what it reads, by its "own" scores (the paper), or by the "mean" of
             its own and those of the layers before it, each less the score of "nothing relevant", which is then 0.
             Attention's scores are always averaged.
+        candidates: with `score_layers="mean"`, only the first layer searches the whole long-term store; the layers
+            after it score the writes in their pools and so many others, the best of the first layer. None: every layer
+            searches the whole store.
         retriever_dim: width of queries and keys.
         key_group: neighbouring vectors that share one key (block scores only); K must be a multiple.
         score_bias: a; clamp(a * (score - best), -8, 0) is added to the attention logits of a memory slot.
@@ -115,6 +118,7 @@ class MemoryConfig:
     retriever: str = "trained"
     score: str = "block"
     score_layers: str = "own"
+    candidates: int | None = None
     retriever_dim: int = 32
     key_group: int = 1
     score_bias: float = 0.0
@@ -162,6 +166,17 @@ class MemoryConfig:
             raise ConfigError(
                 f"key_group = {self.key_group} needs block scores and must divide K = {self.K}; use 1 or a divisor."
             )
+        if self.candidates is not None:
+            if not isinstance(self.candidates, int) or self.candidates * self.K < self.K0:
+                raise ConfigError(
+                    f"candidates is {self.candidates!r}; it must be None or a whole number, at least K0 / K = "
+                    f"{-(-self.K0 // self.K)} writes."
+                )
+            if self.score_layers != "mean" or self.retriever != "trained" or self.score != "block":
+                raise ConfigError(
+                    f"candidates = {self.candidates} needs score_layers = 'mean', block scores and a trained "
+                    "retriever; use None."
+                )
         if self.recency and self.score == "vector":
             raise ConfigError(f"recency = {self.recency} needs block scores; use 0 with vector scores.")
         if self.chunk_tokens >= self.window_tokens:

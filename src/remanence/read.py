@@ -6,6 +6,7 @@ Legend:  B prompts   T tokens   F slots before the pools   P memory slots   H ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from .config import MemoryConfig
 from .errors import InputError
 from .hf import Attachment, Slots
 from .memory import Memory
-from .retriever import attention_scores, block_scores, slot_bias, superseded, vector_scores
+from .retriever import attention_scores, block_scores, block_scores_of, slot_bias, superseded, vector_scores
 
 _FORCED = 3.0  # by how much a forced write has the best score
 _POOLS = 16  # memories whose pools are kept as keys and values between questions
@@ -91,7 +92,8 @@ class ReadSource:
         self.length = max(own)
         device = model.attachment.device
         self._padding = torch.tensor([self.length - n for n in own], device=device)
-        self._sums: list[Tensor | float] = [0.0] * len(memories)  # by row: scores, summed over the layers so far
+        self._sums: list[Tensor] = [torch.zeros(())] * len(memories)  # by row: scores, summed over the layers so far
+        self._candidates: list[Tensor | None] = [None] * len(memories)  # by row: writes that are scored; None: all
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
 
     def mask(self) -> Tensor:
@@ -181,15 +183,34 @@ class ReadSource:
 
     def _scores(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, float]:
         """What a layer retrieves and weighs a memory's writes (or vectors) by, on the CPU and in float32, and null."""
-        scores, null = self._own_scores(layer, row, hidden_TD)
+        among = self._candidates[row]
+        scores, null = self._own_scores(layer, row, hidden_TD, among)
         if not self.model.config.averages_layers:
             return scores, null
         # Layers err on different writes: what those before found helps the next.
-        self._sums[row] = total = scores - null + self._sums[row]
+        total, most = self._sums[row], self.model.config.candidates
+        if among is None:
+            total = scores - null + total
+            if most is not None and most < len(total):
+                self._candidates[row] = self._best_and_pooled(self.memories[row], total, most)
+        else:
+            total = torch.full_like(total, -torch.inf).index_copy_(0, among, scores - null + total[among])
+        self._sums[row] = total
         return total / (layer + 1), 0.0
 
-    def _own_scores(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, float]:
-        """A layer's own scores, and its score of "nothing relevant"."""
+    def _best_and_pooled(self, memory: Memory, scores: Tensor, most: int) -> Tensor:
+        """Writes with vectors in the pool of any layer, and the best of the others, by their place in `scores`."""
+        pooled = self._pooled(memory, slice(None))
+        others = scores.index_fill(0, pooled, -torch.inf)
+        return torch.cat([pooled, others.topk(min(most, len(scores) - len(pooled))).indices])
+
+    def _pooled(self, memory: Memory, layers: int | slice) -> Tensor:
+        """Writes with vectors in the pool of these layers, by their place among the writes of the store."""
+        pooled = torch.unique(memory.pool_rows_Ln[layers] // memory.config.K) - memory.first_write
+        return pooled[pooled >= 0]
+
+    def _own_scores(self, layer: int, row: int, hidden_TD: Tensor, among: Tensor | None) -> tuple[Tensor, float]:
+        """A layer's own scores of all writes or of those named, and its score of "nothing relevant"."""
         model, config, memory = self.model, self.model.config, self.memories[row]
         if not config.long_term or memory.write_count == memory.first_write:
             return torch.zeros(0), 0.0
@@ -201,10 +222,13 @@ class ReadSource:
         queries = model.retriever.queries(layer, normed).cpu()
         if config.score == "vector":
             return vector_scores(queries, memory.keys(layer)), 0.0
-        pooled = torch.unique(memory.pool_rows_Ln[layer] // config.K) - memory.first_write
-        scores = block_scores(queries, memory.keys(layer), model.retriever.scale, pooled[pooled >= 0])
+        keys, scale = memory.keys(layer), model.retriever.scale
+        if among is not None:
+            scores = block_scores_of(among, queries, keys, scale)
+        else:
+            scores = block_scores(queries, keys, scale, self._pooled(memory, layer))
         null = model.retriever.null[layer].item()
-        return scores, null + config.null_slope * float(torch.tensor(float(len(scores))).log())
+        return scores, null + config.null_slope * math.log(memory.write_count - memory.first_write)
 
     def _of_rows(self, memory: Memory, scores: Tensor, rows: Tensor) -> Tensor:
         """The scores of given rows."""

@@ -73,10 +73,15 @@ def block_scores(queries_TR: Tensor, keys_GWR: Tensor, scale: float, exact: Tens
     if keys_GWR.dtype != torch.float32:
         short = scores.topk(min(_SHORTLIST, len(scores))).indices
         short = short if exact is None else torch.cat([short, exact])
-        keys_GSR = torch.stack([keys_WR.index_select(0, short) for keys_WR in keys_GWR])  # faster than all at once
-        products = queries_TR.float() @ keys_GSR.float().transpose(1, 2)
-        scores[short] = products.amax(0).mean(0) * scale
+        scores[short] = block_scores_of(short, queries_TR, keys_GWR, scale)
     return scores
+
+
+def block_scores_of(writes: Tensor, queries_TR: Tensor, keys_GWR: Tensor, scale: float) -> Tensor:
+    """`block_scores` of the writes with these numbers alone, all exact, float32 [len(writes)]."""
+    keys_GSR = torch.stack([keys_WR.index_select(0, writes) for keys_WR in keys_GWR])  # faster than all at once
+    products_GTS = queries_TR.float() @ keys_GSR.float().transpose(1, 2)
+    return products_GTS.amax(0).mean(0) * scale
 
 
 def vector_scores(queries_TR: Tensor, keys_GWR: Tensor) -> Tensor:

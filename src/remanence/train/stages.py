@@ -15,8 +15,8 @@ from .documents import DocumentMix
 from .settings import Stage
 
 MEMORY = MemoryConfig(
-    K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", score_layers="mean", retriever_dim=64,
-    key_group=4, score_bias=2.0, recency=3.0, store_dtype="float16", key_dtype="bfloat16",
+    K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", score_layers="mean", candidates=256,
+    retriever_dim=64, key_group=4, score_bias=2.0, recency=3.0, store_dtype="float16", key_dtype="bfloat16",
 )  # fmt: skip
 
 
