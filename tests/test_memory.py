@@ -16,7 +16,7 @@ from torch import Tensor
 import reference
 from remanence.config import MemoryConfig
 from remanence.errors import ConfigError, IncompatibleMemory, MemoryCorrupt, RemanenceError
-from remanence.memory import Memory, Pending, Write
+from remanence.memory import Memory, Pending, Write, _Blocks
 
 LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 FALSE_ALARM = 1e-10  # of each statistical test
@@ -307,6 +307,31 @@ def test_writes_of_different_lengths_expire_by_tokens() -> None:
         firsts.append(history.memory.first_write)
     assert firsts == [0, 0, 1, 1]
     assert history.write(tokens=8).first_write == 3
+
+
+@pytest.mark.parametrize("loaded", [0, 5, 64])
+def test_vectors_are_found_in_whatever_block_they_are(loaded: int) -> None:
+    """300 writes, several blocks, any order of rows; also after a memory of some size was loaded, and after expiry."""
+    history = History(small(), layers=2, width=2)
+    if loaded:
+        history.memory = history.write(loaded).copy()
+    memory = history.write(300 - loaded)
+    assert len(memory._store._blocks) >= 3
+    rows = torch.randint(300 * 4, (500,), generator=history.generator)
+    for layer in range(2):
+        expected = torch.stack([history.row(layer, row) for row in rows.tolist()])
+        assert torch.equal(memory.long_term(layer, rows), expected)
+    whole = memory.tensors()["vectors"]
+    for write in (0, 1, 63, 64, 65, 128, 299, 300):
+        assert torch.equal(memory.tensors(since=write)["vectors"], whole[:, write * 4 :])
+    for cut in (0, 3, 64, 70, 100):
+        copy = memory.copy()
+        copy._store = _Blocks(whole[:, : 65 * 4].clone())
+        for write in range(65, 300):
+            copy._store.append(whole[:, write * 4 : write * 4 + 4], 50 * 4)
+        copy._store.cut(cut * 4)
+        assert torch.equal(copy._store.since(0), whole[:, cut * 4 :])
+        assert torch.equal(copy._store.take(1, rows[rows >= cut * 4] - cut * 4), whole[1, rows[rows >= cut * 4]])
 
 
 # MemoryLLM ------------------------------------------------------------------------------------------------------------

@@ -487,7 +487,7 @@ def test_a_changed_past_is_rewritten_whole(store: MemoryStore) -> None:
     memory = add(start(), 5, "secret")
     store.save("ada", memory)
     memory.writes[2] = Write(2, "", 0.0, memory.writes[2].first_token, TOKENS, None)
-    memory._vectors_LXD[:, 2 * 4 : 3 * 4] = 0
+    memory._store._blocks[0][:, 2 * 4 : 3 * 4] = 0
     store.save("ada", memory, whole=True)
     assert state(store.load("ada")) == state(memory)
     assert traces(store.root, "secret wrote 2") == []

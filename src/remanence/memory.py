@@ -57,6 +57,58 @@ class Pending:
     ids: tuple[int, ...]
 
 
+class _Blocks:
+    """Vectors of all layers by row, in blocks [L, rows, D] that never move: growing copies nothing.
+
+    Args:
+        vectors_LXD: what is there from the start, the first block.
+    """
+
+    def __init__(self, vectors_LXD: Tensor) -> None:
+        self._blocks, self._starts = [vectors_LXD], [0]  # every block but the last is full
+        self.size = vectors_LXD.shape[1]
+
+    def append(self, vectors_LKD: Tensor, rows: int) -> None:
+        """Put K rows at the end; into a new block of so many rows, a multiple of K, if the last one is full."""
+        count, at = vectors_LKD.shape[1], self.size - self._starts[-1]
+        if at == self._blocks[-1].shape[1]:
+            layers, _, width = self._blocks[-1].shape
+            self._blocks.append(self._blocks[-1].new_empty(layers, rows, width))
+            self._starts.append(self.size)
+            at = 0
+        self._blocks[-1][:, at : at + count] = vectors_LKD
+        self.size += count
+
+    def take(self, layer: int, rows: Tensor) -> Tensor:
+        """Vectors of a layer by row [len(rows), D]."""
+        ascending, order = rows.sort()
+        ends = [*torch.searchsorted(ascending, torch.tensor(self._starts[1:], dtype=torch.long)).tolist(), len(rows)]
+        parts, at = [], 0
+        for block, start, end in zip(self._blocks, self._starts, ends, strict=True):
+            if end > at:
+                parts.append(block[layer].index_select(0, ascending[at:end] - start))
+            at = end
+        found = torch.cat(parts) if parts else self._blocks[0][layer, :0]
+        return found if torch.equal(ascending, rows) else found[order.argsort()]
+
+    def since(self, row: int) -> Tensor:
+        """All vectors from a row on [L, rows, D]."""
+        parts = [
+            block[:, max(0, row - start) : self.size - start]
+            for start, block in zip(self._starts, self._blocks, strict=True)
+        ]
+        parts = [part for part in parts if part.shape[1]] or parts[:1]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def cut(self, rows: int) -> None:
+        """Let the first rows go; the memory that they took is free once their whole block has gone."""
+        while len(self._blocks) > 1 and self._starts[1] <= rows:
+            del self._blocks[0], self._starts[0]
+        self._blocks[0] = self._blocks[0][:, rows - self._starts[0] :]
+        self._starts = [max(0, start - rows) for start in self._starts]
+        self.size -= rows
+
+
 class Memory:
     """One user's memory. Handed to a `MemoryModel`; knows tensors, no model and no disk.
 
@@ -86,8 +138,7 @@ class Memory:
         self.pending: list[Pending] = []
         self.first_write = 0  # older writes have left the long-term store
         self._base = 0  # the write at the head of the arrays
-        store = _DTYPES[config.store_dtype]
-        self._vectors_LXD = torch.zeros(layers, 0, width, dtype=store)
+        self._store = _Blocks(torch.zeros(layers, 0, width, dtype=_DTYPES[config.store_dtype]))
         shape = layers, config.keys_per_write, 0, config.retriever_dim
         self._keys_LGWR = torch.zeros(shape, dtype=_DTYPES[config.key_dtype])
         self._generator = torch.Generator().manual_seed(seed)
@@ -136,7 +187,7 @@ class Memory:
         """Bytes of vectors and keys, pool and store."""
         K, G = self.config.K, self.config.keys_per_write
         kept = self.write_count - self.first_write if self.config.long_term else 0
-        a_write = K * self.width * self._vectors_LXD.element_size()
+        a_write = K * self.width * _DTYPES[self.config.store_dtype].itemsize
         a_write += G * self._keys_LGWR.shape[3] * self._keys_LGWR.element_size()
         return kept * self.layers * a_write + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
 
@@ -195,17 +246,17 @@ class Memory:
         return torch.stack([torch.randperm(size, generator=self._generator) for _ in range(layers)])
 
     def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor) -> None:
-        """Put a write at the end of the long-term arrays; they double, so a write costs the same at any size."""
-        K, used = self.config.K, self.write_count - self._base
-        if (used + 1) * K > self._vectors_LXD.shape[1]:
-            room = used + max(64, used if self.ledger is None else used // 4)  # a bounded store is large and stays so
+        """Put a write at the end of the store. The keys, which are few, double in one piece, so that they are searched
+        as one; the vectors stay where they are."""
+        used = self.write_count - self._base
+        # A bounded store is large and stays so.
+        more = max(64, used if self.ledger is None and self.config.store_tokens is None else used // 4)
+        self._store.append(vectors_LKD, more * self.config.K)
+        if used + 1 > self._keys_LGWR.shape[2]:
             layers, groups, _, size = self._keys_LGWR.shape
-            vectors = self._vectors_LXD.new_empty(layers, room * K, self.width)
-            keys = self._keys_LGWR.new_empty(layers, groups, room, size)
-            vectors[:, : used * K] = self._vectors_LXD[:, : used * K]
+            keys = self._keys_LGWR.new_empty(layers, groups, used + more, size)
             keys[:, :, :used] = self._keys_LGWR[:, :, :used]
-            self._vectors_LXD, self._keys_LGWR = vectors, keys
-        self._vectors_LXD[:, used * K : (used + 1) * K] = vectors_LKD
+            self._keys_LGWR = keys
         self._keys_LGWR[:, :, used] = keys_LGR
 
     def _expire(self) -> None:
@@ -220,7 +271,7 @@ class Memory:
                 self.first_write += 1
         spare = self.first_write - self._base
         if self.config.long_term and spare >= _TRIM_WRITES:
-            self._vectors_LXD = self._vectors_LXD[:, spare * self.config.K :].clone()
+            self._store.cut(spare * self.config.K)
             self._keys_LGWR = self._keys_LGWR[:, :, spare:].clone()
             self._base = self.first_write
 
@@ -259,7 +310,7 @@ class Memory:
 
     def long_term(self, layer: int, rows: Tensor) -> Tensor:
         """Vectors of the store by row [len(rows), D]."""
-        return self._vectors_LXD[layer].index_select(0, rows - self._base * self.config.K)
+        return self._store.take(layer, rows - self._base * self.config.K)
 
     # As a whole -------------------------------------------------------------------------------------------------------
 
@@ -278,7 +329,7 @@ class Memory:
         return {
             "pool": self.pool_LnD,
             "pool_rows": self.pool_rows_Ln,
-            "vectors": self._vectors_LXD[:, since * self.config.K : used * self.config.K],
+            "vectors": self._store.since(since * self.config.K),
             "keys": self._keys_LGWR[:, :, since:used].transpose(1, 2).flatten(1, 2),
             "generator": self._generator.get_state(),
             **(self.ledger.tensors() if self.ledger is not None else {}),
@@ -320,7 +371,7 @@ class Memory:
             if tuple(tensors[name].shape) != shape:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")
         memory.pool_LnD, memory.pool_rows_Ln = tensors["pool"], tensors["pool_rows"]
-        memory._vectors_LXD = tensors["vectors"]
+        memory._store = _Blocks(tensors["vectors"])
         memory._keys_LGWR = tensors["keys"].unflatten(1, (-1, config.keys_per_write)).transpose(1, 2).contiguous()
         memory._generator.set_state(tensors["generator"])
         if memory.ledger is not None:
