@@ -946,7 +946,7 @@ def test_the_learning_rate_rises_stays_and_falls(
 def test_the_curriculum_goes_step_by_step() -> None:
     """Stages by name; each changes how text and memory are mixed, and nothing about how the loss is made."""
     stages = builtin()
-    assert [s.name for s in stages] == ["context", "one chunk", "many chunks", "mixed", "long term"]
+    assert [s.name for s in stages] == ["context", "one chunk", "many chunks", "mixed", "long term", "crowded"]
     may_change = {
         "name", "steps", "mixes", "lr", "decay", "others", "earlier", "pool", "retrieved", "in_context", "pending",
         "force", "lr_rest", "lr_retriever",

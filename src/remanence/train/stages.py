@@ -16,7 +16,8 @@ from .settings import Stage
 
 MEMORY = MemoryConfig(
     K=32, N=128, K0=128, chunk_tokens=64, window_tokens=256, score="block", score_layers="mean", candidates=256,
-    retriever_dim=64, key_group=4, score_bias=2.0, recency=3.0, store_dtype="float16", key_dtype="bfloat16",
+    retriever_dim=64, key_group=4, score_bias=2.0, recency=3.0, null_slope=0.025,
+    store_dtype="float16", key_dtype="bfloat16",
 )  # fmt: skip
 
 
@@ -53,7 +54,12 @@ def builtin() -> list[Stage]:
     more = replace(short, streams=64, unknown=0.2), replace(long, questions=6, unknown=0.2)
     mixed = replace(many_chunks, name="mixed", steps=200, lr=0.015, force=0.3, mixes=more)
     long_term = replace(mixed, name="long term", steps=5500, decay=0.7, force=0.15)
-    return [context, one_chunk, many_chunks, mixed, long_term]
+    crowd = more[0], replace(more[1], streams=32)  # more writes to tell the right one from
+    crowded = replace(
+        long_term, name="crowded", steps=2500, lr=0.01, lr_rest=0.002, lr_retriever=0.005, decay=1.0, mixes=crowd,
+        others=(0, 124),
+    )  # fmt: skip
+    return [context, one_chunk, many_chunks, mixed, long_term, crowded]
 
 
 # Any decoder ----------------------------------------------------------------------------------------------------------
