@@ -246,8 +246,7 @@ class Memory:
         return torch.stack([torch.randperm(size, generator=self._generator) for _ in range(layers)])
 
     def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor) -> None:
-        """Put a write at the end of the store. The keys, which are few, double in one piece, so that they are searched
-        as one; the vectors stay where they are."""
+        """Put a write at the end of the store. Vectors stay where they are; keys, which are few, stay in one piece."""
         used = self.write_count - self._base
         # A bounded store is large and stays so.
         more = max(64, used if self.ledger is None and self.config.store_tokens is None else used // 4)
