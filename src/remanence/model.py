@@ -41,8 +41,8 @@ class Answer:
 
     text: the answer. sources: what was read, best first. score: the best source's score, above zero when the retriever
     found something more relevant than nothing; an application can gate on it. Text that still waits in the window
-    (`memory.pending`) has no score: an answer may come from there when nothing in memory is relevant. ids: the generated
-    tokens. read: per layer, the writes that were read.
+    (`memory.pending`) has no score: an answer may come from there when nothing in memory is relevant. ids: the
+    generated tokens. read: per layer, the writes that were read.
     """
 
     text: str
