@@ -193,11 +193,16 @@ def test_a_memory_is_read_as_in_the_reference(
     torch.testing.assert_close(logits, expected, **CLOSE)
 
 
-def test_layers_after_the_first_score_candidates_only(make_model: Callable[..., MemoryModel]) -> None:
+@pytest.mark.parametrize("store_tokens", [None, 8 * 30], ids=["all", "bounded"])
+def test_layers_after_the_first_score_candidates_only(
+    store_tokens: int | None, make_model: Callable[..., MemoryModel]
+) -> None:
     """The reference leaves the others out; without the setting they are read, so it does something."""
-    model = make_model(small(score_layers="mean", score_bias=2.0, recency=3.0, candidates=2))
+    rules = {"score_layers": "mean", "score_bias": 2.0, "recency": 3.0, "null_slope": 0.1}
+    model = make_model(small(candidates=2, store_tokens=store_tokens, **rules))
     memory, ids, text = model.new_memory(), random_ids(9, 1), random_text(8 * 40)
     model.memorize(memory, text)
+    assert memory.first_write == (10 if store_tokens else 0)
     retrieval = Retrieval(model, memory)
     with torch.no_grad():
         expected = reference.read(model.base, ids, retrieval)
