@@ -73,8 +73,13 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"score_bias": 2.0, "recency": 1.0}, {"start": False}, {"score": "vector"}], ids=str
-)
+    "changes",
+    [
+        {}, {"score_bias": 2.0, "recency": 1.0}, {"start": False}, {"score": "vector"},
+        {"score_layers": "mean", "candidates": 2, "score_bias": 2.0},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_a_batch_equals_single_runs(attention: str, changes: dict[str, Any], make_model: Make) -> None:
     """Six prompts of different lengths with memories of every kind of fill, in one forward."""
     model = make_model(small(**changes), attention=attention)
