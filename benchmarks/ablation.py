@@ -66,20 +66,25 @@ def measured(model: MemoryModel, systems: tuple[str, ...], options: argparse.Nam
 
 
 @torch.no_grad()
+def text_loss(
+    model: MemoryModel, memory: Memory | None, text: list[int], known: int = 1, past: list[int] | None = None
+) -> float:
+    """Mean loss of a text's tokens from `known` on, beside a memory; None is the base in the model, after a past."""
+    ids = torch.tensor([text])
+    if memory is None:
+        with model.plain() as base:
+            logits = base(torch.cat([torch.tensor([[model.tokenizer.bos_token_id, *(past or [])]]), ids], 1)).logits
+    else:
+        with model.reading([memory]) as cache:
+            logits = model.base(ids, past_key_values=cache).logits
+    return F.cross_entropy(logits[0, known - 1 - len(text) : -1].float(), ids[0, known:]).item()
+
+
 def perplexity(model: MemoryModel, memory: Memory | None, windows: int = 60, length: int = 256) -> float:
     """Of prose that was never trained on, beside a memory; None is the base in the model, without any."""
     ids = model.tokenizer(prose()[: 10 * windows * length], add_special_tokens=False).input_ids
-    bos, total = [model.tokenizer.bos_token_id], 0.0
-    for i in range(windows):
-        text = torch.tensor([ids[i * length : (i + 1) * length]])
-        if memory is None:
-            with model.plain() as base:
-                logits = base(torch.cat([torch.tensor([bos]), text], 1)).logits[:, 1:]
-        else:
-            with model.reading([memory]) as cache:
-                logits = model.base(text, past_key_values=cache).logits
-        total += F.cross_entropy(logits[0, :-1].float(), text[0, 1:]).item()
-    return math.exp(total / windows)
+    losses = [text_loss(model, memory, ids[i * length : (i + 1) * length]) for i in range(windows)]
+    return math.exp(sum(losses) / windows)
 
 
 def measure(options: argparse.Namespace) -> None:

@@ -16,8 +16,7 @@ import statistics
 import sys
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+from ablation import text_loss
 from datasets import load_dataset
 from rich.console import Console
 from rich.progress import track
@@ -34,27 +33,16 @@ SYSTEMS = {
 }
 
 
-def loss(logits: torch.Tensor, window: list[int]) -> float:
-    """Mean loss of the last three quarters of a window; logits [.., V] end with those of its last token."""
-    known = len(window) // 4
-    return F.cross_entropy(logits[known - 1 - len(window) : -1].float(), torch.tensor(window[known:])).item()
-
-
-@torch.no_grad()
 def losses(
     model: MemoryModel, memory: Memory, other: Memory | None, past: list[int], window: list[int]
 ) -> dict[str, float]:
     """Loss of a window by system."""
-    found = {}
-    for name, read in (("own", memory), ("empty", model.new_memory()), ("other", other)):
-        if read is not None:
-            with model.reading([read]) as cache:
-                found[name] = loss(model.base(torch.tensor([window]), past_key_values=cache).logits[0], window)
-    bos = [model.tokenizer.bos_token_id] if model.tokenizer.bos_token_id is not None else []
-    room = model.attachment.positions - len(bos) - len(window)
-    with model.plain() as base:
-        found["window"] = loss(base(torch.tensor([bos + window])).logits[0], window)
-        found["context"] = loss(base(torch.tensor([bos + past[-room:] + window])).logits[0], window)
+    known = len(window) // 4
+    read = {"own": memory, "empty": model.new_memory()} | ({} if other is None else {"other": other})
+    found = {name: text_loss(model, each, window, known) for name, each in read.items()}
+    room = model.attachment.positions - 1 - len(window)
+    found["window"] = text_loss(model, None, window, known)
+    found["context"] = text_loss(model, None, window, known, past[-room:])
     return found
 
 

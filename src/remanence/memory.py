@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -65,26 +66,31 @@ class _Blocks:
     """
 
     def __init__(self, vectors_LXD: Tensor) -> None:
-        self._blocks, self._starts = [vectors_LXD], [0]  # every block but the last is full
+        self._blocks = [vectors_LXD]  # every block but the last is full
         self.size = vectors_LXD.shape[1]
 
-    def append(self, vectors_LKD: Tensor, rows: int) -> None:
-        """Put K rows at the end; into a new block of so many rows, a multiple of K, if the last one is full."""
+    @property
+    def _starts(self) -> list[int]:
+        """The first row of every block."""
+        return list(accumulate((block.shape[1] for block in self._blocks[:-1]), initial=0))
+
+    def grow(self, rows: int) -> None:
+        """Make room for so many rows more; there must be none left."""
+        layers, _, width = self._blocks[-1].shape
+        self._blocks.append(self._blocks[-1].new_empty(layers, rows, width))
+
+    def append(self, vectors_LKD: Tensor) -> None:
+        """Put K rows at the end, where there must be room."""
         count, at = vectors_LKD.shape[1], self.size - self._starts[-1]
-        if at == self._blocks[-1].shape[1]:
-            layers, _, width = self._blocks[-1].shape
-            self._blocks.append(self._blocks[-1].new_empty(layers, rows, width))
-            self._starts.append(self.size)
-            at = 0
         self._blocks[-1][:, at : at + count] = vectors_LKD
         self.size += count
 
     def take(self, layer: int, rows: Tensor) -> Tensor:
         """Vectors of a layer by row [len(rows), D]."""
-        ascending, order = rows.sort()
-        ends = [*torch.searchsorted(ascending, torch.tensor(self._starts[1:], dtype=torch.long)).tolist(), len(rows)]
+        (ascending, order), starts = rows.sort(), self._starts
+        ends = [*torch.searchsorted(ascending, torch.tensor(starts[1:], dtype=torch.long)).tolist(), len(rows)]
         parts, at = [], 0
-        for block, start, end in zip(self._blocks, self._starts, ends, strict=True):
+        for block, start, end in zip(self._blocks, starts, ends, strict=True):
             if end > at:
                 parts.append(block[layer].index_select(0, ascending[at:end] - start))
             at = end
@@ -102,11 +108,10 @@ class _Blocks:
 
     def cut(self, rows: int) -> None:
         """Let the first rows go; the memory that they took is free once their whole block has gone."""
-        while len(self._blocks) > 1 and self._starts[1] <= rows:
-            del self._blocks[0], self._starts[0]
-        self._blocks[0] = self._blocks[0][:, rows - self._starts[0] :]
-        self._starts = [max(0, start - rows) for start in self._starts]
         self.size -= rows
+        while len(self._blocks) > 1 and self._blocks[0].shape[1] <= rows:
+            rows -= self._blocks.pop(0).shape[1]
+        self._blocks[0] = self._blocks[0][:, rows:]
 
 
 class Memory:
@@ -248,14 +253,15 @@ class Memory:
     def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor) -> None:
         """Put a write at the end of the store. Vectors stay where they are; keys, which are few, stay in one piece."""
         used = self.write_count - self._base
-        # A bounded store is large and stays so.
-        more = max(64, used if self.ledger is None and self.config.store_tokens is None else used // 4)
-        self._store.append(vectors_LKD, more * self.config.K)
-        if used + 1 > self._keys_LGWR.shape[2]:
+        if used == self._keys_LGWR.shape[2]:  # then the vectors' blocks are full too
+            # A bounded store is large and stays so.
+            more = max(64, used if self.ledger is None and self.config.store_tokens is None else used // 4)
+            self._store.grow(more * self.config.K)
             layers, groups, _, size = self._keys_LGWR.shape
             keys = self._keys_LGWR.new_empty(layers, groups, used + more, size)
-            keys[:, :, :used] = self._keys_LGWR[:, :, :used]
+            keys[:, :, :used] = self._keys_LGWR
             self._keys_LGWR = keys
+        self._store.append(vectors_LKD)
         self._keys_LGWR[:, :, used] = keys_LGR
 
     def _expire(self) -> None:

@@ -228,7 +228,7 @@ class ReadSource:
         else:
             scores = block_scores(queries, keys, scale, self._pooled(memory, layer))
         null = model.retriever.null[layer].item()
-        return scores, null + config.null_slope * math.log(memory.write_count - memory.first_write)
+        return scores, null + config.null_slope * math.log(keys.shape[1])
 
     def _of_rows(self, memory: Memory, scores: Tensor, rows: Tensor) -> Tensor:
         """The scores of given rows."""
