@@ -33,7 +33,7 @@ from rich.table import Table
 
 import remanence
 from remanence import Memory, MemoryModel
-from remanence.retention import Retention, accuracy, prose, recall
+from remanence.arena.retention import Retention, accuracy, prose, recall
 
 FIGURES = Path(__file__).parent / "results" / "ablation.json"
 DISTANCES = [100, 250, 500, 1_000, 4_000, 16_000, 40_000, 80_000, 160_000]

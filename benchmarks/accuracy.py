@@ -22,7 +22,7 @@ from rich.table import Table
 
 import remanence
 from remanence import MemoryModel
-from remanence.retention import Retention, accuracy, gated, recall
+from remanence.arena.retention import Retention, accuracy, gated, recall
 
 GATES = (-99.0, 0.0, 0.5, 1.0, 1.5, 2.0)  # least scores of answers that an application takes
 DISTANCES = (1_000, 4_000, 16_000, 40_000, 80_000, 160_000, 1_000_000)

@@ -28,7 +28,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrained
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from remanence import Memory, MemoryConfig, MemoryModel
-from remanence.memory import Write
+from remanence.core.memory import Write
 
 MERGE_WRITES = 60
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import torch
 
 from remanence import Memory, MemoryModel
-from remanence.memory import Write
+from remanence.core.memory import Write
 
 QUESTION = "What is the name of Marla Quist's boat?"
 LONG = 33  # tokens of a long answer

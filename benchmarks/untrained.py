@@ -29,9 +29,9 @@ from transformers import AutoConfig
 
 import remanence
 from remanence import MemoryConfig, MemoryModel
-from remanence.hf import trained_positions
-from remanence.retention import Retention, prose, recall
-from remanence.retention import accuracy as answered
+from remanence.arena.retention import Retention, prose, recall
+from remanence.arena.retention import accuracy as answered
+from remanence.core.attachment import trained_positions
 from remanence.train.run import PROMPT
 
 SYSTEMS = ("window", "no store", "memory", "replay")

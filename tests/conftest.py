@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from remanence.config import MemoryConfig
-from remanence.model import MemoryModel
+from remanence.models.pretrained import MemoryModel
 
 torch.set_num_threads(1)
 

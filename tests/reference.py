@@ -1,6 +1,6 @@
 """Reading and writing memory the slow way: concatenate, attend with an explicit softmax, no cache, no hooks.
 
-Written from the papers (REFERENCE sections 5 to 7), without `remanence.hf`. Works on the layers of any Llama-like
+Written from the papers (REFERENCE sections 5 to 7), without `remanence.core`. Works on the layers of any Llama-like
 decoder of transformers, and only uses their linear maps, norms and MLPs.
 
 Legend:  P prefix (start and memory vectors)   T tokens   S = P + T   D hidden size   H heads   E head size

@@ -61,7 +61,7 @@ def test_a_pipe_and_plain_output(home: Path) -> None:
 
 
 def test_an_old_fact_comes_from_the_long_term_store(home: Path) -> None:
-    from remanence.retention import prose
+    from remanence.arena.retention import prose
 
     text = FACT + " " + prose()[:30_000]
     told = run(home, "memorize", "-", "--memory", "ada", "--json", stdin=text)
@@ -145,7 +145,7 @@ def test_a_full_disk_loses_nothing(home: Path) -> None:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
-    from remanence.retention import prose
+    from remanence.arena.retention import prose
 
     refused(run(home, "memorize", "--memory", "ada", stdin=prose()[:20_000], preexec=small_files))
     assert run(home, "ask", "What is Marla Quist's favourite colour?", "--memory", "ada").stdout == "teal\n"

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from conftest import build_decoder, random_ids, random_text, small
 from remanence.config import MemoryConfig
+from remanence.core.attachment import Attachment
 from remanence.errors import ConfigError
-from remanence.hf import Attachment
-from remanence.model import MemoryModel
+from remanence.models.pretrained import MemoryModel
 from remanence.store import MemoryStore
 from test_hf import hooks_left, plain_logits, read_logits
 

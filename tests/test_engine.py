@@ -22,7 +22,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from remanence import ConfigError, MemoryModel
 from remanence.config import MemoryConfig
-from remanence.hf import MemoryCache, VectorSource
+from remanence.core.attachment import VectorSlots
+from remanence.core.cache import MemoryCache
 from remanence.train import run as run_module
 from remanence.train.bank import Past
 from remanence.train.data import Batch, Question, build_tokenizer
@@ -237,7 +238,7 @@ def test_recomputed_layers_have_the_same_gradients(home: Path, tap: str) -> None
                 cache = model.write_cache([torch.zeros(2, 0, 32)] * 2)
                 model.attachment.decoder(ids, past_key_values=cache, use_cache=True)
             with wrap("read"):
-                read = MemoryCache(VectorSource(model.attachment, cache.kept), 2)
+                read = MemoryCache(VectorSlots(model.attachment, cache.kept), 2)
                 hidden = model.attachment.decoder(ids, past_key_values=read, use_cache=True).last_hidden_state
             loss = model.attachment.logits(hidden).float().logsumexp(-1).mean()
         loss.backward()

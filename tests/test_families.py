@@ -20,10 +20,11 @@ import reference
 from conftest import BOS, build_decoder, random_ids, random_text, small
 from remanence import MemoryStore
 from remanence.config import MemoryConfig
+from remanence.core.attachment import Attachment
+from remanence.core.cache import MemoryCache
+from remanence.core.memory import Memory
 from remanence.errors import ConfigError
-from remanence.hf import Attachment, MemoryCache
-from remanence.memory import Memory
-from remanence.model import MemoryModel
+from remanence.models.pretrained import MemoryModel
 from test_hf import GivenSource, hooks_left, plain_logits, read_logits
 
 ROPE = {"rope_theta": 1e4, "rope_type": "default"}
@@ -241,7 +242,7 @@ def test_bfloat16_scores_are_float32(make: Make) -> None:
     model.memorize(memory, bytes(ids[48:]).decode())
     with torch.no_grad(), model.reading([memory]) as cache:
         model.base(torch.tensor([question]), past_key_values=cache)
-    assert all(layer[0][1].dtype == torch.float32 for layer in cache.source.read)
+    assert all(layer[0][1].dtype == torch.float32 for layer in cache.provider.read)
 
 
 @pytest.mark.slow

@@ -14,10 +14,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 import reference
 from conftest import BOS, random_ids, random_text, small
 from remanence.config import MemoryConfig
+from remanence.core.attachment import Attachment, VectorSlots
+from remanence.core.cache import MemoryCache, Slots, WriteCache
+from remanence.core.memory import Memory, Write
 from remanence.errors import ConfigError
-from remanence.hf import Attachment, MemoryCache, Slots, VectorSource, WriteCache
-from remanence.memory import Memory, Write
-from remanence.model import MemoryModel
+from remanence.models.pretrained import MemoryModel
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Kind = tuple[str, str]
@@ -27,7 +28,7 @@ def hooks_left(model: PreTrainedModel) -> int:
     """Our hooks on the decoder's layers (transformers leaves its own there once hidden states were asked for)."""
     layers = model.get_decoder().layers
     hooks = [h for layer in layers for h in (*layer._forward_pre_hooks.values(), *layer._forward_hooks.values())]
-    return sum(hook.__module__ == "remanence.hf" for hook in hooks)
+    return sum(hook.__module__ == "remanence.core.cache" for hook in hooks)
 
 
 def plain_logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
@@ -42,7 +43,7 @@ def read_logits(model: MemoryModel, memory: Memory, ids: list[int]) -> Tensor:
         return model.base(torch.tensor([ids]), past_key_values=cache).logits[0]
 
 
-class GivenSource(VectorSource):
+class GivenSource(VectorSlots):
     """Given vectors with a given bias."""
 
     def __init__(self, attachment: Attachment, vectors: list[Tensor], bias: list[Tensor] | None) -> None:
@@ -189,7 +190,7 @@ def test_a_memory_is_read_as_in_the_reference(
     with torch.no_grad(), model.reading([memory]) as cache:
         logits = model.base(torch.tensor([ids]), past_key_values=cache).logits[0]
     for layer, rows in enumerate(retrieval.read):
-        assert cache.source.read[layer][0][0].tolist() == rows + memory.pool_rows_Ln[layer].tolist()
+        assert cache.provider.read[layer][0][0].tolist() == rows + memory.pool_rows_Ln[layer].tolist()
     torch.testing.assert_close(logits, expected, **CLOSE)
 
 
@@ -209,9 +210,9 @@ def test_layers_after_the_first_score_candidates_only(
         with model.reading([memory]) as cache:
             logits = model.base(torch.tensor([ids]), past_key_values=cache).logits[0]
     for layer, rows in enumerate(retrieval.read):
-        assert cache.source.read[layer][0][0].tolist() == rows + memory.pool_rows_Ln[layer].tolist()
+        assert cache.provider.read[layer][0][0].tolist() == rows + memory.pool_rows_Ln[layer].tolist()
     torch.testing.assert_close(logits, expected, **CLOSE)
-    assert all(math.isfinite(source.score) for source in cache.source.sources(0))
+    assert all(math.isfinite(source.score) for source in cache.provider.sources(0))
     model.config = model.config.replace(candidates=None)
     everything = Retrieval(model, memory)
     with torch.no_grad():
@@ -238,7 +239,7 @@ def test_only_the_asking_tokens_query(make_model: Callable[..., MemoryModel]) ->
 
         reference.read(model.base, ids, only_asking)
     for layer, rows in enumerate(retrieval.read):
-        assert cache.source.read[layer][0][0].tolist()[: len(rows)] == rows
+        assert cache.provider.read[layer][0][0].tolist()[: len(rows)] == rows
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ def test_a_learned_write_gets_its_gradient_from_a_read(kind: Kind, make_model: C
     prefix = [model._with_start(layer, v) for layer, v in enumerate(vectors)]
     ids = torch.tensor([random_ids(6, 2)])
     with model.attachment.hooks():
-        cache = MemoryCache(VectorSource(model.attachment, prefix), 3)
+        cache = MemoryCache(VectorSlots(model.attachment, prefix), 3)
         loss = model.base(ids, past_key_values=cache, labels=ids).loss
     k_proj = model.base.model.layers[0].self_attn.k_proj.weight
     grads = torch.autograd.grad(loss, [model.offset, model.start, k_proj])
@@ -508,7 +509,7 @@ def test_a_cache_outside_the_hooks_is_an_error_not_a_wrong_answer(make_model: Ca
 def test_write_cache_keeps_one_tensor_a_layer(make_decoder: Callable[..., Any]) -> None:
     """[B, K, D] for every layer, in order."""
     attachment = Attachment(make_decoder())
-    source = VectorSource(attachment, [torch.randn(2, 3, 64) for _ in range(3)])
+    source = VectorSlots(attachment, [torch.randn(2, 3, 64) for _ in range(3)])
     for tap in ("output", "input"):
         cache = WriteCache(source, 3, 4, tap, None)
         with torch.no_grad(), attachment.hooks():

@@ -15,8 +15,9 @@ from torch import Tensor
 
 import reference
 from remanence.config import MemoryConfig
+from remanence.core.blocks import Blocks
+from remanence.core.memory import Memory, Pending, Write
 from remanence.errors import ConfigError, IncompatibleMemory, MemoryCorrupt, RemanenceError
-from remanence.memory import Memory, Pending, Write, _Blocks
 
 LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 FALSE_ALARM = 1e-10  # of each statistical test
@@ -325,7 +326,7 @@ def test_vectors_are_found_in_whatever_block_they_are(loaded: int) -> None:
     for write in (0, 1, 63, 64, 65, 128, 299, 300):
         assert torch.equal(memory.tensors(since=write)["vectors"], whole[:, write * 4 :])
     for cut in (0, 3, 64, 70, 100):
-        blocks = _Blocks(whole[:, : 65 * 4])
+        blocks = Blocks(whole[:, : 65 * 4])
         for write in range(65, 300):
             if (write - 65) % 50 == 0:
                 blocks.grow(50 * 4)

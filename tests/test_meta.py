@@ -128,44 +128,62 @@ def test_the_error_tree_is_drawn_whole() -> None:
 # Who imports whom ----------------------------------------------------------------------------------------------------
 
 
-def test_memory_is_plain_tensor_code() -> None:
-    for module in ("memory", "ledger"):
+ROOMS = {  # who may know whom; a room knows itself. `cli` knows all and is known by none
+    "": set(),  # errors, config, files
+    "core": {""},
+    "store": {"", "core"},
+    "models": {"", "core"},
+    "facts": {""},
+    "train": {"", "core", "models", "facts"},
+    "arena": {"", "core", "models", "facts"},
+    "serve": {"", "core", "models", "store"},
+    "cli": {"", "core", "models", "store", "facts", "train", "arena", "serve"},
+}
+
+
+def room(module: str) -> str:
+    """The folder that a module lies in."""
+    return module.rpartition(".")[0].split(".")[0] if module not in ROOMS else module
+
+
+def test_rooms_know_only_what_they_may() -> None:
+    for module in MODULES:
+        if module not in ("__init__", "__main__"):
+            known = {room(name) for name in ours(module)} - {room(module)}
+            assert known <= ROOMS[room(module)], module
+
+
+def test_memory_and_retriever_are_plain_tensor_code() -> None:
+    for module in ("core.memory", "core.blocks", "core.ledger", "core.retriever"):
         assert third_parties(module) == {"torch"}
-        assert ours(module) <= {"config", "errors", "ledger"}
+        assert ours(module) <= {"config", "errors", "core.blocks", "core.ledger"}
 
 
-def test_retriever_is_plain_tensor_code() -> None:
-    assert third_parties("retriever") == {"torch"}
-    assert ours("retriever") <= {"config", "errors"}
+def test_the_store_knows_no_model() -> None:
+    stores = [module for module in MODULES if room(module) == "store"]
+    assert stores
+    for module in stores:
+        assert {name for name in ours(module) if room(name) == "core"} <= {"core.memory"}
+        assert "transformers" not in third_parties(module)
 
 
-def test_store_knows_no_model() -> None:
-    assert ours("store") <= {"memory", "config", "errors"}
-    assert "transformers" not in third_parties("store")
-
-
-def test_the_model_knows_no_disk() -> None:
+def test_the_core_knows_no_disk() -> None:
     disk = {"io", "os", "pathlib", "shutil", "sqlite3", "tempfile", "safetensors", "huggingface_hub"}
-    assert not {name.split(".")[0] for name in imports("model")} & disk  # what it is loaded from: pretrained.py
-
-
-def test_the_library_knows_no_application() -> None:
-    library = "errors config memory ledger retriever hf published convert pretrained read model store"
-    for module in library.split():
-        outside = {
-            name for name in ours(module) if name.split(".")[0] in ("cli", "session", "demo", "retention", "train")
-        }
-        assert not outside, module
+    for module in MODULES:
+        if room(module) == "core":  # what a model is loaded from: models/pretrained.py
+            assert not {name.split(".")[0] for name in imports(module)} & disk, module
+            assert "files" not in ours(module), module
 
 
 def test_transformers_stays_in_its_place() -> None:
     inside = {m for m in MODULES if any(i.startswith("transformers.") for i in imports(m))}
-    # cli.py and train/run.py: its log level; train/attention.py: the mask of the attention that it registers
-    assert inside <= {"hf", "cli", "train.attention", "train.run"}, "only hf.py knows the inside of transformers"
-    assert {i for i in imports("cli") if i.startswith("transformers")} <= {"transformers.utils"}
+    # cli/output.py, train/run.py: its log level; train/attention.py: the mask of the attention that it registers
+    assert inside <= {"core.cache", "core.attachment", "cli.output", "train.attention", "train.run"}
+    assert {i for i in imports("cli.output") if i.startswith("transformers")} <= {"transformers.utils"}
     users = {m for m in MODULES if "transformers" in third_parties(m)}
-    # session.py: the streamer of Hugging Face's `generate`
-    assert {m for m in users if not m.startswith("train")} <= {"hf", "model", "pretrained", "session", "cli"}
+    # core/session.py: the streamer of Hugging Face's `generate`
+    may = {f"core.{name}" for name in ("cache", "attachment", "adapters", "model", "session")}
+    assert {m for m in users if room(m) != "train"} <= may | {"models.pretrained", "cli.output"}
 
 
 def test_no_circular_imports() -> None:
@@ -237,7 +255,8 @@ def test_files_named_in_the_docs_exist() -> None:
             if name in ("notes.md", "curve.png", "curve.svg"):  # examples of a user's own files
                 continue
             if not any(
-                (base / name).exists() for base in (ROOT, ROOT / "src", page.parent, PACKAGE, PACKAGE / "builtin")
+                (base / name).exists()
+                for base in (ROOT, ROOT / "src", page.parent, PACKAGE, PACKAGE / "models" / "builtin")
             ):
                 wrong.append(f"{page.name}: {name}")
     assert not wrong

@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorL
 
 from conftest import BOS, build_decoder, build_tokenizer, random_ids, random_text, small
 from remanence.config import MemoryConfig
+from remanence.core.memory import Memory
 from remanence.errors import ConfigError, IncompatibleMemory, InputError
-from remanence.memory import Memory
-from remanence.model import MemoryModel
-from remanence.pretrained import WEIGHTS, plan
+from remanence.models.pretrained import WEIGHTS, MemoryModel, plan
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Make = Callable[..., MemoryModel]
@@ -215,7 +214,7 @@ def test_generate_as_a_dictionary(make_model: Make) -> None:
 @pytest.mark.parametrize("changes", [{}, {"score_bias": 2.0}], ids=str)
 def test_options_that_change_the_cache(option: dict[str, Any], changes: dict[str, Any], make_model: Make) -> None:
     """They give the same greedy answer or are refused; never another answer."""
-    # SRC BUG (use_cache=False silently answers otherwise; prefill_chunk_size is an IndexError in ReadSource.slots)
+    # SRC BUG (use_cache=False silently answers otherwise; prefill_chunk_size is an IndexError in ReadSlots.slots)
     model = make_model(small(**changes))
     memory, prompt = model.new_memory(), random_ids(9)
     model.memorize(memory, random_text(80))

@@ -19,11 +19,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from remanence import cli, convert, published
+from remanence import cli
+from remanence.core.attachment import VectorSlots
+from remanence.core.cache import MemoryCache
+from remanence.core.memory import Memory
 from remanence.errors import ConfigError
-from remanence.hf import MemoryCache, VectorSource
-from remanence.memory import Memory
-from remanence.model import MemoryModel
+from remanence.models import checkpoint as convert
+from remanence.models import published
+from remanence.models.pretrained import MemoryModel
 from remanence.store import MemoryStore
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -166,7 +169,7 @@ def read(model: MemoryModel, memory: Memory, trace: Trace, name: str) -> None:
         out = model.base(torch.tensor([ids]), past_key_values=memory_cache, output_hidden_states=True)
     trace.same(f"{name}.logits", out.logits[0])
     trace.same(f"{name}.last_hidden_state", out.hidden_states[-1][0])
-    books, source = memory.ledger, memory_cache.source
+    books, source = memory.ledger, memory_cache.provider
     for l in range(LAYERS) if books is not None else ():
         rows, scores, _ = source.read[l][0]
         rows, listed = rows[: model.config.K0], books.listed(l)
@@ -205,7 +208,7 @@ def read_delta(model: MemoryModel, delta_LKD: Tensor, ids_BT: Tensor) -> Tensor:
     """Logits with nothing in front but the start vector and these vectors, read with the writer's weights [T, V]."""
     vectors = [model._with_start(l, vectors[None]) for l, vectors in enumerate(delta_LKD)]
     with model.attachment.hooks(), model.adapter("write"):
-        cached = MemoryCache(VectorSource(model.attachment, vectors), LAYERS)
+        cached = MemoryCache(VectorSlots(model.attachment, vectors), LAYERS)
         return model.base(ids_BT, past_key_values=cached).logits[0]
 
 
@@ -284,7 +287,7 @@ def weights_of(model: MemoryModel, memory: Memory, ids_BT: Tensor) -> Tensor:
     """The retriever's scores of the vectors in the pool for a prompt [L, n]."""
     found: list[Tensor] = []
 
-    class Spy(VectorSource):
+    class Spy(VectorSlots):
         def slots(self, layer: int, hidden_BTD: Tensor) -> Any:
             normed = model.attachment.norm(layer, hidden_BTD)
             queries, keys = model.retriever.queries(layer, normed)[0], model.retriever_keys(memory.pool_LnD)[layer]
@@ -292,8 +295,8 @@ def weights_of(model: MemoryModel, memory: Memory, ids_BT: Tensor) -> Tensor:
             return reader.slots(layer, hidden_BTD)
 
     with torch.no_grad(), model.reading([memory]) as memory_cache:
-        reader: Any = memory_cache.source
-        memory_cache.source = Spy(model.attachment, [torch.zeros(1, reader.length, 64)] * LAYERS)
+        reader: Any = memory_cache.provider
+        memory_cache.provider = Spy(model.attachment, [torch.zeros(1, reader.length, 64)] * LAYERS)
         model.base(ids_BT, past_key_values=memory_cache)
     return torch.stack(found)
 
@@ -499,7 +502,7 @@ def test_adapters_that_do_not_arrive_are_noticed(files: Callable[..., Files], mo
     def fewer(self: LoraConfig, *args: Any, **values: Any) -> None:
         real(self, *args, **values | {"target_modules": ["q_proj"]})
 
-    monkeypatch.setattr("remanence.pretrained.LoraConfig.__init__", fewer)
+    monkeypatch.setattr("peft.LoraConfig.__init__", fewer)
     with pytest.raises(ConfigError, match=r"no counterpart: .*k_proj\.lora_A\.read"):
         MemoryModel.from_pretrained(files().folder)
 
@@ -563,8 +566,8 @@ def test_hub_id(files: Callable[..., Files], monkeypatch: pytest.MonkeyPatch) ->
         asked.append((repository, "*"))
         return str(folder)
 
-    monkeypatch.setattr("remanence.convert.hf_hub_download", one)
-    monkeypatch.setattr("remanence.convert.snapshot_download", all_files)
+    monkeypatch.setattr("remanence.models.checkpoint.hf_hub_download", one)
+    monkeypatch.setattr("remanence.models.checkpoint.snapshot_download", all_files)
     model = MemoryModel.from_pretrained("YuWangX/mplus-8b")
     assert model.name == "mplus-8b" and model.shipped is not None
     assert ("YuWangX/mplus-8b", "*") in asked
@@ -595,7 +598,7 @@ def test_a_grown_memory_of_a_published_model(load: Callable[..., MemoryModel]) -
     memory = model.new_memory(empty=True, seed=3)
     for i in range(12):
         with model.reading([memory]) as memory_cache:
-            assert memory_cache.source.length == 1 + memory.pool_size + memory.read_size
+            assert memory_cache.provider.length == 1 + memory.pool_size + memory.read_size
         model.write(memory, [3 + i] * 9)
         books = memory.ledger
         assert books is not None
@@ -663,7 +666,7 @@ def test_settings_may_be_changed(files: Callable[..., Files], load: Callable[...
     assert memory.long_term_size == 64 + 70 * 8 and memory.first_write == 0
     with torch.no_grad(), model.reading([memory]) as memory_cache:
         model.base(torch.tensor([[5, 6, 7]]), past_key_values=memory_cache)
-    for layer in memory_cache.source.read:
+    for layer in memory_cache.provider.read:
         rows = layer[0][0][: model.config.K0]
         assert rows.tolist() == sorted(rows.tolist())
     with pytest.raises(ConfigError, match="unknown memory setting"):

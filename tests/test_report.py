@@ -17,8 +17,7 @@ from peft import LoraConfig
 
 from conftest import build_decoder, random_ids, random_text, small
 from remanence.errors import ConfigError, InputError
-from remanence.model import MemoryModel
-from remanence.pretrained import SETTINGS, SHIPPED, WEIGHTS, plan
+from remanence.models.pretrained import SETTINGS, SHIPPED, WEIGHTS, MemoryModel, plan
 from remanence.train import report
 from remanence.train.report import Trackers, card, numbers, plot, read_log, tracker_options
 
@@ -320,11 +319,11 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """Instead of the real one, which tests cannot reach."""
     hub = Hub(tmp_path / "hub")
-    monkeypatch.setattr("remanence.pretrained.create_repo", hub.create_repo)
-    monkeypatch.setattr("remanence.pretrained.upload_folder", hub.upload_folder)
-    for module in ("pretrained", "convert"):
+    monkeypatch.setattr("remanence.models.pretrained.create_repo", hub.create_repo)
+    monkeypatch.setattr("remanence.models.pretrained.upload_folder", hub.upload_folder)
+    for module in ("models.pretrained", "models.checkpoint"):
         monkeypatch.setattr(f"remanence.{module}.hf_hub_download", hub.download)
-    monkeypatch.setattr("remanence.convert.snapshot_download", hub.snapshot)
+    monkeypatch.setattr("remanence.models.checkpoint.snapshot_download", hub.snapshot)
     return hub
 
 
@@ -386,7 +385,7 @@ def test_pushes_that_are_refused(
     def offline(*_: Any, **__: Any) -> None:
         raise OfflineModeIsEnabled("offline mode")
 
-    monkeypatch.setattr("remanence.pretrained.create_repo", offline)
+    monkeypatch.setattr("remanence.models.pretrained.create_repo", offline)
     with pytest.raises(ConfigError, match="offline mode"):
         model.push_to_hub("ada/tiny")
 
@@ -399,7 +398,7 @@ def test_the_plan_of_a_model_on_the_hub(
     from transformers import AutoConfig
 
     read = AutoConfig.from_pretrained
-    monkeypatch.setattr("remanence.pretrained.AutoConfig.from_pretrained", lambda name: read(hub.folder / name))
+    monkeypatch.setattr("remanence.models.pretrained.AutoConfig.from_pretrained", lambda name: read(hub.folder / name))
     hub.calls.clear()
     sizes = plan("ada/tiny")
     assert sizes["trained_memory"] and sizes["memory"] == small().to_dict()
@@ -414,7 +413,7 @@ def test_a_decoder_on_the_hub_has_no_trained_memory(hub: Hub, monkeypatch: pytes
         asked.append((name, options))
         raise OSError("not found")
 
-    monkeypatch.setattr("remanence.pretrained.AutoModelForCausalLM.from_pretrained", load)
+    monkeypatch.setattr("remanence.models.pretrained.AutoModelForCausalLM.from_pretrained", load)
     with pytest.raises(ConfigError, match="cannot load model 'ada/plain': not found"):
         MemoryModel.from_pretrained("ada/plain", revision="v2")
     assert asked == [("ada/plain", {"revision": "v2"})]

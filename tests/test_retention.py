@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from remanence import MemoryModel
-from remanence.retention import SYSTEMS, Result, Retention, Told, accuracy, gated, recall
-from remanence.train.facts import UNKNOWN
+from remanence.arena.retention import SYSTEMS, Result, Retention, Told, accuracy, gated, recall
+from remanence.facts.maker import UNKNOWN
 
 
 def result(kind: str, right: bool, score: float, system: str = "full", distance: int = 10) -> Result:

@@ -27,9 +27,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from remanence import memory as memory_module
-from remanence import store as store_module
 from remanence.config import MemoryConfig
+from remanence.core import memory as memory_module
+from remanence.core.memory import Memory, Pending, Write
 from remanence.errors import (
     ConfigError,
     IncompatibleMemory,
@@ -39,8 +39,8 @@ from remanence.errors import (
     StorageError,
     UnknownMemory,
 )
-from remanence.memory import Memory, Pending, Write
 from remanence.store import MemoryInfo, MemoryStore
+from remanence.store import store as store_module
 
 LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 TESTS = Path(__file__).parent

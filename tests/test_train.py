@@ -20,15 +20,15 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from remanence.config import MemoryConfig
+from remanence.core.cache import MemoryCache
 from remanence.errors import ConfigError
-from remanence.hf import MemoryCache
-from remanence.model import MemoryModel
+from remanence.facts.maker import ACKNOWLEDGE, RELATIONS, SPLITS, UNKNOWN, Fact, FactMaker, Subject
+from remanence.models.pretrained import MemoryModel
 from remanence.train import data as data_module
 from remanence.train import loop as loop_module
 from remanence.train.attention import GROUPED
-from remanence.train.bank import BankSource, History
+from remanence.train.bank import BankSlots, History
 from remanence.train.data import ANSWER, QUESTION, Mix, Prose, Question, Rows, Streams, build_tokenizer, read_prose
-from remanence.train.facts import ACKNOWLEDGE, RELATIONS, SPLITS, UNKNOWN, Fact, FactMaker, Subject
 from remanence.train.loop import Trainer
 from remanence.train.objective import Objective, Place
 from remanence.train.run import PROMPT, builtin_run, launch
@@ -427,7 +427,7 @@ def test_the_number_of_others_is_within_its_range() -> None:
 
 def bank(
     model: MemoryModel, history: History, *, pool: int = 32, retrieved: int = 2, seed: int = 0, **changes: Any
-) -> tuple[BankSource, Tensor]:
+) -> tuple[BankSlots, Tensor]:
     """A bank of random vectors, and hidden states that ask it."""
     generator = torch.Generator().manual_seed(seed)
     questions, writes = history.order_QW.shape
@@ -441,7 +441,7 @@ def bank(
     vectors = [torch.randn(writes, 8, 32, generator=generator) for _ in range(2)]
     with torch.no_grad():
         model.retriever.null.copy_(torch.tensor([0.3, -0.2]))
-    source = BankSource(
+    source = BankSlots(
         model.attachment, model.retriever, vectors, model.start, history, asks, **(options | changes)
     )  # fmt: skip
     return source, hidden
@@ -495,7 +495,7 @@ def test_what_a_bank_reads(make: Callable[..., MemoryModel]) -> None:
     assert (slots.bias[:, 0] <= 0).all()
 
 
-def source_rows(source: BankSource, slots: Any, model: MemoryModel) -> tuple[Tensor, Tensor]:
+def source_rows(source: BankSlots, slots: Any, model: MemoryModel) -> tuple[Tensor, Tensor]:
     """Which rows of the bank the slots hold, by their values, and which of them exist."""
     _, values = model.attachment.project(0, source.vectors[0])
     table = values.flatten(2).flatten(0, 1)
@@ -667,7 +667,7 @@ def test_training_writes_and_reads_as_use_does(
     history = History.draw(torch.arange(2), torch.tensor([-1, 4]), none, none, owner, (0, 0), torch.Generator())
     ids, asks = torch.randint(3, 600, (2, 10)), torch.zeros(2, 10, dtype=torch.bool)
     asks[:, 2:7] = True
-    source = BankSource(
+    source = BankSlots(
         model.attachment, model.retriever, vectors, model.start, history, asks, pool_vectors=32, retrieved_writes=0,
         strength=0.5, recency=config.recency, key_group=4, score_layers=config.score_layers,
         force_Q=none[:, 0], generator=torch.Generator(),
@@ -676,7 +676,7 @@ def test_training_writes_and_reads_as_use_does(
         cache = MemoryCache(source, 2)
         trained = model.attachment.decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
     with model.reading(memories, asks) as cache:
-        mask = torch.cat([cache.source.mask(), torch.ones(2, 10, dtype=torch.long)], 1)
+        mask = torch.cat([cache.provider.mask(), torch.ones(2, 10, dtype=torch.long)], 1)
         used = model.attachment.decoder(
             ids, past_key_values=cache, attention_mask=mask, use_cache=True
         ).last_hidden_state

@@ -19,10 +19,10 @@ from conftest import BOS, build_decoder, random_ids, random_text, small
 from remanence import MemoryModel, MemoryStore
 from remanence.cli import app
 from remanence.config import MemoryConfig
+from remanence.core.attachment import Attachment
+from remanence.core.retriever import attention_keys, attention_scores
 from remanence.errors import ConfigError
-from remanence.hf import Attachment
-from remanence.pretrained import plan
-from remanence.retriever import attention_keys, attention_scores
+from remanence.models.pretrained import plan
 from test_families import FAMILIES, close
 from test_hf import plain_logits, read_logits
 
@@ -118,7 +118,7 @@ def test_a_write_that_holds_the_question_is_found(folder: Path) -> None:
     for write in range(0, 40, 4):
         with torch.no_grad(), model.reading([memory]) as cache:
             model.base(torch.tensor([ids[8 * write : 8 * write + 8]]), past_key_values=cache)
-        found += write in cache.source.writes_read(0)[0]
+        found += write in cache.provider.writes_read(0)[0]
     assert found == 10  # 1 of 49 by chance
 
 

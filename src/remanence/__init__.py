@@ -26,20 +26,22 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .config import MemoryConfig
-    from .memory import Memory
-    from .model import Answer, MemoryModel, Source
+    from .core.memory import Memory
+    from .core.model import Answer
+    from .core.read import Source
+    from .models.pretrained import MemoryModel
     from .store import MemoryStore
 
 __version__ = "0.1.0"
 
 # Names that need torch are imported when they are first used, so that `remanence --help` stays quick.
 _HOMES = {
-    "Answer": "model",
-    "Memory": "memory",
+    "Answer": "core.model",
+    "Memory": "core.memory",
     "MemoryConfig": "config",
-    "MemoryModel": "model",
+    "MemoryModel": "models.pretrained",
     "MemoryStore": "store",
-    "Source": "model",
+    "Source": "core.read",
 }
 
 __all__ = [

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..hf import Attachment, Slots
-from ..retriever import Retriever, slot_bias, superseded
+from ..core.attachment import Attachment
+from ..core.cache import Slots
+from ..core.retriever import Retriever, slot_bias, superseded
 from .data import Batch, Question
 
 STALE_SHARE = 0.4
@@ -149,7 +150,7 @@ class Past:
         return cls(*own, meta["subjects"], asked, meta["documents"])
 
 
-class BankSource:
+class BankSlots:
     """A `Source` for a batch of questions that read a bank of writes.
 
     Args:

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import ConfigError
-from .facts import ACKNOWLEDGE, RELATIONS, UNKNOWN, Fact, FactMaker, Subject, usable_words
+from ..facts.maker import ACKNOWLEDGE, RELATIONS, UNKNOWN, Fact, FactMaker, Subject, usable_words
 
 _LEAST_PROSE = 2_000  # tokens
 QUESTION, ANSWER = "Question: ", " Answer:"  # the built-in model's prompt around a question

@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..model import MemoryModel
-from ..store import sync_folder
+from ..files import sync_folder
+from ..models.pretrained import MemoryModel
 from .bank import Past
 from .data import Batch
 from .objective import Objective, Place

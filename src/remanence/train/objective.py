@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.attachment import VectorSlots
+from ..core.cache import MemoryCache, SlotProvider
 from ..errors import ConfigError
-from ..hf import MemoryCache, Source, VectorSource
-from ..model import MemoryModel
-from .bank import STALE_SHARE, BankSource, History, Past
+from ..models.pretrained import MemoryModel
+from .bank import STALE_SHARE, BankSlots, History, Past
 from .data import Batch, Question, Rows
 from .settings import Stage
 
@@ -117,16 +118,16 @@ class Objective(nn.Module):
         history = History.draw(
             streams_Q, gold_Q, stale_QW, forbidden_QW, owner_W, stage.others, generator, share_Q
         )  # fmt: skip
-        source = BankSource(
+        bank = BankSlots(
             model.attachment, model.retriever, vectors, model.start, history, rows.asks_QT,
             pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=config.score_bias,
             recency=config.recency, key_group=config.key_group,
             force_Q=torch.rand(len(questions), generator=generator) < stage.force, generator=generator, past=old,
             score=config.score, score_layers=config.score_layers,
         )  # fmt: skip
-        hidden = self._read(source, rows.ids_QT)
+        hidden = self._read(bank, rows.ids_QT)
         answer, right = self._answers(hidden, rows, len(questions))
-        retriever = torch.stack(source.losses).mean()
+        retriever = torch.stack(bank.losses).mean()
         length = batch.chunks_BTn.shape[-1]
         kept, from_base = self._kept(stage, hidden[apart.to(hidden.device), :length], rows.ids_QT[apart, :length])
         loss = answer + stage.lm_weight * lm + stage.retriever_weight * retriever + kept
@@ -134,7 +135,7 @@ class Objective(nn.Module):
             past.add(vectors, batch, stage.earlier)
         return loss, _figures(questions, right) | from_base | {
             "answer": answer.item(), "lm": lm.item(), "retriever": retriever.item(),
-            "recall": [round(r.item(), 3) for r in source.recall],
+            "recall": [round(r.item(), 3) for r in bank.recall],
         }  # fmt: skip
 
     def _pass(self, role: str) -> AbstractContextManager[Any]:
@@ -145,11 +146,11 @@ class Objective(nn.Module):
             stack.enter_context(self.model.attachment.recomputing(lambda: self.model.adapter(role)))
         return stack
 
-    def _read(self, source: Source, ids_QT: Tensor) -> Tensor:
-        """The last hidden states [Q, T, D] of tokens that read a source."""
+    def _read(self, provider: SlotProvider, ids_QT: Tensor) -> Tensor:
+        """The last hidden states [Q, T, D] of tokens that read memory slots."""
         attachment = self.model.attachment
         with self._pass("read"):
-            cache = MemoryCache(source, len(attachment.layers))
+            cache = MemoryCache(provider, len(attachment.layers))
             ids = ids_QT.to(self.model.base.device)
             hidden: Tensor = attachment.decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state
         return hidden
@@ -229,8 +230,8 @@ class Objective(nn.Module):
             ]
         grouped = [[q for q in questions if q.stream == stream] for stream in range(streams)]
         rows = Rows.of(batch.chunks_BTn[:, -shown:].flatten(1).tolist(), grouped)
-        source = VectorSource(model.attachment, [s.expand(streams, 1, -1) for s in model.start])
-        hidden = self._read(source, rows.ids_QT)
+        start = VectorSlots(model.attachment, [s.expand(streams, 1, -1) for s in model.start])
+        hidden = self._read(start, rows.ids_QT)
         answer, right = self._answers(hidden, rows, len(questions))
         text, ids = hidden[::4, : shown * length], rows.ids_QT[::4, : shown * length]
         lm = self._text(text, ids) if stage.lm_weight else torch.zeros(())

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import ConfigError
-from ..model import MemoryModel
+from ..models.pretrained import MemoryModel
 from .objective import Objective
 from .settings import Engine
 

@@ -19,17 +19,16 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from .. import convert
 from ..config import MemoryConfig
+from ..core.attachment import trained_positions
 from ..errors import ConfigError, RemanenceError
-from ..hf import trained_positions
-from ..model import MemoryModel
-from ..pretrained import saved_settings
-from ..published import is_published
+from ..facts.maker import UNKNOWN
+from ..models import checkpoint
+from ..models.pretrained import MemoryModel, saved_settings
+from ..models.published import is_published
 from .attention import GROUPED
 from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
 from .documents import Data, Documents, expand
-from .facts import UNKNOWN
 from .loop import MakeBatches, Trainer, new_accelerator
 from .report import card
 from .settings import Engine, Lora, Run, Stage, changed
@@ -90,7 +89,7 @@ def _begin(model: str, prose: Path | None) -> tuple[MemoryConfig, Lora | None]:
         names = lora["target_modules"]
         targets = (names,) if isinstance(names, str) else tuple(sorted(names))
         return memory, Lora(r=lora["r"], alpha=lora["lora_alpha"], dropout=lora["lora_dropout"], targets=targets)
-    if is_published(convert.find(model) or {}):
+    if is_published(checkpoint.find(model) or {}):
         raise ConfigError(f"{model} is a published checkpoint; write it as ours first: remanence convert {model} OUT")
     try:
         config = AutoConfig.from_pretrained(model)

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from ..config import MemoryConfig
-from ..model import MemoryModel
+from ..models.pretrained import MemoryModel
 from .data import Mix
 from .documents import DocumentMix
 from .settings import Stage

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .config import MemoryConfig
-from .errors import InputError
-from .hf import Attachment, Slots
+from ..config import MemoryConfig
+from ..errors import InputError
+from .attachment import Attachment
+from .cache import Slots
 from .memory import Memory
 from .retriever import attention_scores, block_scores, block_scores_of, slot_bias, superseded, vector_scores
 
@@ -62,7 +63,7 @@ class Reader(Protocol):
         ...
 
 
-class ReadSource:
+class ReadSlots:
     """The `Source` of a read (M+ §3.2): per row and layer [start; retrieved, oldest first; pool].
 
     Rows with less memory are padded in front. Positions count from 0 at each row's first slot, so that the newest

@@ -42,8 +42,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .config import MemoryConfig
-from .errors import (
+from ..config import MemoryConfig
+from ..core.memory import Memory
+from ..errors import (
     ConfigError,
     IncompatibleMemory,
     InputError,
@@ -53,7 +54,7 @@ from .errors import (
     StorageError,
     UnknownMemory,
 )
-from .memory import Memory
+from ..files import sync_folder
 
 FORMAT = 1
 CATALOGUE, MEMORIES, LOCKS = "catalogue.sqlite", "memories", "locks"
@@ -656,17 +657,6 @@ def _verify(folder: Path, file: _File, name: str) -> None:
         raise MemoryCorrupt(f"{path} has {size} bytes, expected {file.bytes}. {advice}")
     if sha256 != file.sha256:
         raise MemoryCorrupt(f"{path} was changed: SHA-256 {sha256}, expected {file.sha256}. {advice}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder permanent (Windows does so by itself and cannot be asked)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _version() -> str:

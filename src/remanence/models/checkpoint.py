@@ -17,9 +17,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import safe_open
 from torch import Tensor
 
-from .config import MemoryConfig
-from .errors import ConfigError
-from .memory import Memory
+from ..config import MemoryConfig
+from ..core.memory import Memory
+from ..errors import ConfigError
 from .published import Layout, is_published
 
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import ceil, log, log1p, prod
 from typing import Any
 
-from .config import MemoryConfig
-from .errors import ConfigError
+from ..config import MemoryConfig
+from ..errors import ConfigError
 
 CLASSES = ("MemoryLLM", "MPlus")
 CHUNK, WINDOW = 512, 2048  # tokens: what the published models were trained to write, and to hold in a prompt

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TextIteratorStreamer
 
 from .memory import Memory
-from .model import Answer, MemoryModel
+from .model import Answer, MemoryDecoder
 
 
 class Session:
@@ -24,7 +24,7 @@ class Session:
         label: the source of what is remembered.
     """
 
-    def __init__(self, model: MemoryModel, memory: Memory, *, label: str = "chat") -> None:
+    def __init__(self, model: MemoryDecoder, memory: Memory, *, label: str = "chat") -> None:
         self.model, self.memory, self.label = model, memory, label
         self.answer: Answer | None = None
 
@@ -35,7 +35,7 @@ class Session:
 
         Args:
             text: what the user says.
-            max_new_tokens, options: as in `MemoryModel.ask`.
+            max_new_tokens, options: as in `MemoryDecoder.ask`.
         """
         self.answer = None
         if self.model.fits(self.memory, text, max_new_tokens):

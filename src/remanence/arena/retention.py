@@ -18,10 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .memory import Pending
-from .model import MemoryModel
-from .pretrained import BUILTIN
-from .train.facts import UNKNOWN, Fact, FactMaker
+from ..core.memory import Pending
+from ..facts.maker import UNKNOWN, Fact, FactMaker
+from ..models.pretrained import BUILTIN, MemoryModel
 
 SYSTEMS = ("full", "no store", "window", "forced")
 _STEP = 512  # most tokens between two looks at the clock; a quarter of the shortest distance, if that is less

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import MemoryConfig
-from .errors import MemoryCorrupt
+from ..config import MemoryConfig
+from ..errors import MemoryCorrupt
 
 _LOST = 0.01  # recall frequency at which a vector is lost
 _FOLD = 64  # writes after which waiting rows join the list where nothing is merged, so that a write costs the same

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,9 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import create_repo, hf_hub_download, upload_folder
-from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,11 +23,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from . import convert
-from .config import MemoryConfig
-from .errors import ConfigError
-from .hf import Attachment, stored, trained_positions
-from .memory import Memory
+from ..config import MemoryConfig
+from ..core.attachment import trained_positions
+from ..core.memory import Memory
+from ..core.model import MemoryDecoder
+from ..core.placement import stored
+from ..errors import ConfigError
+from .checkpoint import Checkpoint, fetch, find
 from .published import BYTES, QUESTION, is_published
 
 FORMAT = 1
@@ -38,26 +38,12 @@ BUILTIN = Path(__file__).parent / "builtin"
 _HUB = ("revision", "token", "cache_dir", "local_files_only")  # options of a download
 
 
-class Pretrained(nn.Module):
-    """What `MemoryModel` knows of files; the attributes are its own."""
+class MemoryModel(MemoryDecoder):
+    """A causal language model with a memory that is an argument, never a part of the weights.
 
-    base: Any
-    tokenizer: Any
-    attachment: Attachment
-    config: MemoryConfig
-    prompt: str | None
-    name: str
-    lora: LoraConfig | None
-    shipped: Memory | None
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Tells this model's memories from other models'."""
-
-    @abstractmethod
-    def retriever_keys(self, vectors_LKD: Tensor) -> Tensor:
-        """Retriever keys of one write [L, G, R]."""
+    `from_pretrained` loads one, `save_pretrained` and `push_to_hub` keep it; what it does with a memory is in
+    `MemoryDecoder`: `memorize`, `ask`, `generate`, `plain`.
+    """
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write base model, tokenizer, memory weights and settings to a folder that `from_pretrained` takes."""
@@ -154,15 +140,15 @@ class Pretrained(nn.Module):
         """
         hub = {name: options[name] for name in _HUB if name in options}
         folder = BUILTIN if str(model) == "builtin" else Path(model)
-        if not (folder / SETTINGS).exists() and is_published(convert.find(model, **hub) or {}):
+        if not (folder / SETTINGS).exists() and is_published(find(model, **hub) or {}):
             if memory is not None:
                 raise ConfigError(f"{str(model)!r} has its own memory; change single fields with settings=.")
-            return cls._from_checkpoint(convert.Checkpoint(model, **hub), settings or {}, options)
+            return cls._from_checkpoint(Checkpoint(model, **hub), settings or {}, options)
         if settings:
             raise ConfigError(f"settings= are for published checkpoints, and {str(model)!r} is none; use memory=.")
         saved = saved_settings(model, **hub)
         if saved is not None:
-            folder = folder if folder.is_dir() else convert.fetch(model, **hub)
+            folder = folder if folder.is_dir() else fetch(model, **hub)
         try:
             base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
             tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(model), **hub)
@@ -176,7 +162,7 @@ class Pretrained(nn.Module):
             memory = memory or MemoryConfig.for_positions(trained_positions(base.config))
             return cls(base, tokenizer, memory, name=str(model))
         config = memory or MemoryConfig.from_dict(saved["memory"])
-        lora = LoraConfig(**saved["lora"]) if saved.get("lora") else None
+        lora = _lora(saved.get("lora"))
         self = cls(base, tokenizer, config, prompt=saved["prompt"], name=saved["name"], lora=lora)
         own = load_file(folder / WEIGHTS)
         if config.retriever == "attention":  # the trained one, if any, is left aside
@@ -195,7 +181,7 @@ class Pretrained(nn.Module):
         return self.eval()
 
     @classmethod
-    def _from_checkpoint(cls, checkpoint: convert.Checkpoint, changes: dict[str, Any], options: dict[str, Any]) -> Self:
+    def _from_checkpoint(cls, checkpoint: Checkpoint, changes: dict[str, Any], options: dict[str, Any]) -> Self:
         """Load a published checkpoint; see docs/checkpoints.md."""
         layout = checkpoint.layout
         weights = checkpoint.base()
@@ -213,7 +199,7 @@ class Pretrained(nn.Module):
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"{checkpoint.name} has no tokenizer that can be loaded: {reason}") from error
         _prepare_chat(base, tokenizer)
-        lora = None if layout.lora is None else LoraConfig(**layout.lora)
+        lora = _lora(layout.lora)
         self = cls(
             base.eval(),
             tokenizer,
@@ -242,6 +228,15 @@ class Pretrained(nn.Module):
         after = self.state_dict()
         if lost := [k for k, v in own.items() if not torch.equal(after[k].cpu(), v.to(after[k].dtype))]:
             raise ConfigError(f"{name}: these weights did not arrive: {lost}; report it with your versions.")
+
+
+def _lora(settings: dict[str, Any] | None) -> Any:
+    """A peft `LoraConfig`, or None. peft takes seconds to import, and a model without adapters does without."""
+    if not settings:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(**settings)
 
 
 def _prepare_chat(base: Any, tokenizer: Any) -> None:

@@ -1,19 +1,10 @@
-"""Attaching a memory to a stock Hugging Face decoder: a cache whose first slots are memory, and two hooks.
+"""How a stock Hugging Face decoder makes keys and values, and how residual-stream vectors become slots in its layers.
 
-The only file that knows the inside of transformers (tested with 5.23). Nothing of the model is changed:
+Nothing of the model is changed, and there is no list of families: what its layers are called and how they work is found
+out by running a few tokens through it (`Attachment._examine`). Together with `cache.py` the only file that knows the
+inside of transformers (tested with 5.23).
 
-* `MemoryCache` reports P slots before it holds anything, so masks and positions of the prompt come out right;
-* a pre-hook on every decoder layer sees the hidden states that enter it, asks the cache's source for this layer's
-  slots and fills the cache just before attention runs;
-* while writing, the same pre-hook adds the offset, and a hook after the layer keeps the last K outputs.
-
-The hooks act only on a forward that is handed a `MemoryCache`, and only inside `Attachment.hooks()`.
-
-A model that accelerate has spread over several devices, or keeps on disk, is attached to as well. Its hooks bring every
-module's inputs and weights to the module's device as late as inside its forward, after our pre-hook has run. So we ask
-them where a layer computes (`device_of`) and make its slots, bias and mask there.
-
-Legend:  B batch   T tokens   P memory slots   K vectors a write keeps   H key/value heads   E head size   D hidden size
+Legend:  B batch   T tokens   P memory slots   H key/value heads   E head size   D hidden size
 """
 
 from __future__ import annotations
@@ -21,46 +12,24 @@ from __future__ import annotations
 import inspect
 import itertools
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_mask
-from torch.utils.checkpoint import checkpoint
-from torch.utils.hooks import RemovableHandle
-from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
 
-from .errors import ConfigError
+from ..errors import ConfigError
+from .cache import Hooks, Slots
+from .placement import device_of, offloaded
 
 _PROBE = 4  # tokens that show how a decoder makes its keys and values
 
 
-@dataclass
-class Slots:
-    """What one layer attends to before the prompt: rotated keys and values [B, H, P, E], logit bias [B, P] or None."""
-
-    keys: Tensor
-    values: Tensor
-    bias: Tensor | None = None
-
-
-class Source(Protocol):
-    """Where a cache gets its memory slots from. `length` is P, the same in all layers."""
-
-    length: int
-
-    def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
-        """The slots of `layer`, given the hidden states that enter it."""
-        ...
-
-
-class VectorSource:
-    """A `Source` of given residual-stream vectors, one [B, P, D] a layer, at positions 0..P-1."""
+class VectorSlots:
+    """A `SlotProvider` of given residual-stream vectors, one [B, P, D] a layer, at positions 0..P-1."""
 
     def __init__(self, attachment: Attachment, vectors: list[Tensor]) -> None:
         self.attachment, self.vectors = attachment, vectors
@@ -71,111 +40,6 @@ class VectorSource:
         """Keys and values of the layer's vectors, where the hidden states are."""
         device = hidden_BTD.device
         return self.attachment.slots(layer, self.vectors[layer].to(device), self.positions.to(device))
-
-
-class MemoryLayer(DynamicLayer):
-    """One layer of a `MemoryCache`: counts P slots from the start, holds them once `fill` was called.
-
-    A prompt that is padded in front would have its padding between memory and text, where a sliding window would count
-    it. So with the first tokens it is moved before the memory: row by row, [padding; memory; prompt].
-    """
-
-    def __init__(self, length: int, padding_B: Tensor | None = None) -> None:
-        super().__init__()
-        self.length, self.padding_B = length, padding_B
-        self.bias: Tensor | None = None
-
-    def fill(self, slots: Slots) -> None:
-        """Put the memory in front."""
-        self.dtype, self.device = slots.keys.dtype, slots.keys.device
-        self.keys, self.values, self.bias = slots.keys, slots.values, slots.bias
-        self.is_initialized = True
-        if self.padding_B is not None and self.bias is not None:
-            bias = nn.functional.pad(self.bias, (0, int(self.padding_B.max())))
-            self.bias = bias.take_along_dim(self._order(*bias.shape), 1)
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add the keys and values of new tokens; padding among the first ones goes before the memory."""
-        first = self.keys is not None and self.keys.shape[-2] == self.length
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
-        if first and self.padding_B is not None:
-            order = self._order(len(keys), keys.shape[-2])[:, None, :, None]
-            self.keys, self.values = keys.take_along_dim(order, 2), values.take_along_dim(order, 2)
-            keys, values = self.keys, self.values
-        return keys, values
-
-    def _order(self, rows: int, columns: int) -> Tensor:
-        """Where each column of [padding; memory; prompt] is in [memory; padding; prompt]."""
-        assert self.padding_B is not None
-        padding = self.padding_B.to(self.device).repeat_interleave(rows // len(self.padding_B))[:, None]
-        at = torch.arange(columns, device=self.device)[None]
-        moved = torch.where(at < padding, at + self.length, at - padding)
-        return torch.where(at < padding + self.length, moved, at)
-
-    def get_seq_length(self) -> int:
-        """Slots plus tokens seen so far."""
-        return self.length if self.keys is None else self.keys.shape[-2]
-
-    def _rows(self, pick: Any) -> None:
-        if self.bias is not None:
-            self.bias = pick(self.bias)
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Beam search: reorder rows."""
-        super().reorder_cache(beam_idx)
-        self._rows(lambda bias: bias.index_select(0, beam_idx.to(bias.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Several answers per prompt: repeat rows."""
-        super().batch_repeat_interleave(repeats)
-        self._rows(lambda bias: bias.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
-        super().batch_select_indices(indices)
-        self._rows(lambda bias: bias[indices.to(bias.device)])
-
-
-class MemoryCache(Cache):
-    """A Hugging Face cache whose first `source.length` slots are memory.
-
-    Args:
-        source: of the slots.
-        layers: decoder layers.
-        padding_B: how many tokens of padding each prompt has in front, if any has.
-    """
-
-    def __init__(self, source: Source, layers: int, padding_B: Tensor | None = None) -> None:
-        if padding_B is not None and not padding_B.any():
-            padding_B = None
-        super().__init__(layers=[MemoryLayer(source.length, padding_B) for _ in range(layers)])
-        self.source = source
-
-
-class WriteCache(MemoryCache):
-    """The cache of a write pass: also adds the offset and collects the last K hidden states of every layer.
-
-    Args:
-        source: the start vector and the vectors the chunk sees.
-        layers: decoder layers.
-        keep: K.
-        tap: "output" or "input" of the layer is kept.
-        offset_D: added to the last K inputs of every layer, or None.
-        leading: per layer, vectors that take the place of the first inputs [B, m, D], for chunks shorter than K.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        layers: int,
-        keep: int,
-        tap: str,
-        offset_D: Tensor | None,
-        leading: list[Tensor] | None = None,
-    ) -> None:
-        super().__init__(source, layers)
-        self.keep, self.tap, self.offset_D, self.leading = keep, tap, offset_D, leading
-        self.kept: list[Tensor] = []  # one [B, K, D] a layer
 
 
 Projection = Callable[[Any, Tensor, str], list[Tensor]]
@@ -260,13 +124,13 @@ class Attachment:
         self.family: str = self.config.model_type
         self.width: int = self.config.hidden_size
         self.layers: list[Any] = list(getattr(self.decoder, "layers", ()))
+        self._hooks = Hooks(self.layers)
+        self.hooks, self.recomputing = self._hooks.active, self._hooks.recomputing
         self.rotary: Any = getattr(self.decoder, "rotary_emb", None)
         self._apply_rotary: Any = None
         self._factors: Any = (None, None, None)
         self._two_sets = False
         self.head_dim = self.key_heads = 0
-        self._lock, self._users = threading.Lock(), 0
-        self._handles: list[RemovableHandle] = []
         self._check()
         # Rotary scaling that changes with the length: keys made before and after the change do not fit together.
         self.position_limit = _position_limit(self.config)
@@ -303,7 +167,7 @@ class Attachment:
         if getattr(config, "clip_qkv", None) is not None:
             raise self._refuse("it clips its keys and values (clip_qkv)")
         weights = self.model.named_parameters()
-        if any(p.device.type == "meta" and _offloaded(self.model, name) is None for name, p in weights):
+        if any(p.device.type == "meta" and offloaded(self.model, name) is None for name, p in weights):
             raise self._refuse("its weights are not loaded (they are on the meta device)")
         self._apply_rotary = getattr(sys.modules[type(self.layers[0]).__module__], "apply_rotary_pos_emb", None)
         if self._apply_rotary is None:
@@ -384,49 +248,6 @@ class Attachment:
         pairs = (made_keys, keys), (made_values, values)
         return all(a.shape == b.shape and (a - b).abs().max() <= room * b.abs().max().clamp_min(1e-6) for a, b in pairs)
 
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Hooks on every decoder layer for the time of the block; gone after it, whatever happens inside.
-
-        Blocks may be nested and used by several threads: the hooks are there once, until the last block ends.
-        """
-        with self._lock:
-            self._users += 1
-            if self._users == 1:
-                for index, layer in enumerate(self.layers):
-                    self._handles.append(layer.register_forward_pre_hook(_before(index), with_kwargs=True))
-                    self._handles.append(layer.register_forward_hook(_after, with_kwargs=True))
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    for handle in self._handles:
-                        handle.remove()
-                    self._handles = []
-
-    @contextmanager
-    def recomputing(self, inside: Callable[[], AbstractContextManager[Any]] = nullcontext) -> Iterator[None]:
-        """Gradient checkpointing for forwards with a `MemoryCache`: layers are run again in the backward pass.
-
-        The library's own hides the cache from the layers, and with it the memory. Slots are not made again: what a
-        layer retrieved stays. The backward pass may come after the block.
-
-        Args:
-            inside: a context that each layer runs in, in the backward pass too; the adapter that is active.
-        """
-        before = [layer.__dict__.get("forward") for layer in self.layers]  # accelerate's, if it has spread the model
-        for index, layer in enumerate(self.layers):
-            layer.forward = _recomputed(layer, index, inside)
-        try:
-            yield
-        finally:
-            for layer, forward in zip(self.layers, before, strict=True):
-                del layer.forward
-                if forward is not None:
-                    layer.forward = forward
-
     def norm(self, layer: int, hidden: Tensor) -> Tensor:
         """What a retriever sees of hidden states [..., D]: the layer's own input norm.
 
@@ -492,33 +313,6 @@ class Attachment:
         return Slots(self.rotate(keys.transpose(1, 2), positions_BP, layer), values.transpose(1, 2), bias_BP)
 
 
-def _placements(module: nn.Module) -> list[Any]:
-    """The hooks by which accelerate brings a module's inputs and weights to their device; none in an ordinary model."""
-    hook = getattr(module, "_hf_hook", None)
-    return [] if hook is None else list(getattr(hook, "hooks", (hook,)))
-
-
-def device_of(module: nn.Module) -> torch.device | None:
-    """Where accelerate lets a module compute; None if it leaves that to where the weights are."""
-    devices = (getattr(hook, "execution_device", None) for hook in _placements(module))
-    device = next((device for device in devices if device is not None), None)
-    return None if device is None else torch.device(device)
-
-
-def _offloaded(model: nn.Module, name: str) -> Mapping[str, Tensor] | None:
-    """Where accelerate keeps the values of a named parameter of the meta device, by its name in its own module."""
-    hooks = _placements(model.get_submodule(name.rpartition(".")[0]))
-    return next((hook.weights_map for hook in hooks if getattr(hook, "weights_map", None) is not None), None)
-
-
-def stored(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
-    """A named parameter or buffer of a model with its values, read from host memory or disk if it is offloaded."""
-    if tensor.device.type != "meta":
-        return tensor
-    weights = _offloaded(model, name)
-    return tensor if weights is None else weights[name.rpartition(".")[2]]
-
-
 def trained_positions(config: Any) -> int:
     """Positions that a model of this config was trained on; those before a change of its rotary scaling, if any."""
     config = config.get_text_config()
@@ -533,87 +327,3 @@ def _position_limit(config: Any) -> int | None:
             limit = rope.get("original_max_position_embeddings", config.max_position_embeddings)
             return int(getattr(config, "original_max_position_embeddings", None) or limit)
     return None
-
-
-def _cache(kwargs: dict[str, Any]) -> MemoryCache | None:
-    """Ours among a layer's arguments; families call it by different names."""
-    return next((value for value in kwargs.values() if isinstance(value, MemoryCache)), None)
-
-
-def _before(index: int) -> Any:
-    """The pre-hook of layer `index`."""
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        cache = _cache(kwargs)
-        if cache is None:
-            return None
-        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-        device = device_of(module)
-        if device is not None:  # they come from where the layer before computes
-            hidden = hidden.to(device)
-        slot_layer: Any = cache.layers[index]
-        if isinstance(cache, WriteCache):
-            if cache.leading is not None:
-                first = cache.leading[index].to(hidden)
-                hidden = torch.cat([first, hidden[:, first.shape[1] :]], dim=1)
-            if cache.tap == "input":
-                cache.kept.append(hidden[:, -cache.keep :])
-            if cache.offset_D is not None:
-                last = hidden[:, -cache.keep :] + cache.offset_D.to(hidden)
-                hidden = torch.cat([hidden[:, : -cache.keep], last], dim=1)
-        if not slot_layer.is_initialized:
-            slot_layer.fill(cache.source.slots(index, hidden))
-        if slot_layer.bias is not None and slot_layer.length:
-            tokens = slot_layer.keys.shape[-2] + hidden.shape[1]
-            kwargs["attention_mask"] = _biased(kwargs.get("attention_mask"), slot_layer.bias, hidden, tokens)
-        if args:
-            return (hidden, *args[1:]), kwargs
-        kwargs["hidden_states"] = hidden
-        return args, kwargs
-
-    return hook
-
-
-def _after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """The hook after a layer: keeps the last K outputs of a write."""
-    cache = _cache(kwargs)
-    if isinstance(cache, WriteCache) and cache.tap == "output":
-        hidden = output if isinstance(output, Tensor) else output[0]
-        cache.kept.append(hidden[:, -cache.keep :])
-
-
-def _recomputed(layer: nn.Module, index: int, inside: Callable[[], AbstractContextManager[Any]]) -> Any:
-    """The layer's forward, whose activations are thrown away and made again in the backward pass."""
-    forward = layer.forward
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        cache = _cache(kwargs)
-        if cache is None or not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        slots: Any = cache.layers[index]
-        before = slots.keys, slots.values
-
-        def once(*args: Any, **kwargs: Any) -> Any:
-            slots.keys, slots.values = before  # the second time, the first one's tokens are in it
-            with inside():
-                return forward(*args, **kwargs)
-
-        return checkpoint(once, *args, use_reentrant=False, **kwargs)
-
-    return run
-
-
-def _biased(mask: Tensor | BlockMask | None, bias_BP: Tensor, hidden_BTD: Tensor, key_tokens: int) -> Tensor:
-    """The layer's attention mask [B, 1, T, key_tokens] as an additive one, with the bias of the memory slots."""
-    if isinstance(mask, BlockMask):  # flex attention, which takes additive masks too
-        rows, tokens = hidden_BTD.shape[:2]
-        mask = create_mask(mask.mask_mod, rows, 1, tokens, key_tokens, device=bias_BP.device)
-    if mask is not None and not isinstance(mask, Tensor):
-        raise ConfigError(f"a bias on memory slots cannot be put on a {type(mask).__name__}; take attention 'sdpa'.")
-    bias = nn.functional.pad(bias_BP.to(hidden_BTD), (0, key_tokens - bias_BP.shape[1]))[:, None, None]
-    if mask is None:  # a single new token that sees everything
-        return bias.expand(-1, 1, hidden_BTD.shape[1], -1)
-    mask = mask.to(bias.device)
-    if mask.dtype == torch.bool:
-        return torch.where(mask, bias, torch.finfo(hidden_BTD.dtype).min)
-    return mask + bias

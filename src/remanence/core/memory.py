@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .config import MemoryConfig
-from .errors import IncompatibleMemory, MemoryCorrupt
+from ..config import MemoryConfig
+from ..errors import IncompatibleMemory, MemoryCorrupt
+from .blocks import Blocks
 from .ledger import Ledger
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -58,62 +58,6 @@ class Pending:
     ids: tuple[int, ...]
 
 
-class _Blocks:
-    """Vectors of all layers by row, in blocks [L, rows, D] that never move: growing copies nothing.
-
-    Args:
-        vectors_LXD: what is there from the start, the first block.
-    """
-
-    def __init__(self, vectors_LXD: Tensor) -> None:
-        self._blocks = [vectors_LXD]  # every block but the last is full
-        self.size = vectors_LXD.shape[1]
-
-    @property
-    def _starts(self) -> list[int]:
-        """The first row of every block."""
-        return list(accumulate((block.shape[1] for block in self._blocks[:-1]), initial=0))
-
-    def grow(self, rows: int) -> None:
-        """Make room for so many rows more; there must be none left."""
-        layers, _, width = self._blocks[-1].shape
-        self._blocks.append(self._blocks[-1].new_empty(layers, rows, width))
-
-    def append(self, vectors_LKD: Tensor) -> None:
-        """Put K rows at the end, where there must be room."""
-        count, at = vectors_LKD.shape[1], self.size - self._starts[-1]
-        self._blocks[-1][:, at : at + count] = vectors_LKD
-        self.size += count
-
-    def take(self, layer: int, rows: Tensor) -> Tensor:
-        """Vectors of a layer by row [len(rows), D]."""
-        (ascending, order), starts = rows.sort(), self._starts
-        ends = [*torch.searchsorted(ascending, torch.tensor(starts[1:], dtype=torch.long)).tolist(), len(rows)]
-        parts, at = [], 0
-        for block, start, end in zip(self._blocks, starts, ends, strict=True):
-            if end > at:
-                parts.append(block[layer].index_select(0, ascending[at:end] - start))
-            at = end
-        found = torch.cat(parts) if parts else self._blocks[0][layer, :0]
-        return found if torch.equal(ascending, rows) else found[order.argsort()]
-
-    def since(self, row: int) -> Tensor:
-        """All vectors from a row on [L, rows, D]."""
-        parts = [
-            block[:, max(0, row - start) : self.size - start]
-            for start, block in zip(self._starts, self._blocks, strict=True)
-        ]
-        parts = [part for part in parts if part.shape[1]] or parts[:1]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-    def cut(self, rows: int) -> None:
-        """Let the first rows go; the memory that they took is free once their whole block has gone."""
-        self.size -= rows
-        while len(self._blocks) > 1 and self._blocks[0].shape[1] <= rows:
-            rows -= self._blocks.pop(0).shape[1]
-        self._blocks[0] = self._blocks[0][:, rows:]
-
-
 class Memory:
     """One user's memory. Handed to a `MemoryModel`; knows tensors, no model and no disk.
 
@@ -143,7 +87,7 @@ class Memory:
         self.pending: list[Pending] = []
         self.first_write = 0  # older writes have left the long-term store
         self._base = 0  # the write at the head of the arrays
-        self._store = _Blocks(torch.zeros(layers, 0, width, dtype=_DTYPES[config.store_dtype]))
+        self._store = Blocks(torch.zeros(layers, 0, width, dtype=_DTYPES[config.store_dtype]))
         shape = layers, config.keys_per_write, 0, config.retriever_dim
         self._keys_LGWR = torch.zeros(shape, dtype=_DTYPES[config.key_dtype])
         self._generator = torch.Generator().manual_seed(seed)
@@ -376,7 +320,7 @@ class Memory:
             if tuple(tensors[name].shape) != shape:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")
         memory.pool_LnD, memory.pool_rows_Ln = tensors["pool"], tensors["pool_rows"]
-        memory._store = _Blocks(tensors["vectors"])
+        memory._store = Blocks(tensors["vectors"])
         memory._keys_LGWR = tensors["keys"].unflatten(1, (-1, config.keys_per_write)).transpose(1, 2).contiguous()
         memory._generator.set_state(tensors["generator"])
         if memory.ledger is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .model import MemoryModel
+from ..models.pretrained import MemoryModel
 from .retention import Result, Retention, accuracy
 
 _DISTANCES = (1_000, 4_000, 16_000, 40_000, 80_000)

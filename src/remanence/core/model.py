@@ -1,34 +1,32 @@
-"""`MemoryModel`: a stock decoder that writes to, and reads from, a memory that is handed to it.
+"""`MemoryDecoder`: a stock decoder that writes to, and reads from, a memory that is handed to it.
 
 Legend:  B prompts   T tokens   P memory slots   L layers   K vectors a write   D hidden size
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
 import time as clock
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .config import PUBLISHED, READING, MemoryConfig
-from .errors import ConfigError, IncompatibleMemory, InputError
-from .hf import Attachment, MemoryCache, VectorSource, WriteCache, device_of, stored
+from ..config import PUBLISHED, READING, MemoryConfig
+from ..errors import ConfigError, IncompatibleMemory, InputError
+from .adapters import Adapters
+from .attachment import Attachment, VectorSlots
+from .cache import MemoryCache, WriteCache
 from .memory import Memory, Pending, Write
-from .pretrained import Pretrained
-from .read import ReadSource, Source
+from .placement import device_of, stored
+from .read import ReadSlots, Source
 from .retriever import Retriever, attention_keys
 
 _PIECE = 1024  # tokens of a pending piece, so that taking some off costs little
@@ -52,7 +50,7 @@ class Answer:
     read: list[set[int]] = field(repr=False)
 
 
-class MemoryModel(Pretrained):
+class MemoryDecoder(nn.Module):
     """A causal language model with a memory that is an argument, never a part of the weights.
 
     Args:
@@ -61,8 +59,8 @@ class MemoryModel(Pretrained):
         config: sizes and rules of the memories it writes.
         prompt: the text around a question; `{question}` is replaced. None asks with the chat template if there is one.
         name: what it is called in saved memories.
-        lora: settings of two peft adapters, one for writing and one for reading (M+ §3.3); None uses the base's
-            weights for both.
+        lora: settings, a peft `LoraConfig`, of two adapters, one for writing and one for reading (M+ §3.3); None uses
+            the base's weights for both.
 
     Raises:
         ConfigError: a decoder family that cannot be attached to.
@@ -76,7 +74,7 @@ class MemoryModel(Pretrained):
         *,
         prompt: str | None = None,
         name: str = "",
-        lora: LoraConfig | None = None,
+        lora: Any = None,
     ) -> None:
         super().__init__()
         self.base: Any = base
@@ -110,23 +108,10 @@ class MemoryModel(Pretrained):
         if self.start is not None:
             self._start_as_bos()
         self.shipped: Memory | None = None  # what a published checkpoint comes with; new memories begin as it
-        self.lora = lora
-        self._adapted: list[Any] = []
-        self._active: str | None = None
-        if lora is not None:
-            with warnings.catch_warnings():  # two adapters are meant
-                warnings.simplefilter("ignore", UserWarning)
-                for role in ("write", "read"):
-                    base.add_adapter(copy.deepcopy(lora), role)
-            self._adapted = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
-            self._place_adapters(lora)
-            for name, parameter in base.named_parameters():
-                if "lora_" in name:
-                    parameter.requires_grad_(True)
-            self._activate(None)
+        self._adapters = None if lora is None else Adapters(base, lora)
         self._sentence_ends: frozenset[int] | None = None
         self._fingerprint = ""
-        self.pools: WeakKeyDictionary[Memory, dict[int, Any]] = WeakKeyDictionary()  # see `ReadSource`
+        self.pools: WeakKeyDictionary[Memory, dict[int, Any]] = WeakKeyDictionary()  # see `ReadSlots`
 
     @torch.no_grad()
     def _start_as_bos(self) -> None:
@@ -138,40 +123,14 @@ class MemoryModel(Pretrained):
         entering = self.attachment.inputs(torch.tensor([[first]], device=self.attachment.device))
         self.start.copy_(torch.stack([hidden[0, 0].to(self.start.device) for hidden in entering]))
 
-    def _place_adapters(self, lora: LoraConfig) -> None:
-        """Adapters where their layers compute: peft puts them where the weights rest, and those may be offloaded."""
-        for layer in self._adapted:
-            device = device_of(layer.get_base_layer())
-            parts = [getattr(layer, name) for name in layer.adapter_layer_names]
-            if device is not None and any(p.device.type == "meta" for part in parts for p in part.parameters()):
-                for part in parts:
-                    part.to_empty(device=device)
-                for role in ("write", "read"):  # they lost their values
-                    layer.reset_lora_parameters(role, lora.init_lora_weights)
-            elif device is not None:
-                for part in parts:
-                    part.to(device)
+    @property
+    def lora(self) -> Any:
+        """The settings of the two adapters, a peft `LoraConfig`; None if there are none."""
+        return None if self._adapters is None else self._adapters.settings
 
-    @contextmanager
-    def adapter(self, role: str) -> Iterator[None]:
+    def adapter(self, role: str) -> AbstractContextManager[None]:
         """The adapter for "write" or "read" is active in the block; what was active before is afterwards."""
-        if self.lora is None:
-            yield
-            return
-        before = self._active
-        try:
-            self._activate(role)
-            yield
-        finally:
-            self._activate(before)
-
-    def _activate(self, role: str | None) -> None:
-        """peft's own way to switch also says which adapter may learn; here both do, in one step of training."""
-        for layer in self._adapted:
-            layer._disable_adapters = role is None
-            if role is not None:
-                layer._active_adapter = [role]
-        self._active = role
+        return nullcontext() if self._adapters is None else self._adapters.active(role)
 
     # Memories ---------------------------------------------------------------------------------------------------------
 
@@ -354,8 +313,8 @@ class MemoryModel(Pretrained):
             context: as in `write_pass`.
             leading: per layer, vectors that are encoded again in place of the first tokens.
         """
-        source = VectorSource(self.attachment, [self._with_start(l, c) for l, c in enumerate(context)])
-        return WriteCache(source, len(context), self.config.K, self.config.tap, self.offset, leading)
+        slots = VectorSlots(self.attachment, [self._with_start(l, c) for l, c in enumerate(context)])
+        return WriteCache(slots, len(context), self.config.K, self.config.tap, self.offset, leading)
 
     def _with_start(self, layer: int, vectors_BnD: Tensor) -> Tensor:
         if self.start is None or self.unread(vectors_BnD.shape[1]):
@@ -390,7 +349,7 @@ class MemoryModel(Pretrained):
     ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
 
-        The attention mask then covers `cache.source.length` slots before the prompt (`cache.source.mask()`).
+        The attention mask then covers `cache.provider.length` slots before the prompt (`cache.provider.mask()`).
 
         Args:
             memories: one per row of the batch.
@@ -412,20 +371,14 @@ class MemoryModel(Pretrained):
                 "with attn_implementation='sdpa'."
             )
         with self.attachment.hooks(), self.adapter("read"):
-            source = ReadSource(self, memories, asks_BT, long_term, force)
-            yield MemoryCache(source, len(self.attachment.layers), padding_B)
+            slots = ReadSlots(self, memories, asks_BT, long_term, force)
+            yield MemoryCache(slots, len(self.attachment.layers), padding_B)
 
     @contextmanager
     def plain(self) -> Iterator[PreTrainedModel]:
         """The base model as it was, bit for bit, also inside `reading`."""
-        before = self._active
-        try:
-            if before is not None:
-                self._activate(None)
+        with nullcontext() if self._adapters is None else self._adapters.active(None):
             yield self.base
-        finally:
-            if before is not None:
-                self._activate(before)
 
     def generate(
         self,
@@ -436,7 +389,7 @@ class MemoryModel(Pretrained):
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
         **options: Any,
-    ) -> tuple[Tensor, ReadSource]:
+    ) -> tuple[Tensor, ReadSlots]:
         """Generate from one prompt per memory, with any option of Hugging Face's `generate`.
 
         Args:
@@ -475,16 +428,16 @@ class MemoryModel(Pretrained):
             torch.no_grad(),
             self.reading(memories, asking, long_term=long_term, force=force, padding_B=padding_B) as cache,
         ):
-            source: Any = cache.source
+            read: Any = cache.provider
             # Padding first, then memory and prompt: as the cache holds them.
             out = self.base.generate(
                 ids,
-                attention_mask=torch.cat([source.mask(), mask], 1).sort(1).values,
+                attention_mask=torch.cat([read.mask(), mask], 1).sort(1).values,
                 past_key_values=cache,
                 pad_token_id=pad,
                 **options,
             )
-        return out[:, width:], source
+        return out[:, width:], read
 
     def ask(self, memory: Memory, question: str, *, max_new_tokens: int = 32, **options: Any) -> Answer:
         """Answer a question from memory.
@@ -519,13 +472,13 @@ class MemoryModel(Pretrained):
         options = {"do_sample": False} | options
         if options.get("num_return_sequences", 1) != 1:
             raise ConfigError("ask gives one answer a question; for several use generate(num_return_sequences=...).")
-        out, source = self.generate(memories, prompts, asks=asks, max_new_tokens=max_new_tokens, **options)
+        out, read = self.generate(memories, prompts, asks=asks, max_new_tokens=max_new_tokens, **options)
         answers = []
         for row, ids in enumerate(out.tolist()):
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            sources = source.sources(row)
-            read = [s.score for s in sources if s.where != "window"]
-            answers.append(Answer(text, sources, max(read, default=0.0), ids, source.writes_read(row)))
+            sources = read.sources(row)
+            scores = [s.score for s in sources if s.where != "window"]
+            answers.append(Answer(text, sources, max(scores, default=0.0), ids, read.writes_read(row)))
         return answers
 
     def fits(self, memory: Memory, question: str, max_new_tokens: int = 32) -> bool:

@@ -1,0 +1,162 @@
+"""`remanence train`: training a memory, or the small model with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, InputError
+from .output import Changes, Fast, Json, say
+
+app = typer.Typer(help="Train the built-in model, or give any decoder an M+ memory.", no_args_is_help=True)
+
+
+@app.command("builtin")
+def train_builtin(
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the model.")] = Path("runs/builtin"),
+    prose: Annotated[Path, typer.Option(help="Text to train on, .txt or .txt.xz.")] = Path("data/prose_train.txt.xz"),
+    resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
+    begin: Annotated[str | None, typer.Option("--from", help="Train a trained model on: builtin, or a folder.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 2,
+    changes: Changes = None,
+    fast: Fast = False,
+    as_json: Json = False,
+) -> None:
+    """Train the built-in model from scratch: in-context questions, one chunk, many chunks, long-term store.
+
+    Killed at any moment it goes on from its last checkpoint when started again. With --from the last stage is run
+    once more on a trained model.
+
+    Example: remanence train builtin --out runs/builtin
+    """
+    _trainable()
+    from ..train import run as training
+    from ..train.settings import changed
+
+    run = training.builtin_run(_prose(prose), begin=begin, fast=fast)
+    _train(changed(run, changes or []), out, resume, processes, as_json)
+
+
+def _stage_command(name: str, stages: list[str], about: str) -> None:
+    """A command that trains some of the papers' stages."""
+
+    def command(
+        model: Annotated[str, typer.Option(help="Folder or hub id of a decoder, or of a model with memory.")],
+        data: Annotated[
+            list[str] | None,
+            typer.Option(help="A file (.jsonl, .txt, .parquet), hub dataset, recipe, or 'facts'. Give more to mix."),
+        ] = None,
+        out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the model.")] = Path(f"runs/{name}"),
+        prose: Annotated[Path, typer.Option(help="With --data facts: the text around them.")] = Path(
+            "data/prose_train.txt.xz"
+        ),
+        resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
+        processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+        changes: Changes = None,
+        show: Annotated[bool, typer.Option("--show", help="Only print the run's settings as JSON.")] = False,
+        fast: Fast = False,
+        as_json: Json = False,
+    ) -> None:
+        _trainable()
+        from ..train import run as training
+
+        if not data:
+            raise ConfigError("say what to train on with --data: a file, a dataset of the hub, a recipe, or 'facts'.")
+        facts = data == ["facts"]
+        run = training.stages_run(
+            model, [] if facts else data, stages, prose=_prose(prose) if facts else None, changes=changes, fast=fast
+        )
+        if show:
+            typer.echo(json.dumps(dataclasses.asdict(run), indent=2))
+            return
+        _train(run, out, resume, processes, as_json)
+
+    command.__doc__ = about
+    app.command(name)(command)
+
+
+_stage_command(
+    "curriculum",
+    ["stage1", "stage2", "stage3"],
+    """Give a decoder an M+ memory: all three stages, one after the other; the base stays as it is.
+
+    Settings are changed with --set, such as engine.lanes=8, lora.r=32, memory.K=64, stage3.steps=2000, stages.lr=1e-4.
+    On several accelerators start it with torchrun or accelerate launch.
+
+    Example: remanence train curriculum --model meta-llama/Llama-3.1-8B --data fineweb-edu --out runs/mplus
+    """,
+)
+_stage_command(
+    "stage1",
+    ["stage1"],
+    """MemoryLLM: short documents, the gradient through one write, several chunks, repeat, revisit.
+
+    Example: remanence train stage1 --model DIR --data documents.jsonl --out runs/stage1
+    """,
+)
+_stage_command(
+    "stage2",
+    ["stage2"],
+    """Long documents: many chunks, of which the newest must be told from the oldest.
+
+    Example: remanence train stage2 --model runs/stage1/model --data slimpajama-long --out runs/stage2
+    """,
+)
+_stage_command(
+    "stage3",
+    ["stage3"],
+    """M+: long-term store and retriever in the loop, with hundreds of earlier chunks.
+
+    Example: remanence train stage3 --model runs/stage2/model --data slimpajama-long --out runs/stage3
+    """,
+)
+
+
+@app.command("plot")
+def train_plot(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.")],
+    out: Annotated[Path, typer.Option(help="The picture: .png, .svg or .pdf.")] = Path("curves.png"),
+    as_json: Json = False,
+) -> None:
+    """Draw the curves of training runs: loss, right answers, recall of the retriever, speed.
+
+    Example: remanence train plot runs/builtin --out curves.png
+    """
+    from ..train.report import plot
+
+    result = plot(runs, out)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        say(f"Curves of {len(runs)} runs written to {result['out']}.")
+
+
+def _trainable() -> None:
+    """Whether the packages for training are there."""
+    missing = [name for name in ("accelerate", "datasets", "pydantic") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"training needs {', '.join(missing)}: pip install 'remanence[train]'")
+
+
+def _prose(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"no prose at {path}; give a text file with --prose (the repository has data/).")
+    return path.resolve()
+
+
+def _train(run: Any, out: Path, resume: bool, processes: int, as_json: bool) -> None:
+    from ..train.run import launch
+
+    result = launch(run, out, resume=resume, processes=processes, quiet=as_json)
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of torchrun's processes; the first one speaks
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        say(f"Model written to {result['model']}. Try: remanence chat --model {result['model']}")

@@ -1,0 +1,10 @@
+"""The memory and how a decoder writes and reads it. Start with `cache.py`; then in the direction that data flows:
+
+model.py     text -> chunks -> write; question -> read -> answer
+memory.py    one user's memory: the short-term pool and the long-term store (`blocks.py`, `ledger.py`)
+retriever.py which past writes matter for a question
+read.py      which vectors a question reads, as slots
+cache.py     slots in front of the prompt: a memory is a cache whose first slots are memory
+attachment.py, placement.py, adapters.py   how stock decoders are made to take part
+session.py   a conversation
+"""
