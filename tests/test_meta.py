@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -211,6 +212,13 @@ def test_help_needs_no_torch(command: list[str]) -> None:
     assert not {"torch", "transformers", "numpy", "safetensors"} & loaded_by(*command)
 
 
+@pytest.mark.parametrize("command", [["memory", "list"], ["memory", "path"]])
+def test_looking_at_a_store_needs_no_torch(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "tests" / "goldens" / "store-1", tmp_path / "store")
+    monkeypatch.setenv("REMANENCE_HOME", str(tmp_path / "store"))
+    assert not {"torch", "transformers", "numpy", "safetensors"} & loaded_by(*command)
+
+
 def test_runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "remanence", "--version"], capture_output=True, text=True, check=True)
     assert remanence.__version__ in done.stdout
@@ -236,7 +244,7 @@ def test_no_file_can_run_code() -> None:
 def test_no_path_of_one_machine() -> None:
     machine = re.compile(rf"(?<![\w.~])/(?:{'|'.join(('work', 'tmp', 'home', 'root', 'Users'))})/")
     for path in tracked():
-        if path.suffix in (".xz", ".safetensors", ".png") or path.name == "tokenizer.json":
+        if path.suffix in (".xz", ".safetensors", ".sqlite", ".png") or path.name == "tokenizer.json":
             continue
         found = machine.search(path.read_text(encoding="utf-8"))
         assert found is None, f"{path.relative_to(ROOT)}: {found}"

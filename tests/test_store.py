@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ from remanence.errors import (
     UnknownMemory,
 )
 from remanence.store import MemoryInfo, MemoryStore
-from remanence.store import store as store_module
+from remanence.store import catalogue as catalogue_module
+from remanence.store import segments as segments_module
+from remanence.store.catalogue import Catalogue
 
 LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 TESTS = Path(__file__).parent
@@ -117,11 +120,18 @@ def traces(root: Path, text: str) -> list[str]:
     ]
 
 
+def seal_again(store: MemoryStore) -> None:
+    """Give changed rows the digests that they would have had if they had been written so."""
+    catalogue = Catalogue(store.root)
+    with catalogue.connect(write=True) as db:
+        catalogue._add_digests(db)
+
+
 class FakeModel:
     """What the store asks of a model."""
 
     def __init__(self, fingerprint: str = "m", config: MemoryConfig | None = None) -> None:
-        self.fingerprint, self.config = fingerprint, config
+        self.fingerprint, self.config, self.device = fingerprint, config, "cpu"
 
     def new_memory(self) -> Memory:
         return start(self.config, self.fingerprint)
@@ -204,7 +214,7 @@ def test_any_sequence(name: str, steps: list[str]) -> None:
     """Random sequences of writes, saves and reopenings equal a memory that never left the process."""
     with tempfile.TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_module, "_TRIM_WRITES", 2)
-        patch.setattr(store_module, "MAX_SEGMENTS", 3)
+        patch.setattr(segments_module, "MAX_SEGMENTS", 3)
         store, memory = MemoryStore(root), start(CONFIGS[name])
         store.save("ada", memory)
         saved = memory.copy()
@@ -453,15 +463,15 @@ def test_append_only(store: MemoryStore) -> None:
 
 
 def test_many_segments_are_merged(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "MAX_SEGMENTS", 8)
+    monkeypatch.setattr(segments_module, "MAX_SEGMENTS", 8)
     written: list[int] = []
-    write_segment = store_module._write_segment
+    write_segment = segments_module.write_segment
 
     def counted(folder: Path, memory: Memory, first: int, generation: int) -> Any:
         written.append(memory.write_count - first)
         return write_segment(folder, memory, first, generation)
 
-    monkeypatch.setattr(store_module, "_write_segment", counted)
+    monkeypatch.setattr(segments_module, "write_segment", counted)
     memory, writes = start(), 60
     for _ in range(writes):
         store.save("ada", add(memory))
@@ -520,6 +530,166 @@ def test_delete_erases(store: MemoryStore) -> None:
     assert store.load("victim").write_count == 0
 
 
+def test_a_deletion_that_was_cut_short_is_repeated(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save("ada", add(start(), 2))
+    store.save("bob", add(start(), 2, "bob"))
+    folder = store.path("ada")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(OSError(errno.EBUSY, "busy", str(path))))
+        with pytest.raises(StorageError, match="deletion of 'ada' is not complete; repeat it") as caught:
+            store.delete("ada")
+    assert "intact" not in str(caught.value)
+    assert folder.exists() and [info.name for info in store.list()] == ["bob"]
+    with pytest.raises(UnknownMemory, match="remanence memory delete ada --yes"):
+        store.info("ada")
+    store.delete("ada")
+    assert not folder.exists() and traces(store.root, "ada wrote") == []
+    with pytest.raises(UnknownMemory, match="no memory named"):
+        store.delete("ada")
+
+
+def test_a_linked_folder_is_deleted(store: MemoryStore, tmp_path: Path) -> None:
+    """Somebody moved it to a larger disk; its vectors must go all the same."""
+    store.save("ada", add(start(), 2))
+    folder = store.path("ada")
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert store.load("ada").write_count == 2
+    store.delete("ada")
+    assert not folder.is_symlink() and not (tmp_path / "elsewhere").exists()
+    assert store.list() == []
+
+
+def test_a_deletion_beside_a_reader_says_what_stays(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited half a minute and said that all was gone."""
+    monkeypatch.setattr(catalogue_module, "_ERASE_SECONDS", 0.2)
+    store.save("ada", add(start(), 2))
+    reader = sqlite3.connect(store.root / "catalogue.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM writes").fetchone() == (2,)
+    with pytest.raises(MemoryBusy, match="can no longer be read, but its text stays"):
+        store.delete("ada")
+    assert store.list() == []
+    reader.execute("COMMIT")
+    reader.close()
+    store.delete("ada")
+    assert traces(store.root, "ada wrote") == [] and os.listdir(store.root / "memories") == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o000])
+def test_only_the_owner_may_look(store: MemoryStore, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with store.open("ada", FakeModel()) as memory:
+            store.save("ada", add(memory, 2))
+            modes = {path: path.stat().st_mode & 0o777 for path in [store.root, *store.root.rglob("*")]}
+    finally:
+        os.umask(before)
+    names = {path.name.split("-0-")[0] for path in modes}
+    assert {"catalogue.sqlite", "catalogue.sqlite-wal", "locks", "memories", "long"} <= names | {"catalogue.sqlite-wal"}
+    assert {path.name: oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_what_an_older_version_left_open_is_closed(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 2))
+    for path in (store.root / "catalogue.sqlite", store.root / "locks", store.root / "memories", store.path("ada")):
+        path.chmod(path.stat().st_mode | 0o055)
+    store.save("ada", add(store.load("ada")))
+    for path in (store.root / "catalogue.sqlite", store.root / "locks", store.root / "memories", store.path("ada")):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_a_folder_in_the_way_stops_no_cleaning(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 2))
+    folder = store.path("ada")
+    (folder / "a-folder").mkdir()
+    (folder / "z-leftover.safetensors.tmp").write_text("half")
+    (folder / "a-leftover.safetensors.tmp").write_text("half")
+    store.save("ada", add(store.load("ada")))
+    assert files(store) == sorted(["a-folder", *named_files(store)])
+
+
+def test_is_current(store: MemoryStore) -> None:
+    memory = add(start(), 2)
+    assert not store.is_current("ada", memory)
+    store.save("ada", memory)
+    assert store.is_current("ada", memory) and not store.is_current("bob", memory)
+    other = MemoryStore(store.root)
+    loaded = other.load("ada")
+    assert other.is_current("ada", loaded) and not store.is_current("ada", loaded)
+    memory.pending.append(Pending("s", 1.0, (1,)))
+    assert not store.is_current("ada", memory)  # more than what is stored
+    store.save("ada", memory)
+    assert store.is_current("ada", memory) and not other.is_current("ada", loaded)
+    store.delete("ada")
+    assert not store.is_current("ada", memory)
+
+
+def test_open_reads_nothing_again_that_is_known(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, memory = FakeModel(), add(start(), 2)
+    store.save("ada", memory)
+    read: list[str] = []
+    verify = segments_module.verify
+    monkeypatch.setattr(
+        segments_module, "verify", lambda f, file, name: (read.append(file.name), verify(f, file, name))
+    )
+    for _ in range(3):
+        with store.open("ada", model, known=memory) as opened:
+            assert opened is memory
+            add(opened)
+    assert read == []
+    MemoryStore(store.root).save("ada", add(start(), 9))
+    with store.open("ada", model, known=memory) as opened:
+        assert opened is not memory and opened.write_count == 9
+    assert read != []
+
+
+STORE_1 = TESTS / "goldens" / "store-1"
+
+
+def test_format_1_is_read_and_brought_forward(tmp_path: Path) -> None:
+    """A store that version 0.1.0 wrote before rows had digests."""
+    root = tmp_path / "store"
+    shutil.copytree(STORE_1, root)
+    store, ada = MemoryStore(root), add(start(), 6)
+    ada.pending.append(Pending("a label", 12.5, (1, 2, 3)))
+    add(ada, 3)
+    bob = add(start(small(K=2, N=4)), 2, "bob")
+    before = (root / "catalogue.sqlite").read_bytes()
+    assert {info.name: info.writes for info in store.list()} == {"ada": 9, "bob": 2}
+    assert (state(store.load("ada")), state(store.load("bob"))) == (state(ada), state(bob))
+    assert (root / "catalogue.sqlite").read_bytes() == before  # reading changes nothing; writing brings it forward
+    with store.open("ada", FakeModel()) as memory:
+        add(memory)
+    assert {info.name: (info.writes, info.damage) for info in store.list()} == {"ada": (10, ""), "bob": (2, "")}
+    assert (state(store.load("ada")), state(store.load("bob"))) == (state(add(ada)), state(bob))
+    query(store, "UPDATE writes SET text = 'other' WHERE text LIKE 'bob%'")
+    with pytest.raises(MemoryCorrupt, match="'bob'"):  # from now on it is seen
+        store.load("bob")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits of a process")
+def test_reading_needs_no_room_on_the_disk(store: MemoryStore) -> None:
+    """With the disk full even a question failed, since SQLite wants files of its own."""
+    store.save("ada", add(start(), 2))
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from test_store import MemoryStore\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "store = MemoryStore(sys.argv[1]); print(store.load('ada').write_count, len(store.list()))"
+    )
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store.root)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.stdout.split() == ["2", "1"], done.stderr
+
+
 def test_order(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are synced before they get their names, names before the commit, and nothing is removed before it."""
     memory = add(start(), 2)
@@ -529,7 +699,7 @@ def test_order(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [step for step in faults.steps if step not in ("INSERT", "DELETE", "mkdir")]
     one_file = ["save_file", "fsync", "replace"]
     assert steps == [*one_file, *one_file, "fsync", "BEGIN", "COMMIT", "unlink"]
-    assert "PRAGMA synchronous = FULL" in Path(store_module.__file__).read_text(encoding="utf-8")
+    assert "PRAGMA synchronous = FULL" in Path(catalogue_module.__file__).read_text(encoding="utf-8")
 
 
 def _saved(store: MemoryStore) -> MemoryStore:
@@ -578,7 +748,7 @@ class Faults:
         for name in ("fsync", "replace", "unlink", "mkdir"):
             patch.setattr(os, name, self.wrap(name, getattr(os, name)))
         patch.setattr(shutil, "rmtree", self.wrap("rmtree", shutil.rmtree))
-        patch.setattr(store_module, "save_file", self.wrap("save_file", store_module.save_file))
+        patch.setattr(segments_module, "save_file", self.wrap("save_file", segments_module.save_file))
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -618,7 +788,7 @@ def _append(store: MemoryStore) -> None:
 
 def _merge(store: MemoryStore) -> None:
     memory = start()
-    for _ in range(store_module.MAX_SEGMENTS):
+    for _ in range(segments_module.MAX_SEGMENTS):
         store.save("ada", add(memory))
 
 
@@ -647,7 +817,7 @@ def state_on_disk(root: Path) -> Any:
 @contextmanager
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "MAX_SEGMENTS", 3)
+        patch.setattr(segments_module, "MAX_SEGMENTS", 3)
         patch.setattr(memory_module, "_TRIM_WRITES", 2)
         yield
 
@@ -836,14 +1006,15 @@ def test_a_reader_meets_a_save(store: MemoryStore, monkeypatch: pytest.MonkeyPat
     """Files that a save removes while someone reads them are not damage."""
     writer, memory = MemoryStore(store.root), add(start(), 2)
     writer.save("ada", memory)
-    verify, saves = store_module._verify, iter(range(3))
+    verify, saves, one = segments_module.verify, iter(range(3)), threading.Lock()
 
     def meanwhile(*args: Any) -> None:
-        if next(saves, None) is not None:
-            writer.save("ada", add(memory), whole=True)
+        with one:  # files are checked in several threads
+            if next(saves, None) is not None:
+                writer.save("ada", add(memory), whole=True)
         verify(*args)
 
-    monkeypatch.setattr(store_module, "_verify", meanwhile)
+    monkeypatch.setattr(segments_module, "verify", meanwhile)
     assert state(store.load("ada")) == state(memory)
     assert memory.write_count == 5
 
@@ -902,6 +1073,24 @@ def test_damaged_file(store: MemoryStore, kind: str, damage: Callable[[Path], st
         "UPDATE pending SET ids = '['",
         "DELETE FROM segments WHERE first_write = 0",
         "DROP TABLE writes",
+        "UPDATE generations SET meta = replace(meta, '\"K0\": 8', '\"K0\": 4')",
+        "UPDATE generations SET meta = replace(meta, '\"window_tokens\": 32', '\"window_tokens\": 31')",
+        "UPDATE generations SET tokens = tokens + 1",
+        "UPDATE generations SET time = time + 1",
+        "UPDATE memories SET created = created + 1",
+        "UPDATE pending SET ids = '[2]'",
+        "UPDATE pending SET ids = '[999999]'",
+        "UPDATE pending SET source = 't'",
+        "DELETE FROM pending",
+        "INSERT INTO pending VALUES ((SELECT id FROM memories), 1, 's', 1.0, '[5]')",
+        "UPDATE segments SET sha256 = replace(sha256, substr(sha256, 1, 1), 'g')",
+        "UPDATE writes SET text = 'ada wrote 9' WHERE \"index\" = 1",
+        'UPDATE writes SET text = NULL WHERE "index" = 1',
+        'UPDATE writes SET text = CAST(text AS BLOB) WHERE "index" = 1',
+        "UPDATE writes SET text = CAST(X'ff6164' AS TEXT) WHERE \"index\" = 1",
+        'UPDATE writes SET time = time + 1 WHERE "index" = 0',
+        "UPDATE writes SET source = 'bob' WHERE \"index\" = 4",
+        'UPDATE writes SET first_token = first_token + 1 WHERE "index" = 4',
     ],
 )
 def test_damaged_rows(store: MemoryStore, statement: str) -> None:
@@ -910,8 +1099,128 @@ def test_damaged_rows(store: MemoryStore, statement: str) -> None:
     store.save("ada", memory)
     store.save("ada", add(memory, 2))
     query(store, statement)
+    with pytest.raises(MemoryCorrupt, match=r"catalogue\.sqlite") as caught:
+        store.load("ada")
+    assert "ada wrote" not in str(caught.value), "an error shows no text"
+
+
+def test_a_damaged_memory_hides_no_other(store: MemoryStore) -> None:
+    """One memory's rows that cannot be read broke `list` and `info` for all."""
+    store.save("ada", add(start(), 2))
+    whole = add(start(), 3)
+    store.save("bob", whole)
+    query(store, "UPDATE generations SET meta = '{' WHERE memory = (SELECT id FROM memories WHERE name = 'ada')")
+    ada, bob = store.list()
+    assert (ada.name, bob.name, bob.writes, bob.damage) == ("ada", "bob", 3, "")
+    assert "was changed" in ada.damage and "'ada'" in ada.damage
+    assert store.info("ada") == ada and store.info("bob") == bob
+    assert state(store.load("bob")) == state(whole)
+    store.delete("ada")
+    assert store.list() == [bob]
+
+
+def test_damage_in_a_write_names_it(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 5))
+    query(store, "UPDATE writes SET text = 'something else' WHERE \"index\" = 3")
+    with pytest.raises(MemoryCorrupt, match=r"write 3 was changed, in memory 'ada'"):
+        store.load("ada")
+
+
+def outcome(root: Path, expected: Any) -> str:
+    """What a reader gets of a store: "same", or the error that names what is wrong. Anything else fails."""
+    store = MemoryStore(root)
+    try:
+        found = {info.name: state(store.load(info.name)) for info in store.list() if not info.damage}
+        return "same" if found == expected else "damage: " + "; ".join(i.damage for i in store.list() if i.damage)
+    except (MemoryCorrupt, IncompatibleMemory) as error:  # incompatible: the number of the format itself was hit
+        return str(error)
+
+
+def test_no_flipped_bit_is_served(tmp_path: Path) -> None:
+    """Any bit of any file: what was saved comes back, or an error says so; no other text, no traceback."""
+    original = MemoryStore(tmp_path / "original")
+    memory = add(start(), 3)
+    memory.pending.append(Pending("s", 1.0, (1, 2, 3)))
+    original.save("ada", memory)
+    original.save("ada", add(memory, 40))
+    original.save("bob", add(start(), 2, "bob"))
+    expected = {name: state(original.load(name)) for name in ("ada", "bob")}
+    files = sorted(path for path in original.root.rglob("*") if path.is_file() and path.suffix != ".lock")
+    chance, found = random.Random(1), dict.fromkeys(("same", "named"), 0)
+    catalogue = original.root / "catalogue.sqlite"
+    for trial in range(200):
+        path = catalogue if trial % 4 else chance.choice(files)
+        data = bytearray(path.read_bytes())
+        at, bit = chance.randrange(len(data)), 1 << chance.randrange(8)
+        data[at] ^= bit
+        path.write_bytes(data)
+        result = outcome(original.root, expected)
+        if result == "same":
+            found["same"] += 1
+            assert path == catalogue, "a flipped bit in a tensor file was not seen"
+        else:
+            found["named"] += 1
+            lost = result.removeprefix("damage: ")
+            assert lost, f"byte {at} of {path.name}: a memory is missing, and nothing says so"
+            assert "wrote" not in result, "an error shows no text"
+        data[at] ^= bit
+        path.write_bytes(data)
+    assert outcome(original.root, expected) == "same"
+    assert found["named"] > 50, found
+
+
+def test_an_index_that_lost_a_name(store: MemoryStore) -> None:
+    """A memory that its index hides is damage, not a name that is free."""
+    store.save("ada", add(start(), 2))
+    db = sqlite3.connect(store.root / "catalogue.sqlite")
+    (page, size) = (
+        *db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_memories_2'").fetchone(),
+        4096,
+    )
+    db.close()
+    path = store.root / "catalogue.sqlite"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"ada", (page - 1) * size, page * size)
+    data[at : at + 3] = b"zzz"
+    path.write_bytes(data)
+    calls = [store.list, lambda: store.load("ada"), lambda: store.exists("ada"), lambda: store.save("ada", start())]
+    for call in calls:
+        with pytest.raises(MemoryCorrupt, match="the index of its table memories"):
+            call()
+
+
+@pytest.mark.parametrize("how", ["no bytes", "no rows", "another store"])
+def test_an_emptied_catalogue_starts_no_new_store(store: MemoryStore, tmp_path: Path, how: str) -> None:
+    """It did: the memories were said not to be there, and the next save left them behind for good."""
+    store.save("ada", add(start(), 2))
+    if how == "no bytes":
+        (store.root / "catalogue.sqlite").write_bytes(b"")
+    elif how == "no rows":
+        query(store, "PRAGMA foreign_keys = OFF")
+        for table in ("pending", "writes", "segments", "generations", "memories"):
+            query(store, f"DELETE FROM {table}")
+    else:
+        other = MemoryStore(tmp_path / "other")
+        other.save("bob", start())
+        shutil.copy(other.root / "catalogue.sqlite", store.root)
+    with pytest.raises(MemoryCorrupt, match=r"catalogue\.sqlite.*Restore the whole store"):
+        store.save("new", start())
     with pytest.raises(MemoryCorrupt, match=r"catalogue\.sqlite"):
         store.load("ada")
+    if how == "no bytes":
+        with pytest.raises(MemoryCorrupt, match="it is empty, though there are memories"):
+            store.list()
+    else:
+        assert "belongs to no memory" in store.list()[-1].damage
+
+
+def test_an_empty_catalogue_without_memories_is_a_new_one(store: MemoryStore) -> None:
+    """A process that was killed just after it made the file."""
+    store.root.mkdir()
+    (store.root / "catalogue.sqlite").touch()
+    assert store.list() == []
+    store.save("ada", add(start()))
+    assert [info.name for info in store.list()] == ["ada"]
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 100, None])
@@ -929,9 +1238,10 @@ def test_damaged_catalogue(store: MemoryStore, content: bytes | None) -> None:
 def test_newer_versions_are_refused(store: MemoryStore) -> None:
     _saved(store)
     query(store, "UPDATE generations SET meta = replace(meta, '\"K0\"', '\"K9\"')")
+    seal_again(store)
     with pytest.raises(IncompatibleMemory, match="upgrade"):
         store.load("ada")
-    query(store, "PRAGMA user_version = 2")
+    query(store, "PRAGMA user_version = 3")
     for call in (store.list, lambda: store.load("ada"), lambda: store.save("ada", start())):
-        with pytest.raises(IncompatibleMemory, match="format 2, this version reads up to 1; upgrade"):
+        with pytest.raises(IncompatibleMemory, match="format 3, this version reads up to 2; upgrade"):
             call()

@@ -9,15 +9,18 @@ from pathlib import Path
 TEMPORARY = ".tmp"
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], *, private: bool = False) -> None:
     """Make or replace a file; whoever reads it meanwhile, or after a crash, finds the old one or the new one.
 
     Args:
         path: of the file.
         write: writes the content to the path it is given. If it raises, nothing has changed.
+        private: nobody but the owner may read it.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     try:
+        if private:
+            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
         write(temporary)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())

@@ -135,6 +135,11 @@ class MemoryDecoder(nn.Module):
     # Memories ---------------------------------------------------------------------------------------------------------
 
     @property
+    def device(self) -> torch.device:
+        """Where tokens enter the model, and where the short-term pool of its memories is."""
+        return self.attachment.device
+
+    @property
     def fingerprint(self) -> str:
         """Tells this model's memories from other models': a hash over its settings and samples of its weights."""
         if not self._fingerprint:

@@ -1,0 +1,611 @@
+"""The catalogue: one SQLite file that says which memories there are, what was written to them, and which files count.
+
+No tensors here, and no torch: listing memories is quick. docs/format.md describes the tables.
+
+Every row that counts is covered by a checksum. The digest of a write is the SHA-256 of its row and of the digest before
+it; the digest of a generation is that of its own row, the memory's name, its segments, its waiting text and the digest
+of its last write. So a save adds a few digests, however long the past is, and a reader finds any change and says where.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import struct
+import time as clock
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import IncompatibleMemory, InputError, MemoryBusy, MemoryCorrupt, RemanenceError, StorageError
+from ..errors import UnknownMemory as Unknown
+from ..files import sync_folder
+
+FORMAT = 2
+CATALOGUE, MEMORIES = "catalogue.sqlite", "memories"
+NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,99}")
+_ID = re.compile(r"[0-9a-f]{32}")
+_SECONDS = 30.0  # to wait for another process's transaction
+_ERASE_SECONDS = 5.0  # to wait for readers when deleted text is to leave the log
+
+_TABLES = (
+    """CREATE TABLE memories (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created REAL NOT NULL
+    )""",
+    """CREATE TABLE generations (
+        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+        generation INTEGER NOT NULL,
+        time REAL NOT NULL,
+        writes INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        pending_tokens INTEGER NOT NULL,
+        meta TEXT NOT NULL,
+        file TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        PRIMARY KEY (memory, generation)
+    )""",
+    """CREATE TABLE segments (
+        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+        first_write INTEGER NOT NULL,
+        last_write INTEGER NOT NULL,
+        file TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        PRIMARY KEY (memory, first_write)
+    )""",
+    """CREATE TABLE writes (
+        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+        "index" INTEGER NOT NULL,
+        source TEXT NOT NULL,
+        time REAL NOT NULL,
+        first_token INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        text TEXT,
+        PRIMARY KEY (memory, "index")
+    )""",
+    """CREATE TABLE pending (
+        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        source TEXT NOT NULL,
+        time REAL NOT NULL,
+        ids TEXT NOT NULL,
+        PRIMARY KEY (memory, position)
+    )""",
+)
+_DIGESTS = (  # new in format 2
+    "ALTER TABLE writes ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE generations ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+)
+_OWN = ("generations", "segments", "writes", "pending")  # what a memory has rows in
+_WRITE = '"index", source, time, first_token, tokens, text'
+_ROW = "generation, time, writes, tokens, pending_tokens, meta, file, sha256, bytes"
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """What the catalogue knows of a memory, without loading it.
+
+    name, model: its name, and the fingerprint of the model that writes it. created, updated: seconds since the epoch.
+    writes, tokens: how much is in memory. pending_tokens: how much still waits for a write. bytes_on_disk: its files.
+    damage: what is wrong with its rows, or "". The other fields of a damaged memory say nothing.
+    """
+
+    name: str
+    model: str
+    created: float
+    updated: float
+    writes: int
+    tokens: int
+    pending_tokens: int
+    bytes_on_disk: int
+    damage: str = ""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a memory, as the catalogue has it."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file that holds the vectors and keys of the writes first .. last."""
+
+    first: int
+    last: int
+    file: File
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A memory as the catalogue has it: everything but the tensors. meta: as of `Memory.meta`."""
+
+    id: str
+    generation: int
+    state: File
+    segments: list[Segment]
+    meta: dict[str, Any]
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 of numbers, texts and None, such that different values, and different types, have different digests."""
+    sha256 = hashlib.sha256()
+    for value in values:
+        if value is None:
+            kind, data = b"n", b""
+        elif isinstance(value, float):
+            kind, data = b"f", struct.pack(">d", value)
+        elif isinstance(value, int):
+            kind, data = b"i", str(value).encode()
+        elif isinstance(value, str):
+            kind, data = b"s", value.encode("utf-8", "surrogateescape")
+        else:
+            kind, data = b"b", bytes(value)
+        sha256.update(kind + struct.pack(">Q", len(data)) + data)
+    return sha256.hexdigest()
+
+
+def chained(before: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+    """The digest of each write (index, source, time, first token, tokens, text), given that of the write before."""
+    for row in rows:
+        before = digest(before, *row)
+        yield before
+
+
+class Catalogue:
+    """The catalogue of a store.
+
+    Args:
+        root: the store's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.path = root / CATALOGUE
+
+    def folder(self, id: str) -> Path:
+        """The folder of a memory's files."""
+        return self.root / MEMORIES / id
+
+    # Connections ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def connect(self, *, write: bool = False, create: bool = False) -> Iterator[sqlite3.Connection]:
+        """A connection. Reading where nothing was saved finds an empty catalogue and leaves no trace.
+
+        Args:
+            write: rows will change: a catalogue of an older format is brought to this one first.
+            create: make a catalogue if there is none; implies write.
+        """
+        write |= create
+        exists = self.path.exists()
+        if not exists and self._folders():
+            raise self.damaged("it is missing")
+        if create:
+            self.make_folder(MEMORIES)
+            if not exists:  # SQLite would make it readable by others
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        if write and (exists or create):
+            _hide(self.path)
+        db = self._open(exists or create, write)
+        try:
+            self._prepare(db, exists or create, write)
+            yield db
+        finally:
+            db.close()
+
+    def _open(self, exists: bool, write: bool) -> sqlite3.Connection:
+        target = self.path.absolute().as_uri() if exists else "file::memory:"
+        log = Path(f"{self.path}-wal")
+        # Where SQLite cannot make its own files, on a read-only or full disk, nobody is writing either.
+        alone = exists and not write and not (log.exists() and log.stat().st_size)
+        for immutable in (False, True):
+            immutable |= alone and not os.access(self.root, os.W_OK)
+            db = sqlite3.connect(target + "?immutable=1" * immutable, timeout=_SECONDS, isolation_level=None, uri=True)
+            try:
+                db.text_factory = _text
+                db.execute("PRAGMA foreign_keys = ON")
+                db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
+                db.execute("PRAGMA secure_delete = ON")  # deleted text is overwritten with zeros
+                _format(db)
+                return db
+            except sqlite3.OperationalError as error:
+                db.close()
+                if immutable or not alone or not _refusal(str(error)):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _prepare(self, db: sqlite3.Connection, exists: bool, write: bool) -> None:
+        """Make or upgrade the tables; refuse a catalogue of a newer format, and an empty one beside memories."""
+        found = _format(db)
+        if found > FORMAT:
+            raise IncompatibleMemory(
+                f"the store {self.root} has format {found}, this version reads up to {FORMAT}; upgrade remanence."
+            )
+        if found == 0 and exists and self._folders() and _format(db) == 0:  # tables come before folders
+            raise self.damaged("it is empty, though there are memories")
+        if found == 0 and not exists:  # a store where nothing was saved, in memory
+            for statement in (*_TABLES, *_DIGESTS):
+                db.execute(statement)
+        elif found < FORMAT and (write or found == 0):
+            db.execute("PRAGMA journal_mode = WAL")
+            with transaction(db):
+                found = _format(db)  # somebody may have been faster
+                for statement in _TABLES if found == 0 else ():
+                    db.execute(statement)
+                if found < FORMAT:
+                    for statement in _DIGESTS:
+                        db.execute(statement)
+                    self._add_digests(db)
+                    db.execute(f"PRAGMA user_version = {FORMAT}")
+
+    def _add_digests(self, db: sqlite3.Connection) -> None:
+        """Rows of format 1 get their digests."""
+        for id, name, created in db.execute("SELECT id, name, created FROM memories").fetchall():
+            rows = db.execute(f'SELECT {_WRITE} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
+            pairs = [(d, id, row[0]) for d, row in zip(chained(id, rows), rows, strict=True)]
+            db.executemany('UPDATE writes SET digest = ? WHERE memory = ? AND "index" = ?', pairs)
+            for row in db.execute(f"SELECT {_ROW} FROM generations WHERE memory = ?", [id]).fetchall():
+                seal = self._seal(db, id, name, created, row, pairs[-1][0] if pairs else id)
+                db.execute("UPDATE generations SET digest = ? WHERE memory = ? AND generation = ?", [seal, id, row[0]])
+
+    def make_folder(self, name: str) -> Path:
+        """A folder in the root, and the root, for the user's eyes only."""
+        folder = self.root / name
+        if not folder.is_dir():
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            for path in (self.root, folder):
+                path.mkdir(mode=0o700, exist_ok=True)
+                sync_folder(path.parent)
+        _hide(folder)
+        return folder
+
+    def _folders(self) -> list[str]:
+        """Folders of memories, by id, that lie on the disk."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return [name for name in os.listdir(self.root / MEMORIES) if _ID.fullmatch(name)]
+        return []
+
+    # Finding ----------------------------------------------------------------------------------------------------------
+
+    def find(self, db: sqlite3.Connection, name: str) -> tuple[str, float, int] | None:
+        """Id, time of creation and generation of a memory, or None. Generation 0: a save or a deletion not finished."""
+        found = self._row(db, "id, created", "memories", "name", name)
+        if found is None:
+            return None
+        if not _ID.fullmatch(str(found[0])):
+            raise self.damaged(f"the folder of memory {name!r} was changed")
+        generation = self._row(db, "generation", "generations", "memory", found[0])
+        return found[0], found[1], generation[0] if generation else 0
+
+    def _row(self, db: sqlite3.Connection, columns: str, table: str, column: str, value: str) -> Any:
+        """The one row with a value, or None; an index that hides it is damage."""
+        for how in ("", "NOT INDEXED"):
+            rows = db.execute(f"SELECT {columns} FROM {table} {how} WHERE {column} = ?", [value]).fetchmany(2)
+            if rows and how:
+                raise self.damaged(f"the index of its table {table} was changed")
+            if len(rows) > 1:
+                raise self.damaged(f"its table {table} has two rows for {value!r}")
+            if rows:
+                return rows[0]
+        return None
+
+    def strays(self, db: sqlite3.Connection) -> list[str]:
+        """Folders of memories that the catalogue does not know: it was damaged or replaced."""
+        folders = self._folders()  # looked at first, since a memory has its row before its folder
+        known = {id for (id,) in db.execute("SELECT id FROM memories NOT INDEXED")}
+        return [name for name in folders if name not in known and self.folder(name).exists()]
+
+    def infos(self, db: sqlite3.Connection) -> list[MemoryInfo]:
+        """All memories by name; then what is in the folder and not in the catalogue, without a name."""
+        infos = []
+        for (name,) in db.execute("SELECT name FROM memories NOT INDEXED ORDER BY name").fetchall():
+            if not NAME.fullmatch(str(name)):
+                infos.append(_unreadable("", f"the catalogue {self.path}: the name of a memory was changed"))
+            elif (info := self.info(db, name)) is not None:
+                infos.append(info)
+        for id in self.strays(db):
+            infos.append(_unreadable("", f"{self.folder(id)} belongs to no memory of the catalogue"))
+        return infos
+
+    def info(self, db: sqlite3.Connection, name: str) -> MemoryInfo | None:
+        """A memory's entry; None if there is no memory of that name."""
+        found = self.find(db, name)
+        if found is None or not found[2]:
+            return None
+        try:
+            row, _, segments, _ = self._sealed(db, name, *found)
+            meta = json.loads(row["meta"])
+            size = row["bytes"] + sum(segment.file.bytes for segment in segments)
+            counts = row["writes"], row["tokens"], row["pending_tokens"]
+            return MemoryInfo(name, meta["model"], found[1], row["time"], *counts, size)
+        except (MemoryCorrupt, ValueError, TypeError, LookupError) as error:
+            return _unreadable(name, str(error) if isinstance(error, MemoryCorrupt) else "its rows cannot be read")
+
+    def stored(self, db: sqlite3.Connection, name: str) -> Stored | None:
+        """A memory's rows, every one checked, or None. Raises `MemoryCorrupt`."""
+        found = self.find(db, name)
+        if found is None or not found[2]:
+            return None
+        id = found[0]
+        row, last, segments, pending = self._sealed(db, name, *found)
+        columns = f"{_WRITE}, digest" if last is not None else _WRITE
+        rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
+        if last is not None:
+            before = id
+            for place, (*values, written) in enumerate(rows):
+                if values[0] != place or digest(before, *values) != written:
+                    raise self._changed(name, f"write {place} was changed")
+                before = written
+            if before != last:
+                raise self._changed(name, f"write {len(rows)} is missing")
+        if len(rows) != row["writes"]:
+            raise self._changed(name, f"it has {len(rows)} writes, expected {row['writes']}")
+        keys = ("index", "source", "time", "first_token", "tokens", "text")
+        try:
+            meta = dict(json.loads(row["meta"]))
+            meta["pending"] = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in pending]
+            meta["writes"] = [dict(zip(keys, values, strict=False)) for values in rows]
+        except (ValueError, TypeError) as error:  # only rows of format 1, which have no digest
+            raise self._changed(name, f"it has values that cannot be read ({type(error).__name__})") from error
+        return Stored(id, found[2], File(row["file"], row["sha256"], row["bytes"]), segments, meta)
+
+    def _sealed(
+        self, db: sqlite3.Connection, name: str, id: str, created: float, generation: int
+    ) -> tuple[dict[str, Any], str | None, list[Segment], list[tuple[Any, ...]]]:
+        """The generation's row, the digest of the last write (None in format 1), segments and waiting text, checked."""
+        checked = _format(db) > 1
+        columns = f"{_ROW}, digest" if checked else _ROW
+        find = f"SELECT {columns} FROM generations WHERE memory = ? AND generation = ?"
+        values = db.execute(find, [id, generation]).fetchone()
+        if values is None:
+            raise self._changed(name, "its newest save is missing")
+        last = None
+        if checked:
+            *values, seal = values
+            newest = 'SELECT digest FROM writes WHERE memory = ? ORDER BY "index" DESC LIMIT 1'
+            (last,) = db.execute(newest, [id]).fetchone() or (id,)
+            if seal != self._seal(db, id, name, created, values, last):
+                raise self._changed(name, f"its save {generation} was changed")
+        row = dict(zip(_ROW.split(", "), values, strict=True))
+        return row, last, segments(db, id), _pending(db, id)
+
+    def _seal(self, db: sqlite3.Connection, id: str, name: str, created: float, row: Iterable[Any], last: str) -> str:
+        """The digest of a generation, over all that counts beside the writes, and the last write's own."""
+        waiting = _pending(db, id)
+        parts = [(s.first, s.last, *astuple(s.file)) for s in segments(db, id)]
+        counts = len(parts), len(waiting)
+        return digest(id, name, created, *row, last, *counts, *(v for part in [*parts, *waiting] for v in part))
+
+    # Changing ---------------------------------------------------------------------------------------------------------
+
+    def register(self, db: sqlite3.Connection, name: str) -> tuple[str, float, int]:
+        """What `find` finds; a name that is new gets its id here."""
+        found = self.find(db, name)
+        if found is None:
+            if strays := self.strays(db):
+                raise self.damaged(f"{self.folder(strays[0])} belongs to none of its memories")
+            found = uuid.uuid4().hex, clock.time(), 0
+            with transaction(db):
+                db.execute("INSERT INTO memories VALUES (?, ?, ?)", [found[0], name, found[1]])
+        folder = self.folder(found[0])
+        if not folder.exists():
+            os.mkdir(folder, 0o700)
+            sync_folder(folder.parent)
+        _hide(folder)
+        return found
+
+    def commit(
+        self,
+        db: sqlite3.Connection,
+        name: str,
+        found: tuple[str, float, int],
+        *,
+        header: dict[str, Any],
+        state: File,
+        segment: Segment | None,
+        kept: tuple[int, int],
+        done: int,
+        writes: list[tuple[Any, ...]],
+        pending: list[tuple[Any, ...]],
+        sizes: tuple[int, int, int],
+    ) -> None:
+        """Make a generation the one that counts, in one transaction.
+
+        Args:
+            db: open for writing.
+            name, found: the memory, and what `register` found.
+            header: the memory's plain values without writes and pending text.
+            state: its new state file.
+            segment: its new segment, if any.
+            kept: segments that end before the first, or not before the second of these writes are dropped.
+            done: this many writes are stored; `writes` come after them.
+            writes: (index, source, time, first token, tokens, text).
+            pending: (position, source, time, ids), all that waits.
+            sizes: writes, tokens and waiting tokens in all.
+        """
+        id, created, generation = found
+        with transaction(db):
+            db.execute("DELETE FROM segments WHERE memory = ? AND (last_write < ? OR last_write >= ?)", [id, *kept])
+            if segment is not None:
+                row = [id, segment.first, segment.last, *astuple(segment.file)]
+                db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
+            db.execute('DELETE FROM writes WHERE memory = ? AND "index" >= ?', [id, done])
+            newest = 'SELECT digest FROM writes WHERE memory = ? ORDER BY "index" DESC LIMIT 1'
+            (before,) = db.execute(newest, [id]).fetchone() or (id,)
+            digests = list(chained(before, writes))
+            db.executemany(
+                f"INSERT INTO writes (memory, {_WRITE}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                ((id, *write, own) for write, own in zip(writes, digests, strict=True)),
+            )
+            db.execute("DELETE FROM pending WHERE memory = ?", [id])
+            db.executemany("INSERT INTO pending VALUES (?, ?, ?, ?, ?)", ((id, *piece) for piece in pending))
+            values = [generation + 1, clock.time(), *sizes, json.dumps(header), *astuple(state)]
+            seal = self._seal(db, id, name, created, values, digests[-1] if digests else before)
+            db.execute("DELETE FROM generations WHERE memory = ?", [id])
+            db.execute(
+                f"INSERT INTO generations (memory, {_ROW}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [id, *values, seal],
+            )
+
+    def named_files(self, db: sqlite3.Connection, id: str) -> set[str]:
+        """The files of a memory that count."""
+        find = "SELECT file FROM segments WHERE memory = ? UNION ALL SELECT file FROM generations WHERE memory = ?"
+        return {file for (file,) in db.execute(find, [id, id])}
+
+    def drop_rows(self, db: sqlite3.Connection, id: str) -> None:
+        """Let a memory's rows go, all but its name: a memory without a generation is gone for everyone."""
+        with transaction(db):
+            for table in _OWN:
+                db.execute(f"DELETE FROM {table} WHERE memory = ?", [id])
+
+    def drop_name(self, db: sqlite3.Connection, id: str) -> None:
+        """Let the name of a memory go, whose files are gone."""
+        with transaction(db):
+            db.execute("DELETE FROM memories WHERE id = ?", [id])
+
+    def erase(self, db: sqlite3.Connection) -> bool:
+        """Take replaced and deleted text out of the log; False if a reader is in the way."""
+        db.execute(f"PRAGMA busy_timeout = {int(_ERASE_SECONDS * 1000)}")
+        try:
+            return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        finally:
+            db.execute(f"PRAGMA busy_timeout = {int(_SECONDS * 1000)}")
+
+    # Errors -----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def errors(self, after: str = "What was stored before is intact") -> Iterator[None]:
+        """Turn what the system raises into our errors. `after`: what is true when the disk refuses."""
+        try:
+            yield
+        except RemanenceError:
+            raise
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"a text or a source label is not valid Unicode ({error.reason}); decode it with errors='replace'."
+            ) from error
+        except sqlite3.Error as error:
+            reason = str(error)
+            if _refusal(reason):
+                raise self._refused(error, after) from error
+            if "locked" in reason:
+                raise MemoryBusy(f"the catalogue {self.path} is busy ({reason}); try again.") from error
+            raise self.damaged(reason) from error
+        except OSError as error:
+            raise self._refused(error, after) from error
+        except Exception as error:  # safetensors' own error, which is no OSError; no import for its sake
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise self._refused(error, after) from error
+
+    def _refused(self, error: Exception, after: str) -> StorageError:
+        """The error for a disk that will not."""
+        reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = getattr(error, "filename", None) or self.root
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "full" in reason or "space" in reason
+        with suppress(OSError, AttributeError):  # SQLite often says no more than that it failed
+            space = os.statvfs(self.root)
+            full |= isinstance(error, sqlite3.Error) and space.f_bavail * space.f_frsize < 1 << 20
+        advice = "free some space" if full else "check the disk and its permissions, or choose another folder"
+        return StorageError(f"the disk refused at {where}: {reason}. {after}; {advice}.")
+
+    def damaged(self, reason: str) -> MemoryCorrupt:
+        """The error for a catalogue that is not what was written."""
+        return MemoryCorrupt(f"the catalogue {self.path}: {reason}. Restore the whole store from a backup.")
+
+    def _changed(self, name: str, what: str) -> MemoryCorrupt:
+        return MemoryCorrupt(
+            f"the catalogue {self.path}: {what}, in memory {name!r}. Restore the store from a backup, or delete the "
+            "memory and memorize its text again."
+        )
+
+    def unknown(self, db: sqlite3.Connection, name: str) -> Unknown | MemoryCorrupt:
+        """The error for a name that is not there, with those that are."""
+        names = []
+        for (other,) in db.execute("SELECT name FROM memories NOT INDEXED ORDER BY name").fetchall():
+            if not NAME.fullmatch(str(other)):
+                return self.damaged("the name of a memory was changed")
+            found = self.find(db, other)
+            if found and found[2]:
+                names.append(other)
+            elif other == name:
+                return Unknown(
+                    f"memory {name!r} in {self.root} is not whole: saving it for the first time, or deleting it, was "
+                    f"cut short. To remove the rest: remanence memory delete {name} --yes"
+                )
+        if strays := self.strays(db):
+            return self.damaged(f"{self.folder(strays[0])} belongs to none of its memories")
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        known = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        return Unknown(f"no memory named {name!r} in {self.root}; {hint}Known: {known or 'none yet'}.")
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    """All of a block's statements, or none."""
+    db.execute(begin)
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+
+
+def segments(db: sqlite3.Connection, id: str) -> list[Segment]:
+    """A memory's segments, oldest first."""
+    find = "SELECT first_write, last_write, file, sha256, bytes FROM segments WHERE memory = ? ORDER BY first_write"
+    return [Segment(first, last, File(*file)) for first, last, *file in db.execute(find, [id])]
+
+
+def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:
+    find = "SELECT position, source, time, ids FROM pending WHERE memory = ? ORDER BY position"
+    return db.execute(find, [id]).fetchall()
+
+
+def _format(db: sqlite3.Connection) -> int:
+    return db.execute("PRAGMA user_version").fetchone()[0]
+
+
+def _text(data: bytes) -> str:
+    """Text that was damaged is to be found by its digest, not by an error that shows it."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _refusal(reason: str) -> bool:
+    """Whether what SQLite says is about the disk."""
+    return any(words in reason for words in ("full", "readonly", "unable to open", "disk I/O"))
+
+
+def _hide(path: Path) -> None:
+    """Nobody but the owner may look, also into what an older version made."""
+    if os.name == "nt":
+        return
+    with suppress(OSError):  # another user's, in a store that is shared on purpose
+        mode = path.stat().st_mode & 0o777
+        if mode & 0o077:
+            path.chmod(mode & 0o700)
+
+
+def _unreadable(name: str, damage: str) -> MemoryInfo:
+    return MemoryInfo(name, "", 0.0, 0.0, 0, 0, 0, 0, damage)
