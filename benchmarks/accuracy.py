@@ -78,8 +78,8 @@ def main() -> None:
         table.add_column(title, justify="right")
     for gate in gates:
         least = "any" if gate["least"] == GATES[0] else f"{gate['least']}"
-        shares = (f"{gate[kind]:.1%}" if kind in gate else "-" for kind in ("fact", "newest", "unknown"))
-        table.add_row(f"{gate['distance']:,}", least, *shares)
+        kinds = (f"{gate[kind]:.1%}" if kind in gate else "-" for kind in ("fact", "newest", "unknown"))
+        table.add_row(f"{gate['distance']:,}", least, *kinds)
     Console(width=150).print(table)
     print(f"{run.memory.tokens:,} tokens read and {len(results):,} answers in {seconds:.0f} s")
     if arguments.out:

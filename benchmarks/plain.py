@@ -13,6 +13,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ LONG = Mix(streams=14, chunks=5, tokens=(44, 76), questions=9, facts=(1, 2, 2, 3
 PARTS = Part(500, SHORT), Part(1500, LONG, decay=0.5)
 
 
-def loss_of(model: torch.nn.Module, streams: Streams, step: int, mix: Mix) -> tuple[torch.Tensor, dict]:
+def loss_of(model: Any, streams: Streams, step: int, mix: Mix) -> tuple[torch.Tensor, dict]:
     """Next-token loss of the text and, weighing more, of the answers."""
     batch = streams.batch(step, mix)
     bos = torch.full((len(batch.chunks_BTn), 1), model.config.bos_token_id)

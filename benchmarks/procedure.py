@@ -18,13 +18,15 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import Cache, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from remanence import Memory, MemoryConfig, MemoryModel
@@ -58,7 +60,7 @@ def fill(model: MemoryModel, vectors: int) -> Memory:
     while memory.long_term_size < vectors:
         new = torch.randn(memory.layers, config.K, memory.width)
         with torch.no_grad():
-            keys = model._keys(new)
+            keys = model.retriever_keys(new)
         index = memory.write_count
         memory.add(new, keys, Write(index, "", 0.0, index * config.chunk_tokens, config.chunk_tokens, None))
     return memory
@@ -68,7 +70,8 @@ class Literal:
     """The procedure taken literally, over the layers of the same decoder."""
 
     def __init__(self, model: MemoryModel, memory: Memory) -> None:
-        self.model, self.config = model, model.config
+        self.model: Any = model
+        self.config = model.config
         self.layers = model.attachment.layers
         self.memory = list(memory.pool_LnD.clone())  # per layer [N, D]
         rows = memory.pool_rows_Ln
@@ -164,18 +167,24 @@ class Literal:
 
 
 @torch.no_grad()
-def prefill(model: MemoryModel, memory: Memory, ids: Tensor) -> tuple[Tensor, DynamicCache]:
+def prefill(model: MemoryModel, memory: Memory, ids: Tensor) -> tuple[Tensor, Cache]:
     """Our side of `Literal.prefill`."""
     with model.reading([memory]) as cache:
         return model.base(ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0], cache
 
 
 @torch.no_grad()
-def decode(model: MemoryModel, cache: DynamicCache, count: int) -> None:
+def decode(model: MemoryModel, cache: Cache, count: int) -> None:
     """Feed `count` more tokens, one by one."""
     with model.attachment.hooks(), model.adapter("read"):
         for token in range(count):
             model.base(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+
+
+def each_of(write: Callable[[Any], object], chunks: Any) -> None:
+    """Write one chunk after the other."""
+    for chunk in chunks:
+        write(chunk)
 
 
 def main() -> None:
@@ -201,7 +210,7 @@ def main() -> None:
 
     seconds: dict[str, dict[str, list[float]]] = {}
 
-    def timed(what: str, side: str, work: Callable[[], object]) -> object:
+    def timed(what: str, side: str, work: Callable[[], Any]) -> Any:
         began = time.perf_counter()
         out = work()
         seconds.setdefault(what, {}).setdefault(side, []).append(time.perf_counter() - began)
@@ -211,15 +220,15 @@ def main() -> None:
     for _ in range(arguments.repeats):
         chunks = torch.randint(2048, (MERGE_WRITES, 2 * arguments.K))
         # A cycle of writes on each side, each as many writes as lie between two merges.
-        timed("write", "literal", lambda chunks=chunks: [literal.write(chunk) for chunk in chunks])
-        timed("write", "ours", lambda chunks=chunks: [model.write(memory, chunk) for chunk in chunks.tolist()])
+        timed("write", "literal", partial(each_of, literal.write, chunks))
+        timed("write", "ours", partial(each_of, partial(model.write, memory), chunks.tolist()))
         for what in ("first answer", "second answer"):
             theirs = timed(what, "literal", lambda: literal.prefill(question))
             ours = timed(what, "ours", lambda: prefill(model, memory, question))
             for side, (_, cache) in (("literal", theirs), ("ours", ours)):
-                timed("token", side, lambda cache=cache: decode(model, cache, tokens))
+                timed("token", side, partial(decode, model, cache, tokens))
     each = {"write": MERGE_WRITES, "token": tokens}
-    result = {
+    result: dict[str, Any] = {
         "threads": torch.get_num_threads(), "largest_logit_difference": difference,
         "store_vectors_a_layer": memory.long_term_size,
     }  # fmt: skip

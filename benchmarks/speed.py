@@ -16,7 +16,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ def filled(model: MemoryModel, tokens: int) -> Memory:
     return memory
 
 
-def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+def in_turn(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each side, timed in turn after one warm-up."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
@@ -60,10 +61,10 @@ def per_token(seconds: dict[str, float], side: str) -> float:
     return (seconds[f"{side} {LONG}"] - seconds[f"{side} 1"]) / (LONG - 1)
 
 
-def compiled(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
+def compiled(arguments: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds per token without and with torch.compile, by what is compiled."""
     plain = MemoryModel.from_pretrained(arguments.model)
-    memory, result = filled(plain, 10_000), {}
+    memory, result = filled(plain, 10_000), dict[str, Any]()
     for part in ("mlp", "layers", "decoder"):
         model = MemoryModel.from_pretrained(arguments.model)
         layers = model.attachment.layers
@@ -84,7 +85,7 @@ def compiled(arguments: argparse.Namespace) -> dict[str, dict[str, object]]:
     return result
 
 
-def show(result: dict[str, object], as_json: bool) -> None:
+def show(result: dict[str, Any], as_json: bool) -> None:
     """Print the figures."""
     if as_json:
         print(json.dumps(result))
