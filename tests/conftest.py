@@ -8,21 +8,26 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from remanence.config import MemoryConfig
+from remanence.core.memory import Memory, Write
 from remanence.models.pretrained import MemoryModel
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("REMANENCE_TEST_THREADS", "1")))
 
 PAD, BOS, EOS = 256, 257, 258
+ROOM = 1e-5  # of the largest number: how far two computations of one step in float32 may be apart
 _CLASSES = {
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
     "mistral": ("MistralConfig", "MistralForCausalLM"),
@@ -44,6 +49,82 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")  # what the explicit referen
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     torch.manual_seed(0)
+
+
+_room_used: list[float] = []  # by `close`, in the test that runs
+
+
+def close(found: Tensor, expected: Tensor, room: float = ROOM, what: str = "") -> None:
+    """Numbers equal to `room` times the largest of the expected ones.
+
+    CPUs add up in different orders and so round differently. How far that puts a result off goes with the largest
+    numbers that were added, not with what is left of them: one bound for the whole tensor, in proportion to its
+    largest number.
+    """
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype), what
+    if not expected.numel():
+        return
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    off, allowed = float((found - expected).abs().max()), room * float(expected.abs().max())
+    assert off <= allowed, f"{what}: {off:.2g} apart, where {allowed:.2g} are allowed ({room:.2g} of the largest)"
+    if off:
+        _room_used.append(off / allowed)
+
+
+def writes_of(memory: Memory) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """What a memory that lost nothing got with each write: vectors [L, K, D] and keys [L, G, R], for `led`."""
+    K, G, parts = memory.config.K, memory.config.keys_per_write, memory.tensors()
+    return lambda w: (parts["vectors"][:, w * K : (w + 1) * K], parts["keys"][:, w * G : (w + 1) * G])
+
+
+@contextmanager
+def led(
+    memory: Memory, right: Callable[[int], tuple[Tensor, Tensor | None]], room: float = ROOM, what: str = ""
+) -> Iterator[None]:
+    """What is written into a memory is compared with what is right, which is then put in its place.
+
+    So every write starts from the right state and shows the rounding of one write. That of a dozen writes in a row,
+    each reading those before, is up to a hundred times as large, and another on every CPU.
+
+    Args:
+        memory: to write into.
+        right: of the number of a write, its vectors [L, K, D] and keys [L, G, R] or None.
+    """
+
+    def add(made_LKD: Tensor, made_LGR: Tensor | None, write: Write) -> None:
+        right_LKD, right_LGR = right(write.index)
+        for l, wanted in enumerate(right_LKD):
+            close(made_LKD[l], wanted, room, f"{what}.vectors.{l}")
+            if right_LGR is not None and made_LGR is not None:
+                close(made_LGR[l], right_LGR[l], room, f"{what}.keys.{l}")
+        Memory.add(memory, right_LKD, right_LGR, write)
+
+    with mock.patch.object(memory, "add", add):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _room(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How much of their room the comparisons of a test took goes into its report."""
+    _room_used.clear()
+    yield
+    if _room_used:
+        request.node.user_properties.append(("room used", max(_room_used)))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """With REMANENCE_TEST_ROOM=1: the tests whose numbers came closest to their bounds."""
+    if not os.environ.get("REMANENCE_TEST_ROOM"):
+        return
+    used = {r.nodeid: dict(r.user_properties) for rs in terminalreporter.stats.values() for r in rs if _is_report(r)}
+    ranked = sorted(((p["room used"], name) for name, p in used.items() if "room used" in p), reverse=True)
+    terminalreporter.section("room used: difference / allowed difference")
+    for share, name in ranked[:20]:
+        terminalreporter.write_line(f"{share:8.3f}  {name}")
+
+
+def _is_report(entry: Any) -> bool:
+    return getattr(entry, "when", "") == "teardown"
 
 
 @pytest.fixture(autouse=True)

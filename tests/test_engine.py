@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from conftest import close
 from remanence import ConfigError, MemoryModel
 from remanence.config import MemoryConfig
 from remanence.core.attachment import VectorSlots
@@ -248,7 +249,7 @@ def test_recomputed_layers_have_the_same_gradients(home: Path, tap: str) -> None
     assert found[False][1].keys() == found[True][1].keys()
     assert any(".write." in name for name in found[True][1])
     for name, gradient in found[False][1].items():
-        torch.testing.assert_close(found[True][1][name], gradient, atol=1e-6, rtol=1e-5)
+        close(found[True][1][name], gradient)
     assert found[True][2] < 0.6 * found[False][2]
 
 

@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, MambaConfig, MambaForCausalLM, TextStr
 from transformers.utils import is_flash_attn_2_available
 
 import reference
-from conftest import BOS, build_decoder, random_ids, random_text, small
+from conftest import BOS, build_decoder, close, random_ids, random_text, small
 from remanence import MemoryStore
 from remanence.config import MemoryConfig
 from remanence.core.attachment import Attachment
@@ -74,11 +74,6 @@ def make(request: pytest.FixtureRequest, make_model: Callable[..., MemoryModel])
     with stance, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
         yield lambda config: make_model(config, family, attention, **changes)
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    """Equal to 1e-5 of the largest logit."""
-    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max().clamp_min(1.0)
 
 
 def remember(model: MemoryModel, text: str) -> Memory:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import reference
-from conftest import BOS, random_ids, random_text, small
+from conftest import BOS, close, random_ids, random_text, small
 from remanence.config import MemoryConfig
 from remanence.core.attachment import Attachment, VectorSlots
 from remanence.core.cache import MemoryCache, Slots, WriteCache
@@ -20,7 +20,6 @@ from remanence.core.memory import Memory, Write
 from remanence.errors import ConfigError
 from remanence.models.pretrained import MemoryModel
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Kind = tuple[str, str]
 
 
@@ -75,8 +74,8 @@ def test_given_vectors_are_read_as_in_the_reference(kind: Kind, biased: bool, ma
             assert cache.get_seq_length() == 20
             cache = MemoryCache(GivenSource(attachment, vectors, bias), 3)
             steps = [base(torch.tensor([part]), past_key_values=cache).logits[0] for part in (ids[:4], *zip(ids[4:]))]
-    torch.testing.assert_close(whole, expected, **CLOSE)
-    torch.testing.assert_close(torch.cat(steps), expected, **CLOSE)
+    close(whole, expected)
+    close(torch.cat(steps), expected)
     assert (expected - plain_logits(base, ids)).abs().max() > 0.1  # so that the memory did change something
     if bias:
         with torch.no_grad():
@@ -95,7 +94,7 @@ def test_an_empty_prefix_with_a_bias_stays_causal(attention: str, make_decoder: 
         logits = base(
             torch.tensor([ids]), past_key_values=MemoryCache(GivenSource(attachment, vectors, bias), 3)
         ).logits
-    torch.testing.assert_close(logits[0], plain_logits(base, ids), **CLOSE)
+    close(logits[0], plain_logits(base, ids))
 
 
 class Retrieval:
@@ -191,7 +190,7 @@ def test_a_memory_is_read_as_in_the_reference(
         logits = model.base(torch.tensor([ids]), past_key_values=cache).logits[0]
     for layer, rows in enumerate(retrieval.read):
         assert cache.provider.read[layer][0][0].tolist() == rows + memory.pool_rows_Ln[layer].tolist()
-    torch.testing.assert_close(logits, expected, **CLOSE)
+    close(logits, expected)
 
 
 @pytest.mark.parametrize("store_tokens", [None, 8 * 30], ids=["all", "bounded"])
@@ -211,7 +210,7 @@ def test_layers_after_the_first_score_candidates_only(
             logits = model.base(torch.tensor([ids]), past_key_values=cache).logits[0]
     for layer, rows in enumerate(retrieval.read):
         assert cache.provider.read[layer][0][0].tolist() == rows + memory.pool_rows_Ln[layer].tolist()
-    torch.testing.assert_close(logits, expected, **CLOSE)
+    close(logits, expected)
     assert all(math.isfinite(source.score) for source in cache.provider.sources(0))
     model.config = model.config.replace(candidates=None)
     everything = Retrieval(model, memory)
@@ -251,10 +250,7 @@ def test_only_the_asking_tokens_query(make_model: Callable[..., MemoryModel]) ->
 def test_writes_equal_the_reference(
     kind: Kind, tap: str, context: str, start: bool, make_model: Callable[..., MemoryModel]
 ) -> None:
-    """Four writes in a row, each seeing what the ones before left, with an offset that is not zero.
-
-    The tolerance is 1e-5 for vectors of size one; those of the last layers are larger.
-    """
+    """Four writes in a row, each seeing what the ones before left, with an offset that is not zero."""
     config = small(tap=tap, write_context=context, start=start, drop="oldest", N=8)
     model = make_model(config, *kind)
     assert model.offset is not None
@@ -270,7 +266,7 @@ def test_writes_equal_the_reference(
         vectors = memory.tensors()["vectors"][:, 4 * chunk :]
         assert vectors.shape == new.shape
         for layer in range(3):
-            assert (vectors[layer] - new[layer]).abs().max() < 1e-5 * max(1.0, float(new[layer].abs().max()))
+            close(vectors[layer], new[layer])
         expected = torch.cat([expected, vectors], 1)
         assert torch.equal(memory.pool_LnD, expected[:, -8:])
 
@@ -284,7 +280,7 @@ def test_writes_in_a_batch_equal_single_ones(kind: Kind, make_model: Callable[..
         for b in range(2):
             one = model.write_pass(ids[b : b + 1], [c[b : b + 1] for c in context])
             for layer in range(3):
-                torch.testing.assert_close(both[layer][b], one[layer][0], **CLOSE)
+                close(both[layer][b], one[layer][0])
 
 
 def test_a_chunk_too_short_is_refused(make_model: Callable[..., MemoryModel]) -> None:
@@ -373,7 +369,7 @@ def test_a_write_inside_another_block(tap: str, make_model: Callable[..., Memory
     model.memorize(alone, random_text(24))
     with model.reading([alone]):
         model.memorize(inside, random_text(24))
-    torch.testing.assert_close(inside.tensors()["vectors"], alone.tensors()["vectors"], **CLOSE)
+    close(inside.tensors()["vectors"], alone.tensors()["vectors"])
 
 
 def test_a_read_inside_another_block(make_model: Callable[..., MemoryModel]) -> None:
@@ -384,7 +380,7 @@ def test_a_read_inside_another_block(make_model: Callable[..., MemoryModel]) -> 
     model.memorize(memory, random_text(56))
     expected = read_logits(model, memory, ids)
     with model.reading([memory]):
-        torch.testing.assert_close(read_logits(model, memory, ids), expected, **CLOSE)
+        close(read_logits(model, memory, ids), expected)
 
 
 @pytest.mark.parametrize("length", [1, 17])
@@ -392,14 +388,14 @@ def test_attaching_alone_changes_nothing(kind: Kind, length: int, make_model: Ca
     """An empty memory: the untrained start vector stands for BOS."""
     model, ids = make_model(small(), *kind), random_ids(length)
     logits = read_logits(model, model.new_memory(), ids)
-    torch.testing.assert_close(logits, plain_logits(model.base, [BOS, *ids])[1:], **CLOSE)
+    close(logits, plain_logits(model.base, [BOS, *ids])[1:])
 
 
 @pytest.mark.parametrize("length", [1, 17])
 def test_no_start_and_no_memory_is_the_plain_model(kind: Kind, length: int, make_model: Callable[..., Any]) -> None:
     """Without start vectors an empty memory is nothing at all."""
     model, ids = make_model(small(start=False), *kind), random_ids(length)
-    torch.testing.assert_close(read_logits(model, model.new_memory(), ids), plain_logits(model.base, ids), **CLOSE)
+    close(read_logits(model, model.new_memory(), ids), plain_logits(model.base, ids))
 
 
 # Verbatim memory ------------------------------------------------------------------------------------------------------
@@ -414,7 +410,7 @@ def verbatim_law(model: MemoryModel, ids: list[int], question: list[int]) -> Non
     assert memory.long_term_size == 0
     assert memory.tokens == len(ids) // 8 * 8
     expected = plain_logits(model.base, whole)[-len(prompt) :]
-    torch.testing.assert_close(read_logits(model, memory, prompt), expected, **CLOSE)
+    close(read_logits(model, memory, prompt), expected)
     out, _ = model.generate([memory], [prompt], max_new_tokens=8, do_sample=False)
     plain = model.base.generate(torch.tensor([whole]), max_new_tokens=8, do_sample=False)
     assert out[0].tolist() == plain[0, len(whole) :].tolist()
@@ -466,7 +462,7 @@ def test_everything_retrieved_is_the_text_itself(kind: Kind, make_model: Callabl
             memory.add(vectors, model.retriever_keys(vectors), Write(w, "", 0.0, 8 * w, 8, None))
     assert memory.long_term_size == 48
     expected = plain_logits(model.base, [BOS, *ids, *question])[-7:]
-    torch.testing.assert_close(read_logits(model, memory, question), expected, **CLOSE)
+    close(read_logits(model, memory, question), expected)
 
 
 # Refusals and the cache -----------------------------------------------------------------------------------------------

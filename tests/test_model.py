@@ -12,13 +12,12 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
 
-from conftest import BOS, build_decoder, build_tokenizer, random_ids, random_text, small
+from conftest import BOS, build_decoder, build_tokenizer, close, led, random_ids, random_text, small, writes_of
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory
 from remanence.errors import ConfigError, IncompatibleMemory, InputError
 from remanence.models.pretrained import WEIGHTS, MemoryModel, plan
 
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 Make = Callable[..., MemoryModel]
 
 
@@ -104,7 +103,7 @@ def test_a_batch_equals_single_runs(attention: str, changes: dict[str, Any], mak
         )
         assert one[0].tolist() == out[b].tolist()
         for together, single in zip(record.steps, alone.steps, strict=True):
-            torch.testing.assert_close(together[b], single[0], **CLOSE)
+            close(together[b], single[0])
         assert [(s.write, s.layers, s.where) for s in source.sources(b)] == [
             (s.write, s.layers, s.where) for s in read.sources(0)
         ]
@@ -943,7 +942,7 @@ def test_two_adapters_one_writes_one_reads(tokenizer: Any, tmp_path: Path) -> No
     assert again.fingerprint == model.fingerprint
     one, two = model.new_memory(), again.new_memory()
     model.memorize(one, text)
-    again.memorize(two, text)
-    # Rounding grows over a dozen writes in a row; without an adapter the vectors would differ by whole units.
-    torch.testing.assert_close(one.tensors()["vectors"], two.tensors()["vectors"], atol=1e-3, rtol=0)
+    with led(two, writes_of(one)):
+        again.memorize(two, text)
+    assert two.write_count == one.write_count > 0
     assert model.ask(one, "why?", max_new_tokens=6).ids == again.ask(two, "why?", max_new_tokens=6).ids

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from conftest import close
 from remanence.config import MemoryConfig
 from remanence.core.cache import MemoryCache
 from remanence.errors import ConfigError
@@ -501,7 +502,7 @@ def source_rows(source: BankSlots, slots: Any, model: MemoryModel) -> tuple[Tens
     table = values.flatten(2).flatten(0, 1)
     held = slots.values.transpose(1, 2).flatten(2)[:, 1:]
     rows = torch.cdist(held, table[None].expand(len(held), -1, -1)).argmin(2)
-    torch.testing.assert_close(table[rows], held)
+    close(table[rows], held)
     return rows, slots.bias[:, 1:] > -1e3
 
 
@@ -516,8 +517,8 @@ def test_slots_hold_keys_of_their_vectors_at_their_positions(make: Callable[...,
     rows, _ = source_rows(source, slots, model)
     vectors = torch.cat([model.start[0].expand(8, 1, -1), source.vectors[0].flatten(0, 1)[rows]], 1)
     expected = model.attachment.slots(0, vectors, torch.arange(source.length)[None].expand(8, -1), None)
-    torch.testing.assert_close(slots.keys, expected.keys, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(slots.values, expected.values, atol=1e-5, rtol=1e-5)
+    close(slots.keys, expected.keys)
+    close(slots.values, expected.values)
 
 
 @torch.no_grad()
@@ -580,7 +581,7 @@ def test_the_published_retriever_scores_vectors(make: Callable[..., MemoryModel]
     found = refused = positives = negatives = 0.0
     for q in range(60):
         expected = (queries[q][source.asks_QT[q]] @ keys.T).sigmoid().mean(0)
-        torch.testing.assert_close(scores[q], expected, atol=1e-5, rtol=1e-5)
+        close(scores[q], expected)
         known = source.known_by_write_QW[q].repeat_interleave(8)
         right = torch.zeros(320, dtype=torch.bool)
         if history.gold_Q[q] >= 0:
@@ -635,7 +636,7 @@ def test_the_retrievers_loss_is_a_cross_entropy(make: Callable[..., MemoryModel]
                 losses.append(0.6 * surprise[right] + 0.4 * surprise[older].mean())
             else:
                 losses.append(surprise[right])
-        torch.testing.assert_close(source.losses[layer], torch.stack(losses).mean())
+        close(source.losses[layer], torch.stack(losses).mean())
     source.losses[0].backward()
     assert hidden.grad.abs().sum() > 0
     assert source.vectors[0].grad.abs().sum() > 0
@@ -661,7 +662,7 @@ def test_training_writes_and_reads_as_use_does(
             model.write(memory, chunk)
     for layer in range(2):
         expected = torch.cat([m.pool_LnD[layer] for m in memories])
-        torch.testing.assert_close(vectors[layer].flatten(0, 1), expected, atol=1e-5, rtol=1e-5)
+        close(vectors[layer].flatten(0, 1), expected)
     none = torch.zeros(2, 8, dtype=torch.bool)
     owner = torch.arange(8) // 4
     history = History.draw(torch.arange(2), torch.tensor([-1, 4]), none, none, owner, (0, 0), torch.Generator())
@@ -680,7 +681,7 @@ def test_training_writes_and_reads_as_use_does(
         used = model.attachment.decoder(
             ids, past_key_values=cache, attention_mask=mask, use_cache=True
         ).last_hidden_state
-    torch.testing.assert_close(trained, used, atol=1e-4, rtol=1e-4)
+    close(trained, used)
 
 
 # Attention ------------------------------------------------------------------------------------------------------------
@@ -700,7 +701,7 @@ def test_grouped_attention_is_attention(make: Callable[..., MemoryModel]) -> Non
             assert model.config._attn_implementation == name
             seen[name] = model(ids, attention_mask=mask).logits
         where = padded.bool() if mask is not None else torch.ones_like(padded).bool()
-        torch.testing.assert_close(seen[GROUPED][where], seen["eager"][where], atol=1e-5, rtol=1e-5)
+        close(seen[GROUPED][where], seen["eager"][where])
         assert seen[GROUPED].dtype == torch.float32
 
 

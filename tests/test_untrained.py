@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from typer.testing import CliRunner
 
-from conftest import BOS, build_decoder, random_ids, random_text, small
+from conftest import BOS, build_decoder, close, random_ids, random_text, small
 from remanence import MemoryModel, MemoryStore
 from remanence.cli import app
 from remanence.config import MemoryConfig
@@ -23,7 +23,7 @@ from remanence.core.attachment import Attachment
 from remanence.core.retriever import attention_keys, attention_scores
 from remanence.errors import ConfigError
 from remanence.models.pretrained import plan
-from test_families import FAMILIES, close
+from test_families import FAMILIES
 from test_hf import plain_logits, read_logits
 
 
@@ -102,7 +102,7 @@ def test_scores_are_votes_of_tokens_and_heads() -> None:
                 cosines = cosines.amax(1) if block else cosines.flatten()
                 votes += (5 * math.sqrt(8) * cosines).softmax(0) / 20
         expected = (votes * len(votes)).log()
-        torch.testing.assert_close(attention_scores(queries, stored, 2, block), expected)
+        close(attention_scores(queries, stored, 2, block), expected)
 
 
 def test_a_write_that_holds_the_question_is_found(folder: Path) -> None:
@@ -147,7 +147,7 @@ def test_queries_are_the_layers_own(name: str) -> None:
         for index, (hidden, query) in enumerate(zip(inputs, seen, strict=True)):
             made = attachment.queries(index, hidden)[0, 0]
             scale = float((query / made).median())  # some families scale their queries here
-            torch.testing.assert_close(made * scale, query, atol=1e-4, rtol=1e-4)
+            close(made * scale, query)
 
 
 def test_a_trained_model_can_leave_its_retriever_aside(make_model: Callable[..., MemoryModel], tmp_path: Path) -> None:
