@@ -27,7 +27,9 @@ from remanence.models.pretrained import MemoryModel
 torch.set_num_threads(int(os.environ.get("REMANENCE_TEST_THREADS", "1")))
 
 PAD, BOS, EOS = 256, 257, 258
-ROOM = 1e-5  # of the largest number: how far two computations of one step in float32 may be apart
+# How far two float32 computations of one step may be apart, in units of the largest number: 340 roundings. Over all
+# tests, and the instruction sets, orders of summation and threads that a CPU can be told to use, 73 were seen.
+ROOM = 2e-5
 _CLASSES = {
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
     "mistral": ("MistralConfig", "MistralForCausalLM"),
@@ -78,9 +80,7 @@ def writes_of(memory: Memory) -> Callable[[int], tuple[Tensor, Tensor]]:
 
 
 @contextmanager
-def led(
-    memory: Memory, right: Callable[[int], tuple[Tensor, Tensor | None]], room: float = ROOM, what: str = ""
-) -> Iterator[None]:
+def led(memory: Memory, right: Callable[[int], tuple[Tensor, Tensor | None]], what: str = "") -> Iterator[None]:
     """What is written into a memory is compared with what is right, which is then put in its place.
 
     So every write starts from the right state and shows the rounding of one write. That of a dozen writes in a row,
@@ -94,9 +94,9 @@ def led(
     def add(made_LKD: Tensor, made_LGR: Tensor | None, write: Write) -> None:
         right_LKD, right_LGR = right(write.index)
         for l, wanted in enumerate(right_LKD):
-            close(made_LKD[l], wanted, room, f"{what}.vectors.{l}")
+            close(made_LKD[l], wanted, what=f"{what}.vectors.{l}")
             if right_LGR is not None and made_LGR is not None:
-                close(made_LGR[l], right_LGR[l], room, f"{what}.keys.{l}")
+                close(made_LGR[l], right_LGR[l], what=f"{what}.keys.{l}")
         Memory.add(memory, right_LKD, right_LGR, write)
 
     with mock.patch.object(memory, "add", add):

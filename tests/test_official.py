@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from conftest import close, led
+from conftest import ROOM, close, led
 from remanence import cli
 from remanence.core.attachment import Attachment, VectorSlots
 from remanence.core.cache import MemoryCache
@@ -42,9 +42,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mplus_train_ages": {"read_order": "age"},
 }
 LAYERS = 3
-# How far two float32 computations of one step may be apart, in units of the largest number: 340 roundings. Over all
-# runs, both attentions, and the instruction sets and orders of summation a CPU can be told to use, 72 were seen.
-ROOM = 2e-5
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -113,7 +110,7 @@ class Trace:
             return
         assert found.shape == expected.shape, name
         for part, wanted in zip(found, expected, strict=True) if found.ndim == 3 else [(found, expected)]:
-            close(part, wanted, ROOM, name)
+            close(part, wanted, what=name)
 
     def equal(self, name: str, found: Tensor) -> None:
         """The same to the last bit."""
@@ -148,7 +145,7 @@ def written(model: MemoryModel, memory: Memory, trace: Trace, name: str) -> None
     """Write, compare the new vectors and their keys, and put the recorded vectors in their place."""
     recorded = trace[f"{name}.delta_memory"]
     keys = model.retriever_keys(recorded) if model.config.long_term else None
-    with led(memory, lambda _: (recorded, keys), ROOM, name):
+    with led(memory, lambda _: (recorded, keys), name):
         model.write(memory, trace.ids(name))
 
 
@@ -179,7 +176,7 @@ def write(model: MemoryModel, memory: Memory, trace: Trace, name: str) -> None:
         if f"{name}.cached_ages" in trace:  # not recorded then
             assert books.ages(l)[merged:].tolist() == trace[f"{name}.cached_ages"][l].tolist()
             assert torch.equal(memory.long_term(l, rows[merged:]), trace[f"{name}.cached_memories"][l])
-            close(keys[place[merged:]], trace[f"{name}.cached_keys"][l], ROOM, f"{name}.cached_keys.{l}")
+            close(keys[place[merged:]], trace[f"{name}.cached_keys"][l], what=f"{name}.cached_keys.{l}")
 
 
 def read(model: MemoryModel, memory: Memory, trace: Trace, name: str) -> None:
