@@ -18,8 +18,12 @@ from peft import LoraConfig
 from conftest import build_decoder, random_ids, random_text, small
 from remanence.errors import ConfigError, InputError
 from remanence.models.pretrained import SETTINGS, SHIPPED, WEIGHTS, MemoryModel, plan
-from remanence.train import report
-from remanence.train.report import Trackers, card, numbers, plot, read_log, tracker_options
+from remanence.train import plot as plot_module
+from remanence.train import trackers
+from remanence.train.card import card
+from remanence.train.log import numbers, read_log
+from remanence.train.plot import plot
+from remanence.train.trackers import Trackers, tracker_options
 
 CONFIG = {
     "model": "someone/small-base",
@@ -119,7 +123,7 @@ def test_what_a_plot_shows(tmp_path: Path) -> None:
     long = [entry(t, held_known=0.5) if t % 50 == 0 else entry(t) for t in range(1, 101)]
     short = [{"total": t, "loss": math.nan if t == 2 else 1.0} for t in (1, 2, 3)]
     logs = {"long": long, "short": short}
-    figure = report._draw(logs)
+    figure = plot_module._draw(logs)
     loss, right, recall, speed = figure.axes
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["long", "short"]
     thin, thick = [line for line in loss.lines if len(line.get_xdata()) == 100]
@@ -133,19 +137,21 @@ def test_what_a_plot_shows(tmp_path: Path) -> None:
         assert {"one chunk", "long term"} <= {text.get_text() for text in axes.texts}
         assert axes.get_ylabel()
     assert speed.get_xlabel() == "optimizer steps, all stages"
-    bare = report._draw({"short": short})
+    bare = plot_module._draw({"short": short})
     assert ["not in the log" in {t.get_text() for t in axes.texts} for axes in bare.axes] == [False, True, True, True]
 
 
 def test_many_runs_have_many_colours(tmp_path: Path) -> None:
     logs = {f"run {i}": [entry(t, loss=float(i)) for t in (10, 40)] for i in range(12)}
-    colours = {tuple(line.get_color()) for line in report._draw(logs).axes[0].lines if len(set(line.get_ydata())) == 1}
+    colours = {
+        tuple(line.get_color()) for line in plot_module._draw(logs).axes[0].lines if len(set(line.get_ydata())) == 1
+    }
     assert len(colours) == 12
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / name / "run") for name in ("a", "b")]
-    assert report._labels(folders) == ["a/run", "b/run"]
+    assert plot_module._labels(folders) == ["a/run", "b/run"]
     assert len(plot(folders, tmp_path / "two.png")["runs"]) == 2
     with pytest.raises(ConfigError, match="named twice"):
         plot([folders[0], folders[0]], tmp_path / "two.png")
@@ -163,7 +169,7 @@ def test_plots_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         plot([], tmp_path / "curves.png")
     with pytest.raises(InputError, match=r"no log\.jsonl"):
         plot([run, tmp_path], tmp_path / "curves.png")
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr(plot_module, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'remanence\[plot\]'"):
         plot(run, tmp_path / "curves.png")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -268,7 +274,7 @@ def test_trackers_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         tracker_options(["wandb"], tmp_path)
     with pytest.raises(ConfigError, match=r"pip install 'remanence\[train\]'"):
         tracker_options(["tensorboard"], tmp_path)
-    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"accelerate; .*pip install 'remanence\[train\]'"):
         tracker_options(["wandb"], tmp_path)
 

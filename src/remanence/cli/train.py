@@ -128,7 +128,7 @@ def train_plot(
 
     Example: remanence train plot runs/builtin --out curves.png
     """
-    from ..train.report import plot
+    from ..train.plot import plot
 
     result = plot(runs, out)
     if as_json:

@@ -26,10 +26,11 @@ from ..files import sync_folder
 from ..models.pretrained import MemoryModel
 from .bank import Past
 from .data import Batch
+from .log import logged
 from .objective import Objective, Place
 from .parallel import KINDS
-from .report import Trackers, logged, tracker_options
 from .settings import Engine, Stage
+from .trackers import Trackers, tracker_options
 
 Show = Callable[[dict[str, Any]], None]
 StageDone = Callable[[Stage, dict[str, Tensor]], None]

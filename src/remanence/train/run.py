@@ -27,10 +27,10 @@ from ..models import checkpoint
 from ..models.pretrained import MemoryModel, saved_settings
 from ..models.published import is_published
 from .attention import GROUPED
+from .card import card
 from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
 from .documents import Data, Documents, expand
 from .loop import MakeBatches, Trainer, new_accelerator
-from .report import card
 from .settings import Engine, Lora, Run, Stage, changed
 from .stages import MEMORY, STAGES, builtin, memory_for, new_model
 
