@@ -20,17 +20,11 @@ from hypothesis import strategies as st
 datasets = pytest.importorskip("datasets")
 
 from remanence.errors import ConfigError  # noqa: E402
+from remanence.train import corpus as corpus_module  # noqa: E402
 from remanence.train import documents as module  # noqa: E402
+from remanence.train.corpus import HELD_OUT, RECIPES, Data, expand, is_held_out  # noqa: E402
 from remanence.train.data import Batch, Rows  # noqa: E402
-from remanence.train.documents import (  # noqa: E402
-    HELD_OUT,
-    RECIPES,
-    Data,
-    DocumentMix,
-    Documents,
-    expand,
-    is_held_out,
-)
+from remanence.train.documents import DocumentMix, Documents  # noqa: E402
 
 EOS = 258  # of the byte tokenizer: a token is a byte
 MIX = DocumentMix(streams=2, chunks=(1, 3), tokens=(16, 40), target=40, prompt=(4, 8))
@@ -76,7 +70,7 @@ def decoded(ids: Any) -> str:
 
 def order(documents: Documents, count: int) -> list[str]:
     """The next documents of the first source."""
-    return [documents.sources[0].take().text for _ in range(count)]
+    return [documents.corpora[0].take().text for _ in range(count)]
 
 
 # Sources -------------------------------------------------------------------------------------------------------------
@@ -187,7 +181,7 @@ def test_bands_of_length(tmp_path: Path, tokenizer: Any) -> None:
     documents = Documents([Data(path=path, least_tokens=100, most_tokens=200, shuffle=0)], tokenizer)
     read = []
     documents.encode = lambda text: read.append(len(text)) or Documents.encode(documents, text)  # type: ignore
-    kept = [len(documents._text(documents.sources[0], random.Random(0), 10, 20, "")[0]) for _ in range(12)]
+    kept = [len(documents._text(documents.corpora[0], random.Random(0), 10, 20, "")[0]) for _ in range(12)]
     assert sorted(kept) == [100] * 4 + [150] * 4 + [199] * 4
     # No more chunks than the band's shortest document has.
     wide = DocumentMix(chunks=(1, 50), tokens=(20, 20), target=40, prompt=(4, 4))
@@ -306,10 +300,10 @@ def test_questions_are_a_share_of_the_targets(tmp_path: Path, tokenizer: Any) ->
 def test_questions_without_answer_are_left_out() -> None:
     good = {"question": "q", "answers": ["a", "b"]}
     odd = [{"question": "q"}, {"question": "q", "answer": ""}, good | {"is_impossible": True}, {"answer": "a"}, "?"]
-    assert module._asked({"qas": [*odd, good]}, "qas") == [("q", "a")]
-    assert module._asked({"qas": None}, "qas") == []
+    assert corpus_module._asked({"qas": [*odd, good]}, "qas") == [("q", "a")]
+    assert corpus_module._asked({"qas": None}, "qas") == []
     with pytest.raises(ConfigError, match="holds int"):
-        module._asked({"qas": 3}, "qas")
+        corpus_module._asked({"qas": 3}, "qas")
 
 
 def test_the_prompt_around_a_question(corpus: str, tokenizer: Any) -> None:
@@ -344,7 +338,7 @@ def test_lanes_are_disjoint_and_cover_everything(files: int, lanes: int, tmp_pat
         shapes.append([documents.batch(step, ONE).chunks_BTn.shape for step in range(3)])
         fresh = Documents([Data(path=str(tmp_path))], tokenizer, lane=lane, lanes=lanes)
         found += order(fresh, 30 // lanes)
-        assert fresh.sources[0].epoch == 0
+        assert fresh.corpora[0].epoch == 0
     assert sorted(found) == sorted(everything)
     assert all(shape == shapes[0] for shape in shapes), "equal work"
 
@@ -353,7 +347,7 @@ def test_lanes_are_disjoint_and_cover_everything(files: int, lanes: int, tmp_pat
 def test_a_source_begins_again_in_another_order(shuffle: int, corpus: str, tokenizer: Any) -> None:
     documents = Documents([Data(path=corpus, shuffle=shuffle)], tokenizer)
     first, second, third = (order(documents, 30) for _ in range(3))
-    assert documents.sources[0].epoch == 2
+    assert documents.corpora[0].epoch == 2
     assert sorted(first) == sorted(second) == sorted(third) == sorted(texts(30))
     if shuffle:
         assert first != texts(30) and first != second != third
@@ -384,7 +378,7 @@ def make_mixed(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Call
 
     documents = make()
     _reference["batches"] = [documents.batch(step, MIX) for step in range(60)]
-    assert all(source.epoch >= 2 for source in documents.sources)
+    assert all(source.epoch >= 2 for source in documents.corpora)
     return make
 
 

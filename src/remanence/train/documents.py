@@ -1,33 +1,28 @@
-"""From documents to batches: any Hugging Face dataset or local file becomes streams to write and text to read.
+"""From documents to batches: what a `Corpus` reads becomes streams to write and text to read.
 
 Each document is cut as in the papers' training (M+ §3.3, App. D): T chunks of n tokens that are written, then a target
 that is read with loss: the text that follows, "Repeat: " and the chunks themselves, or a question about them.
 
-Documents are streamed, so memory does not grow with the corpus. Every batch is a function of the seed, the lane (one a
-process) and the number of batches drawn: after `state` and `load` a run sees exactly what an uninterrupted one would.
-One of `HELD_OUT` documents, chosen by a hash of its text, is never trained on.
+Every batch is a function of the seed, the lane (one a process) and the number of batches drawn: after `state` and
+`load` a run sees exactly what an uninterrupted one would.
 
 Legend: B streams, T chunks of a stream, n tokens of a chunk.
 """
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
 import random
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from .corpus import Corpus, Data, Row, expand
 from .data import Batch, Question
 
-HELD_OUT = 64
 SPLITS = ("train", "held_out", "all")
 PROMPT = "Question: {question} Answer:"
 REPEAT = "Repeat: "
@@ -36,70 +31,7 @@ _GIVEN = 5  # tokens of the text to repeat that are given away, as in the offici
 _LEAST_LOSS = 16  # tokens with loss that a target of text has at least
 _PATIENCE = 100_000  # documents in a row that do not fit, after which we say so
 _WINDOW = 16  # characters kept a token wanted, when a piece is cut from a very long text before it is tokenised
-_BUILDERS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
-_PACKED = (".gz", ".zst", ".xz", ".bz2")
-_REPAIR = "Repair or remove the file; it must be what the end of its name says."
 _QUOTES = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """Where documents come from.
-
-    path: a dataset of the Hugging Face hub; or a file, folder or pattern ("books/*.jsonl.zst") of .jsonl, .json,
-    .parquet or .txt files (a .txt file is one document), also packed as .gz, .zst, .xz or .bz2; or a name in `RECIPES`.
-    name, split, revision: of a dataset of the hub.
-    text: the field that holds the document.
-    questions: the field that holds its questions: a list of {"question", "answer"}, or a single question whose answer
-    is in the row's field "answer" or "answers". Answers are a string, a list of which the first counts, or SQuAD's
-    {"text": [...]}; questions without answer are left out. Documents with questions may be short passages: they are
-    joined until they fill the chunks.
-    weight: share of the steps whose documents come from here, relative to the other sources.
-    least_tokens, most_tokens: documents shorter or longer are passed over; most_tokens itself is too long.
-    shuffle: how many documents are read ahead and put in random order; with it, the order of a dataset's files is drawn
-    anew in each epoch. 0 keeps the order of the files.
-    """
-
-    path: str
-    name: str | None = None
-    split: str = "train"
-    text: str = "text"
-    questions: str | None = None
-    revision: str | None = None
-    weight: float = 1.0
-    least_tokens: int | None = None
-    most_tokens: int | None = None
-    shuffle: int = 64
-
-    def __post_init__(self) -> None:
-        if not self.path:
-            raise ConfigError("path is empty; give a dataset of the hub, a file, a folder, or a recipe.")
-        if not self.weight > 0:
-            raise ConfigError(f"{self.path}: weight is {self.weight}; give a number above 0, or leave the source out.")
-        if self.shuffle < 0:
-            raise ConfigError(f"{self.path}: shuffle is {self.shuffle}; give 0 (keep the order) or more documents.")
-        if (self.least_tokens or 0) < 0 or (self.most_tokens or 1 << 60) <= (self.least_tokens or 0):
-            raise ConfigError(
-                f"{self.path}: no document has from {self.least_tokens} to below {self.most_tokens} tokens; "
-                "least_tokens must be below most_tokens."
-            )
-
-
-_FINEWEB = Data(path="HuggingFaceFW/fineweb-edu", name="CC-MAIN-2024-10")
-
-RECIPES: dict[str, tuple[Data, ...]] = {
-    # Stage 1 of M+: one snapshot of fineweb-edu.
-    "fineweb-edu": (_FINEWEB,),
-    # Stage 2: four bands of length and short documents, 1:1:1:1:1. The 6B sample of SlimPajama is read; for the papers'
-    # amounts, the same with path="cerebras/SlimPajama-627B". Each band reads the dataset on its own.
-    "slimpajama-long": (
-        *(
-            Data(path="DKYoon/SlimPajama-6B", least_tokens=least * 1024, most_tokens=2 * least * 1024)
-            for least in (4, 8, 16, 32)
-        ),
-        _FINEWEB,
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,185 +70,20 @@ class DocumentMix:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A document as it was read: its text, and its questions with their answers."""
-
-    text: str
-    asked: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class _Part:
     """A document's place in the tokens of a stream: from `begin` to before `end`."""
 
-    row: _Row
+    row: Row
     begin: int
     end: int
-
-
-class _Source:
-    """One lane of one source: documents, one after the other, epoch after epoch.
-
-    Documents are read in blocks of `Data.shuffle`, each handed out in an order of its own. The place is then where the
-    block begins and how much of it was handed out: a few numbers, while the texts of a block may be many megabytes.
-    """
-
-    def __init__(self, data: Data, *, seed: str, lane: int, lanes: int, split: str) -> None:
-        self.data, self.seed, self.lane, self.lanes, self.split = data, seed, lane, lanes, split
-        self.files = _files(data)
-        self.dataset = self._open()
-        self.epoch = 0
-        self._number, self._taken = -1, 0  # the block at hand, and how much of it was handed out
-        self._block: list[_Row] = []
-        self._place: dict[str, Any] | None = None  # where the block begins in the dataset; None: at its beginning
-        self._after: dict[str, Any] | None = None  # where it ends
-        self._rows: Iterator[dict[str, Any]] | None = None
-        self._ended = False
-
-    def take(self) -> _Row:
-        """The next document."""
-        while self._taken == len(self._block):
-            self._fill()
-        self._taken += 1
-        return self._block[self._taken - 1]
-
-    def state(self) -> dict[str, Any]:
-        """The place, as JSON."""
-        return {
-            "epoch": self.epoch,
-            "block": self._number,
-            "place": self._place,
-            "taken": self._taken,
-            "texts": self._digest(),
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go to a place."""
-        self.epoch, self._number, self._after = state["epoch"], max(-1, state["block"] - 1), state["place"]
-        self._block, self._rows, self._ended, self._place, self._taken = [], None, False, None, 0
-        if state["block"] >= 0:
-            self._fill()
-            self._taken = state["taken"]
-        if self._digest() != state["texts"]:
-            raise ConfigError(
-                f"{self.data.path} holds other documents than when the run was interrupted (or `shuffle`, `text` or "
-                "`split` changed). Give the same data, or begin a new run."
-            )
-
-    def _digest(self) -> str:
-        """Tells whether a block is the same."""
-        digest = hashlib.blake2b(digest_size=8)
-        for row in self._block:
-            digest.update(row.text.encode("utf-8", "replace") + b"\0")
-        return digest.hexdigest()
-
-    def _fill(self) -> None:
-        """Read the next block; it may be empty. A block does not reach into the next epoch."""
-        if self._ended:
-            self.epoch, self._number, self._after, self._rows, self._ended = self.epoch + 1, -1, None, None, False
-        if self._rows is None:
-            self._rows = self._iterate(self._after)
-        self._number, self._place, self._block, self._taken = self._number + 1, self._after, [], 0
-        while len(self._block) < max(1, self.data.shuffle) and not self._ended:
-            row = self._next()
-            if row is None:
-                self._ended = True
-            elif self.split == "all" or (self.split == "held_out") == is_held_out(row.text):
-                self._block.append(row)
-        self._after = self.dataset.state_dict()
-        if not self._block and self._number == 0:
-            lane = f" for process {self.lane + 1} of {self.lanes}" if self.lanes > 1 else ""
-            wanted = {"train": "document to train on", "held_out": "held-out document", "all": "document"}[self.split]
-            hint = f"; one of {HELD_OUT} documents is held out" if self.split == "held_out" else ""
-            raise ConfigError(f"{self.data.path} has no {wanted}{lane}{hint}. Give more documents.")
-        if self.data.shuffle:
-            random.Random(f"{self.seed}/{self.lane}/{self.epoch}/{self._number}").shuffle(self._block)
-
-    def _next(self) -> _Row | None:
-        """The next row that holds text; None at the end."""
-        assert self._rows is not None
-        while True:
-            try:
-                row = next(self._rows, None)
-            except Exception as error:  # whatever the reader of some format raises
-                advice = "Check the network, and start again." if self.files is None else _REPAIR
-                raise ConfigError(
-                    f"{self.data.path} cannot be read{self._bad_line()}: {_short(error)}. {advice}"
-                ) from error
-            if row is None:
-                return None
-            for field in filter(None, (self.data.text, self.data.questions)):
-                if field not in row:
-                    raise ConfigError(
-                        f"{self.data.path} has no field {field!r}; its fields are {', '.join(map(repr, row))}. "
-                        f"Name the field of the {'document in `text`' if field == self.data.text else 'questions'}."
-                    )
-            text = row[self.data.text]
-            if text is not None and not isinstance(text, str):
-                raise ConfigError(
-                    f"{self.data.path}: the field {self.data.text!r} holds {type(text).__name__}, not text. "
-                    f"Its fields are {', '.join(map(repr, row))}."
-                )
-            if text:
-                return _Row(text, _asked(row, self.data.questions) if self.data.questions else [])
-
-    def _bad_line(self) -> str:
-        """Where the first unreadable line is; readers of blocks do not say."""
-        for file in self.files or []:
-            if file.suffix == ".jsonl":
-                with file.open("rb") as lines:
-                    for number, line in enumerate(lines, 1):
-                        try:
-                            if line.strip():
-                                json.loads(line)
-                        except ValueError:
-                            return f" ({file.name}, line {number})"
-        return ""
-
-    def _iterate(self, place: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-        if self.data.shuffle:  # `datasets` draws an order of the files from any epoch but 0
-            key = random.Random(self.seed).randrange(1000)
-            self.dataset.set_epoch(1 + key * 1_000_000 + self.epoch)
-        self.dataset.load_state_dict(place or {})
-        return iter(self.dataset)
-
-    def _open(self) -> Any:
-        """The stream of rows of this lane."""
-        try:
-            import datasets
-            from datasets.distributed import split_dataset_by_node
-        except ImportError as error:
-            raise ConfigError("reading documents takes more packages: pip install 'remanence[train]'") from error
-        data = self.data
-        try:
-            if self.files is None:
-                dataset = datasets.load_dataset(
-                    data.path, data.name, split=data.split, revision=data.revision, streaming=True
-                )
-            else:
-                builder = _kind(self.files[0])
-                options = {"sample_by": "document"} if builder == "text" else {}
-                names = [str(file.resolve()) for file in self.files]
-                dataset = datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **options)
-        except Exception as error:  # the hub's, the network's, a reader's
-            if self.files is not None:
-                raise ConfigError(
-                    f"{data.path} cannot be opened{self._bad_line()}: {_short(error)}. {_REPAIR}"
-                ) from error
-            raise ConfigError(
-                f"{data.path} cannot be opened from the Hugging Face hub, and there is no such file or folder: "
-                f"{_short(error)}. Check the name, its configuration (name={data.name!r}), its split ({data.split!r}) "
-                "and the network, or give a local file."
-            ) from error
-        return split_dataset_by_node(dataset, self.lane, self.lanes)
 
 
 class Documents:
     """Draws batches from documents.
 
     Args:
-        sources: where documents come from. A `Data` whose path is in `RECIPES` stands for the recipe's sources, with
-            its weight shared among them.
+        data: where documents come from. A `Data` whose path is in `RECIPES` stands for the recipe's parts, with its
+            weight shared among them.
         tokenizer: makes tokens, without special ones; answers end with its eos.
         prompt: what is read before an answer, with "{question}" in it; may hold control tokens, e.g. of a chat.
         seed: another one draws other batches.
@@ -329,7 +96,7 @@ class Documents:
 
     def __init__(
         self,
-        sources: Sequence[Data],
+        data: Sequence[Data],
         tokenizer: Any,
         *,
         prompt: str | None = None,
@@ -338,7 +105,7 @@ class Documents:
         lanes: int = 1,
         split: str = "train",
     ) -> None:
-        if not sources:
+        if not data:
             raise ConfigError("there is no source of documents; give one or more.")
         if not 0 <= lane < lanes:
             raise ConfigError(f"lane is {lane} of {lanes}; give one from 0 to {lanes - 1}.")
@@ -349,9 +116,9 @@ class Documents:
             raise ConfigError(f"the prompt {self.prompt!r} has no {{question}} in it; say where the question goes.")
         self.tokenizer, self.seed, self.lane, self.lanes, self.split = tokenizer, seed, lane, lanes, split
         self.drawn = 0
-        self.sources = [
-            _Source(data, seed=f"{seed}/{split}/{i}", lane=lane, lanes=lanes, split=split)
-            for i, data in enumerate(d for source in sources for d in expand(source))
+        self.corpora = [
+            Corpus(part, seed=f"{seed}/{split}/{i}", lane=lane, lanes=lanes, split=split)
+            for i, part in enumerate(part for given in data for part in expand(given))
         ]
 
     def batch(self, step: int, mix: DocumentMix) -> Batch:
@@ -371,17 +138,17 @@ class Documents:
             ConfigError: documents that cannot be read, or a whole epoch without one that is long enough.
         """
         shared = random.Random(f"{self.seed}/{step}")
-        source = shared.choices(self.sources, [s.data.weight for s in self.sources])[0]
+        corpus = shared.choices(self.corpora, [c.data.weight for c in self.corpora])[0]
         length = shared.randint(*mix.tokens)
         low, high = mix.chunks
-        if source.data.least_tokens is not None:
-            free = source.data.least_tokens - mix.prompt[1] - _LEAST_LOSS
+        if corpus.data.least_tokens is not None:
+            free = corpus.data.least_tokens - mix.prompt[1] - _LEAST_LOSS
             high = max(low, min(high, free // length))
         chunks = shared.randint(low, high)
         rng = random.Random(f"{self.seed}/{self.split}/{self.lane}/{self.drawn}")
         rows, questions = [], []
         for stream in range(mix.streams):
-            row, question = self._stream(source, rng, mix, chunks, length)
+            row, question = self._stream(corpus, rng, mix, chunks, length)
             question.stream = stream
             rows.append(row)
             questions.append(question)
@@ -391,8 +158,8 @@ class Documents:
 
     def state(self) -> dict[str, Any]:
         """The exact place, as JSON; less than a kilobyte a source. Each lane has its own."""
-        sources = [source.state() for source in self.sources]
-        return {"version": 1, "drawn": self.drawn, "sources": sources} | self._identity()
+        places = [corpus.state() for corpus in self.corpora]
+        return {"version": 1, "drawn": self.drawn, "sources": places} | self._identity()
 
     def load(self, state: dict[str, Any]) -> None:
         """Go to a place: the batches that follow are those that followed there.
@@ -402,14 +169,14 @@ class Documents:
         """
         mine = {"version": 1} | self._identity()
         theirs = {key: state.get(key) for key in mine}
-        if theirs != mine or len(state.get("sources", [])) != len(self.sources):
+        if theirs != mine or len(state.get("sources", [])) != len(self.corpora):
             raise ConfigError(
                 f"this place in the data is one of {theirs} with {len(state.get('sources', []))} sources, not of "
-                f"{mine} with {len(self.sources)}. Use the same settings and as many processes, or begin a new run."
+                f"{mine} with {len(self.corpora)}. Use the same settings and as many processes, or begin a new run."
             )
         self.drawn = state["drawn"]
-        for source, place in zip(self.sources, state["sources"], strict=True):
-            source.load(place)
+        for corpus, place in zip(self.corpora, state["sources"], strict=True):
+            corpus.load(place)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, which cannot spell control tokens."""
@@ -419,7 +186,7 @@ class Documents:
         return {"seed": self.seed, "lane": self.lane, "lanes": self.lanes, "split": self.split}
 
     def _stream(
-        self, source: _Source, rng: random.Random, mix: DocumentMix, chunks: int, length: int
+        self, corpus: Corpus, rng: random.Random, mix: DocumentMix, chunks: int, length: int
     ) -> tuple[list[int], Question]:
         """The tokens of one stream's chunks, and its target."""
         written = chunks * length
@@ -427,7 +194,7 @@ class Documents:
         repeat, ask = rng.random() < mix.repeat, rng.random() < mix.questions
         tail = 0 if repeat else min(mix.target, prompt + _LEAST_LOSS)
         need, want = written + tail, written + (0 if repeat else mix.target)
-        ids, parts = self._text(source, rng, need, want, f"{chunks} chunks of {length} tokens and a target")
+        ids, parts = self._text(corpus, rng, need, want, f"{chunks} chunks of {length} tokens and a target")
         if ask and not repeat:
             asked = self._ask(rng, ids, parts, chunks, length)
             if asked is not None:
@@ -447,10 +214,10 @@ class Documents:
         return ids[:written], Question(after[:prompt], after[prompt:], 0, chunks - 1, stale, alike=True)
 
     def _text(
-        self, source: _Source, rng: random.Random, need: int, want: int, wanted: str
+        self, corpus: Corpus, rng: random.Random, need: int, want: int, wanted: str
     ) -> tuple[list[int], list[_Part]]:
         """Tokens of the next document that has `need` of them, or of several with questions, joined."""
-        data = source.data
+        data = corpus.data
         least, most = data.least_tokens or 0, data.most_tokens
         if most is not None and most <= need:
             raise ConfigError(
@@ -462,9 +229,9 @@ class Documents:
         parts: list[_Part] = []
         longest, longest_text, looked, first = 0, "", 0, None
         while True:
-            row = source.take()
-            first = source.epoch if first is None else first
-            if source.epoch > first + 1 or looked >= _PATIENCE:
+            row = corpus.take()
+            first = corpus.epoch if first is None else first
+            if corpus.epoch > first + 1 or looked >= _PATIENCE:
                 longest = max(longest, len(self.encode(longest_text[: 32 * need])))
                 joined = f"; joined, {len(ids)}" if join else ""
                 band = f" (of {least} to {most or 'any'} tokens)" if least or most else ""
@@ -541,82 +308,6 @@ class Documents:
         return Question(before, after + ([] if eos is None else [eos]), 0, chunk, list(stale))
 
 
-def expand(data: Data) -> tuple[Data, ...]:
-    """The sources that a recipe stands for, its weight shared among them; any other source is itself."""
-    recipe = RECIPES.get(data.path)
-    if recipe is None:
-        return (data,)
-    set_too = [f.name for f in fields(Data) if f.name not in ("path", "weight") and getattr(data, f.name) != f.default]
-    if set_too:
-        raise ConfigError(f"{data.path} is a recipe: of its settings only weight can be given, not {set_too[0]}.")
-    total = sum(d.weight for d in recipe)
-    return tuple(replace(d, weight=data.weight * d.weight / total) for d in recipe)
-
-
-def is_held_out(text: str) -> bool:
-    """Whether a document is one of those that training never sees. It depends on the text alone."""
-    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % HELD_OUT == 0
-
-
-def _kind(file: Path) -> str | None:
-    """The reader for a file, by the end of its name."""
-    suffixes = [s for s in file.suffixes if s not in _PACKED] if file.suffix in _PACKED else file.suffixes
-    return _BUILDERS.get(suffixes[-1]) if suffixes else None
-
-
-def _files(data: Data) -> list[Path] | None:
-    """The local files of a source; None if it is a dataset of the hub."""
-    path = Path(data.path).expanduser()
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.is_file() and _kind(f))
-    elif path.exists():
-        files = [path]
-    else:
-        files = sorted(map(Path, glob.glob(str(path), recursive=True)))
-        hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data.path) and not data.path.startswith(".")
-        if not files and hub and _kind(path) is None:
-            return None
-    ends = ", ".join(_BUILDERS)
-    kinds = {_kind(file) for file in files}
-    if not files:
-        raise ConfigError(f"{data.path}: there is no such file. Give one, or a folder or pattern, of {ends} files.")
-    if None in kinds:
-        odd = next(file for file in files if _kind(file) is None)
-        raise ConfigError(f"{odd}: documents are read from {ends} files, also packed as {', '.join(_PACKED)}.")
-    if len(kinds) > 1:
-        raise ConfigError(f"{data.path} has files of different kinds; choose one by a pattern, e.g. '*.jsonl'.")
-    if data.name or data.revision or data.split != "train":
-        raise ConfigError(f"{data.path} is local: name, revision and split are of datasets of the hub. Leave them out.")
-    return files
-
-
-def _asked(row: dict[str, Any], field: str) -> list[tuple[str, str]]:
-    """The questions of a row that have an answer."""
-    value = row[field]
-    if isinstance(value, str):
-        items = [row | {"question": value}]
-    elif isinstance(value, dict):  # columns, as `datasets` may give a list of objects
-        items = [dict(zip(value, cells, strict=False)) for cells in zip(*value.values(), strict=False)]
-    elif value is None or isinstance(value, list):
-        items = [item for item in value or [] if isinstance(item, dict)]
-    else:
-        raise ConfigError(f"the field {field!r} holds {type(value).__name__}; it must hold questions.")
-    pairs = []
-    for item in items:
-        answer = item.get("answer") or item.get("answers")
-        if isinstance(answer, dict):
-            answer = answer.get("text")
-        if isinstance(answer, list):
-            answer = answer[0] if answer else None
-        if isinstance(answer, dict):
-            answer = answer.get("text")
-        asked = item.get("question")
-        if isinstance(asked, str) and isinstance(answer, str) and answer.strip() and not item.get("is_impossible"):
-            pairs.append((asked, answer.strip()))
-    return pairs
-
-
 def _pattern(answer: str) -> re.Pattern[str]:
     """An answer as it may stand in a text: in any case, across line ends, but not inside a longer word or number."""
     words = r"\s+".join(re.escape(word) for word in answer.translate(_QUOTES).split())
@@ -628,11 +319,3 @@ def _window(rng: random.Random, text: str, size: int) -> str:
     begin = rng.randint(0, len(text) - size)
     space = text.find(" ", begin, begin + 64)
     return text[(begin if space < 0 or not begin else space) :][:size]
-
-
-def _short(error: Exception) -> str:
-    """An error's kind and the first line of what it says."""
-    if isinstance(error, StopIteration):  # what `datasets` raises at an empty file
-        return "it is empty"
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -28,8 +28,9 @@ from ..models.pretrained import MemoryModel, saved_settings
 from ..models.published import is_published
 from .attention import GROUPED
 from .card import card
+from .corpus import Data, expand
 from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
-from .documents import Data, Documents, expand
+from .documents import Documents
 from .loop import MakeBatches, Trainer, new_accelerator
 from .settings import Engine, Lora, Run, Stage, changed
 from .stages import MEMORY, STAGES, builtin, memory_for, new_model

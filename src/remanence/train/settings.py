@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..config import MemoryConfig
 from ..errors import ConfigError
+from .corpus import Data
 from .data import Mix
-from .documents import Data, DocumentMix
+from .documents import DocumentMix
 
 T = TypeVar("T")
 
