@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 TEMPORARY = ".tmp"
+_NEW, _MOVING = ".saving", ".half-saved"  # in a folder: what is being written; that it is being moved in
 
 
 def write_whole(path: Path, write: Callable[[Path], object], *, private: bool = False) -> None:
@@ -22,8 +24,7 @@ def write_whole(path: Path, write: Callable[[Path], object], *, private: bool = 
         if private:
             os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
         write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -33,6 +34,58 @@ def write_whole(path: Path, write: Callable[[Path], object], *, private: bool = 
 def write_text(path: Path, text: str) -> None:
     """Make or replace a text file in UTF-8, whole."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_together(folder: Path, write: Callable[[Path], object], *, last: str, stale: Iterable[str] = ()) -> None:
+    """Make or replace several files of a folder that belong together, such as weights and their settings.
+
+    They are written to a folder within it and moved to their places when all of them are whole and on the disk; so old
+    and new need room side by side. If `write` raises or the process ends meanwhile, nothing has changed. Only while
+    they are moved, which copies nothing, can the folder hold some of both: it is `half_saved` then, and if the process
+    ends there it stays so until this is called again and succeeds.
+
+    Args:
+        folder: made if there is none; its other files stay.
+        write: writes the files to the folder that it is given.
+        last: name of the file that is moved last.
+        stale: patterns of names: such files go if they are not written anew.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    new, moving = folder / _NEW, folder / _MOVING
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        write(new)
+        files = sorted((path for path in new.rglob("*") if path.is_file()), key=lambda path: path.name == last)
+        for path in files:
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    moving.touch()
+    sync_folder(folder)
+    for pattern in stale:
+        for old in folder.glob(pattern):
+            if not (new / old.name).exists():
+                old.unlink()
+    for path in files:
+        target = folder / path.relative_to(new)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    shutil.rmtree(new)
+    sync_folder(folder)
+    moving.unlink()
+
+
+def half_saved(folder: Path) -> bool:
+    """Whether a folder's files may be of two `write_together`s, of which the later one was interrupted."""
+    return (folder / _MOVING).exists()
+
+
+def _sync(path: Path) -> None:
+    """Make a file's content permanent."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

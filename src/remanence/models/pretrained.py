@@ -29,12 +29,15 @@ from ..core.memory import Memory
 from ..core.model import MemoryDecoder
 from ..core.placement import stored
 from ..errors import ConfigError
+from ..files import half_saved, write_together
 from .checkpoint import Checkpoint, fetch, find
 from .published import BYTES, QUESTION, is_published
 
 FORMAT = 1
 SETTINGS, WEIGHTS, SHIPPED = "remanence.json", "memory.safetensors", "shipped.safetensors"
 BUILTIN = Path(__file__).parent / "builtin"
+# What an earlier save may have left and a new one may not write: it would be loaded with the new files, or instead.
+_REPLACED = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json", SHIPPED)
 _HUB = ("revision", "token", "cache_dir", "local_files_only")  # options of a download
 
 
@@ -46,8 +49,17 @@ class MemoryModel(MemoryDecoder):
     """
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write base model, tokenizer, memory weights and settings to a folder that `from_pretrained` takes."""
-        folder = Path(folder)
+        """Write base model, tokenizer, memory weights and settings to a folder that `from_pretrained` takes.
+
+        A model that is there already is replaced as a whole; other files stay. All is written beside it first, so
+        there must be room for both. A save that fails or is killed while it writes leaves the old model as it was. One
+        that is killed in the moment after, while the new files take the old ones' places, leaves a folder that
+        `from_pretrained` refuses, with the advice to save once more; it never loads a mix of the two.
+        """
+        write_together(Path(folder), self._write, last=SETTINGS, stale=_REPLACED)
+
+    def _write(self, folder: Path) -> None:
+        """Everything that `save_pretrained` saves, to an empty folder."""
         self._save_base(folder)
         self.tokenizer.save_pretrained(folder)
         own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("base.") or "lora_" in k}
@@ -88,7 +100,6 @@ class MemoryModel(MemoryDecoder):
         Raises:
             ConfigError: the hub refused, or cannot be reached.
         """
-        stale = ["model*.safetensors", "model.safetensors.index.json", SHIPPED]
         with _uploading(repo_id):  # refused before the work
             url = create_repo(repo_id, private=private, token=token, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +109,7 @@ class MemoryModel(MemoryDecoder):
             with _uploading(repo_id):
                 upload_folder(
                     repo_id=url.repo_id, folder_path=folder, token=token, commit_message=commit_message,
-                    delete_patterns=stale,
+                    delete_patterns=list(_REPLACED),
                 )  # fmt: skip
         return str(url)
 
@@ -275,13 +286,18 @@ def saved_settings(model: str | Path, **hub: Any) -> dict[str, Any] | None:
         None for a decoder without trained memory.
 
     Raises:
-        ConfigError: they cannot be read, or are of a later format.
+        ConfigError: they cannot be read, are of a later format, or stand beside those of another model.
     """
     folder = BUILTIN if str(model) == "builtin" else Path(model)
     try:
         file = folder / SETTINGS if folder.is_dir() else Path(hf_hub_download(str(model), SETTINGS, **hub))
     except (OSError, ValueError):  # no such file or repository; loading the decoder gives the better error
         return None
+    if folder.is_dir() and half_saved(folder):
+        raise ConfigError(
+            f"{folder} may hold files of two models: saving a model there was interrupted while the new files took the "
+            "old ones' places. Save the model there again, or use another copy."
+        )
     if not file.exists():
         return None
     try:

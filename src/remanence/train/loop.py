@@ -7,7 +7,6 @@ processes, so what is learnt depends on how many lanes there are, and not on how
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import sync_folder
+from ..files import sync_folder, write_text, write_whole
 from ..models.pretrained import MemoryModel
 from .bank import Past
 from .data import Batch
@@ -238,9 +237,7 @@ class Trainer:
             return
         entries = map(logged, path.read_text(encoding="utf-8").splitlines())  # None: half a line
         kept = [entry for entry in entries if entry is not None and entry["total"] <= self.total]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -328,6 +325,5 @@ def _short(value: Any) -> Any:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=metadata)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    whole = {k: v.contiguous() for k, v in tensors.items()}
+    write_whole(path, lambda temporary: save_file(whole, temporary, metadata=metadata))

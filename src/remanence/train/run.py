@@ -23,6 +23,7 @@ from ..config import MemoryConfig
 from ..core.attachment import trained_positions
 from ..errors import ConfigError, RemanenceError
 from ..facts.maker import UNKNOWN
+from ..files import write_text, write_together
 from ..models import checkpoint
 from ..models.pretrained import MemoryModel, saved_settings
 from ..models.published import is_published
@@ -115,7 +116,7 @@ def _few(stages: list[Stage], fast: bool) -> tuple[Stage, ...]:
 def save_run(run: Run, out: Path) -> None:
     """Write `config.json`; the processes of the run read it."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(run), indent=2) + "\n", encoding="utf-8")
+    write_text(out / "config.json", json.dumps(asdict(run), indent=2) + "\n")
 
 
 def load_run(out: Path) -> Run:
@@ -206,7 +207,8 @@ def _prepare(run: Run, out: Path) -> None:
     """What all processes of a run read."""
     save_run(run, out)
     if run.model == SCRATCH and not (out / "tokenizer" / "tokenizer.json").exists():
-        build_tokenizer(read_prose(run.prose)).save_pretrained(out / "tokenizer")
+        tokenizer = build_tokenizer(read_prose(run.prose))
+        write_together(out / "tokenizer", tokenizer.save_pretrained, last="tokenizer.json")
 
 
 def _spawn(out: Path, processes: int, quiet: bool) -> None:
@@ -309,7 +311,7 @@ def write_model(run: Run, out: Path, trained: dict[str, Tensor], stage: str) -> 
     model.eval().save_pretrained(folder)
     if last:
         base = "none: trained from scratch" if run.model == SCRATCH else run.model
-        (folder / "README.md").write_text(card(out, base), encoding="utf-8")
+        write_text(folder / "README.md", card(out, base))
 
 
 def main(arguments: list[str]) -> None:
