@@ -436,7 +436,7 @@ def bank(
     asks = torch.rand(questions, 6, generator=generator) < 0.5
     asks[:, 1] = True
     options: dict[str, Any] = {
-        "pool_vectors": pool, "retrieved_writes": retrieved, "strength": 3.0, "recency": 0.0, "key_group": 4,
+        "pool_vectors": pool, "retrieved_writes": retrieved, "score_bias": 3.0, "recency": 0.0, "key_group": 4,
         "force_Q": torch.zeros(questions, dtype=torch.bool), "generator": generator,
     }  # fmt: skip
     vectors = [torch.randn(writes, 8, 32, generator=generator) for _ in range(2)]
@@ -572,7 +572,7 @@ def test_the_published_retriever_scores_vectors(make: Callable[..., MemoryModel]
     model = make()
     history, _, _ = draw(60, 10, 4, (0, 36))
     force = torch.arange(60) % 3 == 0
-    source, hidden = bank(model, history, score="vector", key_group=1, strength=0.0, force_Q=force)
+    source, hidden = bank(model, history, score="vector", key_group=1, score_bias=0.0, force_Q=force)
     slots = source.slots(0, hidden)
     assert slots.keys.shape == (60, 2, source.length, 8)
     scores, _ = source._scores(0, hidden, source.vectors[0])
@@ -670,7 +670,7 @@ def test_training_writes_and_reads_as_use_does(
     asks[:, 2:7] = True
     source = BankSlots(
         model.attachment, model.retriever, vectors, model.start, history, asks, pool_vectors=32, retrieved_writes=0,
-        strength=0.5, recency=config.recency, key_group=4, score_layers=config.score_layers,
+        score_bias=0.5, recency=config.recency, key_group=4, score_layers=config.score_layers,
         force_Q=none[:, 0], generator=torch.Generator(),
     )  # fmt: skip
     with model.attachment.hooks():
@@ -730,7 +730,7 @@ def test_a_step_reaches_everything_and_learns(
     model = make()
     stage = replace(STAGE, steps=100, warmup=0, force=1.0, pool=8, lr=0.02, lr_rest=0.01)
     trainer = trainer_of(model, prose, [stage], tmp_path)
-    batch = trainer.sources[0].batch(0, MIX)
+    batch = trainer.data[0].batch(0, MIX)
     loss, figures = trainer.objective(batch, stage, Place(0))
     assert {"answer", "lm", "retriever", "recall"} <= set(figures)
     loss.backward()
@@ -742,7 +742,7 @@ def test_a_step_reaches_everything_and_learns(
         optimizer.zero_grad()
     before = state(trainer)
     before = {k: v.clone() for k, v in before.items()}
-    monkeypatch.setattr(trainer.sources[0], "batch", lambda *_, **__: batch)
+    monkeypatch.setattr(trainer.data[0], "batch", lambda *_, **__: batch)
     losses = [trainer.train_step()["loss"] for _ in range(15)]
     assert trainer.step == 15
     assert sum(losses[-3:]) / 3 < 0.8 * losses[0]
@@ -779,7 +779,7 @@ def test_a_reader_is_held_to_its_base(
     bare = make()
     stage = replace(STAGE, lm_weight=0.0, **{kind: 1.0})
     whole = trainer_of(bare, prose, [stage], tmp_path, precision="float32")
-    batch = whole.sources[0].batch(0, MIX)
+    batch = whole.data[0].batch(0, MIX)
     without, held = (whole.objective(batch, replace(stage, keep_weight=w), Place(0))[0].item() for w in (0.0, 2.0))
     assert held == without
 

@@ -64,7 +64,7 @@ class Reader(Protocol):
 
 
 class ReadSlots:
-    """The `Source` of a read (M+ §3.2): per row and layer [start; retrieved, oldest first; pool].
+    """The `SlotProvider` of a read (M+ §3.2): per row and layer [start; retrieved, oldest first; pool].
 
     Rows with less memory are padded in front. Positions count from 0 at each row's first slot, so that the newest
     vector is always next to the prompt.

@@ -123,9 +123,9 @@ def attention_scores(queries_TQE: Tensor, keys_GWR: Tensor, heads: int, block: b
     return (votes * len(votes)).clamp_min(1e-12).log()
 
 
-def slot_bias(scores: Tensor, best: Tensor, strength: float) -> Tensor:
+def slot_bias(scores: Tensor, best: Tensor, score_bias: float) -> Tensor:
     """What is added to the attention logits of a memory slot: clamp(a * (score - best), -8, 0)."""
-    return (strength * (scores - best)).clamp(-8.0, 0.0)
+    return (score_bias * (scores - best)).clamp(-8.0, 0.0)
 
 
 def superseded(scores_BW: Tensor, read_BW: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ class Past:
 
 
 class BankSlots:
-    """A `Source` for a batch of questions that read a bank of writes.
+    """The `SlotProvider` of a batch of questions that read a bank of writes.
 
     Args:
         attachment, retriever: of the model in training.
@@ -162,7 +162,7 @@ class BankSlots:
         asks_QT: the tokens that query the retriever.
         pool_vectors: N. pool_writes: how many of the newest writes may still have vectors in the pool.
         retrieved_writes: K0 / K.
-        strength, recency, key_group, score, score_layers: `score_bias` and the others of the memory config.
+        score_bias, recency, key_group, score, score_layers: of the memory config.
         force_Q: questions whose right write gets the best score, whatever the retriever says.
         generator: for the drops.
 
@@ -181,7 +181,7 @@ class BankSlots:
         *,
         pool_vectors: int,
         retrieved_writes: int,
-        strength: float,
+        score_bias: float,
         recency: float,
         key_group: int,
         force_Q: Tensor,
@@ -195,7 +195,7 @@ class BankSlots:
         device = vectors[0].device
         history = history.to(device)
         self.history, self.asks_QT, self.force_Q = history, asks_QT.to(device), force_Q.to(device)
-        self.strength, self.recency, self.key_group, self.generator = strength, recency, key_group, generator
+        self.score_bias, self.recency, self.key_group, self.generator = score_bias, recency, key_group, generator
         self.past_LWKD = None if past is None else past.vectors_LWKD
         self.K = vectors[0].shape[1]
         self.writes = len(vectors[0]) + (0 if self.past_LWKD is None else self.past_LWKD.shape[1])
@@ -343,7 +343,7 @@ class BankSlots:
         rows, alive = torch.cat([rows, pool_rows], 1), torch.cat([alive, pool_alive], 1)
         slot_scores = scores_QW.gather(1, rows // K).masked_fill(~alive, -torch.inf)
         best = torch.maximum(slot_scores.amax(1, keepdim=True), null)
-        bias = slot_bias(torch.cat([null.expand(questions, 1), slot_scores], 1), best, self.strength)
+        bias = slot_bias(torch.cat([null.expand(questions, 1), slot_scores], 1), best, self.score_bias)
         if self.recency:
             writes, order = rows // K, history.order_QW
             read = torch.zeros_like(scores_QW).scatter_reduce_(1, writes, alive.float(), "amax") > 0

@@ -89,7 +89,7 @@ class Trainer:
                 f"{self.lanes} lanes cannot be shared out evenly to {self.world} processes; change engine.lanes."
             )
         self.own = range(self.rank, self.lanes, self.world)
-        self.batches, self.sources = batches, {lane: batches(lane, self.lanes, "train") for lane in self.own}
+        self.batches, self.data = batches, {lane: batches(lane, self.lanes, "train") for lane in self.own}
         self.past = {lane: Past() for lane in self.own}
         _same_dtype(model)
         self.objective = Objective(
@@ -125,7 +125,7 @@ class Trainer:
         self.model.train()
         found = []
         for lane in self.own:
-            batch = self.sources[lane].batch(place, mix)
+            batch = self.data[lane].batch(place, mix)
             torch.manual_seed(place * 64 + lane)  # of dropout
             last = lane == self.own[-1]
             with self.parallel.lane(last):
@@ -254,7 +254,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         for lane in self.own:
             tensors, meta = self.past[lane].state()
-            text = json.dumps({"past": meta, "data": self.sources[lane].state()})
+            text = json.dumps({"past": meta, "data": self.data[lane].state()})
             _write(new / f"lane-{lane}.safetensors", tensors, {"state": text})
         tensors = self.parallel.tensors()
         if self.rank == 0:
@@ -297,7 +297,7 @@ class Trainer:
                 state = json.loads(file.metadata()["state"])
                 own = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             self.past[lane] = Past.of(own, state["past"])
-            self.sources[lane].load(state["data"])
+            self.data[lane].load(state["data"])
         self.stage_index, self.step, self.tokens = place["stage"], place["step"], place["tokens"]
         return True
 

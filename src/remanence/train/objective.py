@@ -120,7 +120,7 @@ class Objective(nn.Module):
         )  # fmt: skip
         bank = BankSlots(
             model.attachment, model.retriever, vectors, model.start, history, rows.asks_QT,
-            pool_vectors=stage.pool, retrieved_writes=stage.retrieved, strength=config.score_bias,
+            pool_vectors=stage.pool, retrieved_writes=stage.retrieved, score_bias=config.score_bias,
             recency=config.recency, key_group=config.key_group,
             force_Q=torch.rand(len(questions), generator=generator) < stage.force, generator=generator, past=old,
             score=config.score, score_layers=config.score_layers,
