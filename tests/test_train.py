@@ -575,7 +575,8 @@ def test_the_published_retriever_scores_vectors(make: Callable[..., MemoryModel]
     source, hidden = bank(model, history, score="vector", key_group=1, score_bias=0.0, force_Q=force)
     slots = source.slots(0, hidden)
     assert slots.keys.shape == (60, 2, source.length, 8)
-    scores, _ = source._scores(0, hidden, source.vectors[0])
+    scores, null = source._scores(0, hidden, source.vectors[0])
+    assert null == 0
     keys = model.retriever.keys(0, model.attachment.norm(0, source.vectors[0])).flatten(0, 1)
     queries = model.retriever.queries(0, model.attachment.norm(0, hidden))
     found = refused = positives = negatives = 0.0
@@ -590,7 +591,7 @@ def test_the_published_retriever_scores_vectors(make: Callable[..., MemoryModel]
         refused -= (1 - expected[known & ~right] + 1e-5).log().sum().item()
         positives, negatives = positives + int(right.sum()), negatives + int((known & ~right).sum())
     assert source.losses[-1].item() == pytest.approx((found / positives + refused / negatives) / 2, rel=1e-4)
-    rows, alive, bias = source._choose_vectors(scores)
+    rows, alive, bias = source._choose_vectors(scores, null)
     assert not bias.any()
     for q in range(60):
         time = {w: t for t, w in enumerate(history.order_QW[q].tolist())}

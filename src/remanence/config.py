@@ -73,7 +73,7 @@ class MemoryConfig:
         key_group: neighbouring vectors that share one key (block scores only); K must be a multiple.
         score_bias: a; clamp(a * (score - best), -8, 0) is added to the attention logits of a memory slot.
         recency: r; r less on the attention logits of a write once a newer one is read that scores about as well, since
-            it may be an update (block scores only; see `retriever.superseded`).
+            it may be an update (block scores only; see `retrieval.superseded`).
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
 
     Storage

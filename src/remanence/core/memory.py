@@ -28,6 +28,7 @@ from ..config import MemoryConfig
 from ..errors import IncompatibleMemory, MemoryCorrupt
 from .blocks import Blocks
 from .ledger import Ledger
+from .retrieval import best_rows
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TRIM_WRITES = 256  # expired writes are cut off the store this many at a time
@@ -243,19 +244,9 @@ class Memory:
         wanted = self.read_size
         if wanted == 0:
             return torch.zeros(0, dtype=torch.long)
-        first, rows = self.first_write * K, self.pool_rows_Ln[layer]
-        if self.config.score == "vector":
-            in_pool = torch.zeros(len(scores), dtype=torch.bool)
-            in_pool[rows[rows >= first] - first] = True
-            best = scores.masked_fill(in_pool, -torch.inf).topk(wanted).indices
-        else:
-            # Whole writes, best first, less what is still in the pool. Only writes with vectors in the pool can fall
-            # short of K, so this many are enough.
-            shared = len(torch.unique(rows // K))
-            blocks = scores.topk(min(len(scores), -(-wanted // K) + shared)).indices
-            best = (blocks[:, None] * K + torch.arange(K)).flatten()
-            best = best[~torch.isin(best, rows - first)][:wanted]
-        return best.sort().values + first
+        first = self.first_write * K
+        pool_rows_n = self.pool_rows_Ln[layer] - first
+        return best_rows(scores, pool_rows_n, K, wanted, block=self.config.score == "block") + first
 
     def long_term(self, layer: int, rows: Tensor) -> Tensor:
         """Vectors of the store by row [len(rows), D]."""

@@ -19,7 +19,8 @@ from ..errors import InputError
 from .attachment import Attachment
 from .cache import Slots
 from .memory import Memory
-from .retriever import attention_scores, block_scores, block_scores_of, slot_bias, superseded, vector_scores
+from .retrieval import bias_of_slots, summed, superseded
+from .retriever import attention_scores, block_scores, block_scores_of, vector_scores
 
 _FORCED = 3.0  # by how much a forced write has the best score
 _POOLS = 16  # memories whose pools are kept as keys and values between questions
@@ -131,15 +132,12 @@ class ReadSlots:
             rows = torch.cat([rows, memory.pool_rows_Ln[layer]])
             if bias is not None and len(rows):
                 pad = int(self._padding[b])
-                known = self._of_rows(memory, scores, rows)
-                best = torch.maximum(known.max(), torch.tensor(null))
-                own_bias = slot_bias(known, best, config.score_bias)
+                own_bias = bias_of_slots(self._of_rows(memory, scores, rows), torch.tensor(null), config.score_bias)
                 if config.recency and len(scores):
                     writes, of_row = torch.unique(rows // config.K, return_inverse=True)
                     of_write = self._of_rows(memory, scores, writes * config.K)
-                    own_bias -= config.recency * superseded(of_write, torch.ones_like(of_write).bool())[of_row]
-                bias[b, pad + start :] = own_bias.to(bias)
-                bias[b, pad : pad + start] = slot_bias(torch.tensor(null), best, config.score_bias).to(bias)
+                    own_bias[1:] -= config.recency * superseded(of_write, torch.ones_like(of_write).bool())[of_row]
+                bias[b, pad:] = own_bias[1 - start :].to(bias)
             entries.append((rows, scores, null))
         self.read.append(entries)
         fronts = model.attachment.slots(layer, front, positions)
@@ -190,12 +188,9 @@ class ReadSlots:
             return scores, null
         # Layers err on different writes: what those before found helps the next.
         total, most = self._sums[row], self.model.config.candidates
-        if among is None:
-            total = scores - null + total
-            if most is not None and most < len(total):
-                self._candidates[row] = self._best_and_pooled(self.memories[row], total, most)
-        else:
-            total = torch.full_like(total, -torch.inf).index_copy_(0, among, scores - null + total[among])
+        total = summed(total, scores, null, among)
+        if among is None and most is not None and most < len(total):
+            self._candidates[row] = self._best_and_pooled(self.memories[row], total, most)
         self._sums[row] = total
         return total / (layer + 1), 0.0
 

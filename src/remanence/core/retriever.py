@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 _SHORTLIST = 128  # writes that are scored again in float32
 _GROUPS = 8  # keys of each write that `vector_scores` takes at once: few enough to stay in the processor's cache
-_MARGIN, _SOFTNESS = 1.0, 0.5  # a newer write supersedes from this much below an older one's score on, softly
 _SHARPNESS = 5.0  # of the softmax over writes in `attention_scores`; 3 to 8 were about as good
 
 
@@ -121,24 +120,3 @@ def attention_scores(queries_TQE: Tensor, keys_GWR: Tensor, heads: int, block: b
     assert best is not None
     votes = (best * (_SHARPNESS * size**0.5)).softmax(-1).mean((0, 1))
     return (votes * len(votes)).clamp_min(1e-12).log()
-
-
-def slot_bias(scores: Tensor, best: Tensor, score_bias: float) -> Tensor:
-    """What is added to the attention logits of a memory slot: clamp(a * (score - best), -8, 0)."""
-    return (score_bias * (scores - best)).clamp(-8.0, 0.0)
-
-
-def superseded(scores_BW: Tensor, read_BW: Tensor) -> Tensor:
-    """How far each write is superseded by a newer one, from 0 to 1 [B, W].
-
-    What was told twice scores about alike, whichever is newer. So a write counts as superseded when any newer write
-    that is read too has at least about its score: sigmoid((best newer score - own score + 1) / 0.5).
-
-    Args:
-        scores_BW: scores of writes in their order, oldest first.
-        read_BW: which of them are read at all.
-    """
-    known = scores_BW.masked_fill(~read_BW, -torch.inf)
-    newest = known.flip(-1).cummax(-1).values.flip(-1)
-    newer = torch.cat([newest[..., 1:], torch.full_like(newest[..., :1], -torch.inf)], -1)
-    return ((newer - scores_BW + _MARGIN) / _SOFTNESS).sigmoid()

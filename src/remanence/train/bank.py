@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.attachment import Attachment
 from ..core.cache import Slots
-from ..core.retriever import Retriever, slot_bias, superseded
+from ..core.retrieval import best_allowed, bias_of_slots, summed, superseded
+from ..core.retriever import Retriever
 from .data import Batch, Question
 
 STALE_SHARE = 0.4
@@ -222,10 +223,10 @@ class BankSlots:
             scores_QW, null = self._scores(layer, hidden_BTD.float(), vectors_WKD.float(), past_WKD)
         with torch.no_grad():
             if self.score_layers == "mean":  # each layer's loss is of its own scores
-                self._sum = scores_QW - null + self._sum
+                self._sum = summed(self._sum, scores_QW, null)
                 scores_QW, null = self._sum / (layer + 1), torch.zeros_like(null)
             if self.score == "vector":
-                rows, alive, bias = self._choose_vectors(scores_QW.detach())
+                rows, alive, bias = self._choose_vectors(scores_QW.detach(), null.detach())
             else:
                 rows, alive, bias = self._choose(scores_QW.detach().clone(), null.detach())
         if past_WKD is not None:
@@ -268,7 +269,7 @@ class BankSlots:
             mean = products.new_zeros(len(queries), products.shape[1])
             mean = mean.index_add(0, asked[0], products.sigmoid() * weight[:, None])
             self.losses.append(self._published_loss(mean))
-            return mean, retriever.null[layer]
+            return mean, torch.zeros_like(retriever.null[layer])  # the paper knows no "nothing relevant"
         best = products.unflatten(1, (len(keys_WGR), -1)).amax(-1) * retriever.scale
         scores = best.new_zeros(len(queries), len(keys_WGR)).index_add(0, asked[0], best * weight[:, None])
         null = retriever.null[layer]
@@ -305,22 +306,21 @@ class BankSlots:
         in_pool.scatter_(1, pool_rows, pool_alive)
         return pool_rows, pool_alive, in_pool
 
-    def _choose_vectors(self, scores_QV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `_choose`, each vector by its own score (M+ §3.2); no bias."""
+    def _choose_vectors(self, scores_QV: Tensor, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_choose`, each vector by its own score (M+ §3.2)."""
         history, K = self.history, self.K
         questions, device = len(scores_QV), scores_QV.device
         pool_rows, pool_alive, in_pool = self._pool(questions, device)
         outside = ~in_pool & self.known_by_write_QW.repeat_interleave(K, 1)
         own = history.gold_Q[:, None] == torch.arange(self.writes * K, device=device)[None] // K
         scores_QV = torch.where(own & self.force_Q[:, None], scores_QV + 1, scores_QV)
-        found = scores_QV.masked_fill(~outside, -torch.inf).topk(self.retrieved * K, 1).indices
-        time = self.rank_QW.gather(1, found // K) * K + found % K
-        found = found.gather(1, time.argsort(1))
-        exists = outside.gather(1, found)
+        times_QV = (self.rank_QW[..., None] * K + torch.arange(K, device=device)).flatten(1)
+        found, exists = best_allowed(scores_QV, outside, times_QV, self.retrieved * K)
         read = in_pool.scatter(1, found, exists | in_pool.gather(1, found))
         self.recall.append(read[own].float().mean() if own.any() else torch.ones((), device=device))
         rows, alive = torch.cat([found, pool_rows], 1), torch.cat([exists, pool_alive], 1)
-        return rows, alive, torch.zeros(questions, 1 + rows.shape[1], device=device)
+        slot_scores = scores_QV.gather(1, rows).masked_fill(~alive, -torch.inf)
+        return rows, alive, bias_of_slots(slot_scores, null, self.score_bias)
 
     def _choose(self, scores_QW: Tensor, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of the bank in reading order [Q, P-1], which of them exist, and the logit bias of all slots [Q, P]."""
@@ -335,15 +335,12 @@ class BankSlots:
         # From hardly to fully decisive.
         margin = 16 * torch.rand(questions, generator=self.generator).to(device)
         scores_QW[force, gold[force]] = (torch.maximum(known.amax(1), null) + margin)[force]
-        found = scores_QW.masked_fill(~outside, -torch.inf).topk(self.retrieved, 1).indices
-        found = found.gather(1, self.rank_QW.gather(1, found).argsort(1))
-        exists = outside.gather(1, found)
+        found, exists = best_allowed(scores_QW, outside, self.rank_QW, self.retrieved)
         rows = (found[..., None] * K + torch.arange(K, device=device)).flatten(1)
         alive = exists.repeat_interleave(K, 1) & ~in_pool.gather(1, rows)
         rows, alive = torch.cat([rows, pool_rows], 1), torch.cat([alive, pool_alive], 1)
         slot_scores = scores_QW.gather(1, rows // K).masked_fill(~alive, -torch.inf)
-        best = torch.maximum(slot_scores.amax(1, keepdim=True), null)
-        bias = slot_bias(torch.cat([null.expand(questions, 1), slot_scores], 1), best, self.score_bias)
+        bias = bias_of_slots(slot_scores, null, self.score_bias)
         if self.recency:
             writes, order = rows // K, history.order_QW
             read = torch.zeros_like(scores_QW).scatter_reduce_(1, writes, alive.float(), "amax") > 0
