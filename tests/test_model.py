@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
 
 from conftest import BOS, build_decoder, build_tokenizer, close, led, random_ids, random_text, small, writes_of
 from remanence.config import MemoryConfig
-from remanence.core.memory import Memory
+from remanence.core.memory import Memory, Pending
 from remanence.errors import ConfigError, IncompatibleMemory, InputError
 from remanence.models.pretrained import WEIGHTS, MemoryModel, plan
 
@@ -645,11 +647,11 @@ def test_the_memory_of_another_model_is_refused(make_model: Make) -> None:
 
 
 def test_an_error_in_the_middle_loses_and_doubles_nothing(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was written no longer waits, the rest still does; the next call goes on from there."""
+    """What was written stays, the rest leaves no trace; `last` goes on from there."""
     model, text = make_model(small()), random_text(45)
     expected = model.new_memory()
     model.memorize(expected, text, source="s", time=1.0)
-    memory, write, calls = model.new_memory(), MemoryModel.write, []
+    memory, write, calls, seen = model.new_memory(), MemoryModel.write, [], []
 
     def failing(self: MemoryModel, *args: Any, **options: Any) -> Any:
         calls.append(1)
@@ -659,15 +661,16 @@ def test_an_error_in_the_middle_loses_and_doubles_nothing(make_model: Make, monk
 
     monkeypatch.setattr(MemoryModel, "write", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
-        model.memorize(memory, text, source="s", time=1.0)
+        model.memorize(memory, text, source="s", time=1.0, progress=lambda *at: seen.append(at))
     assert memory.write_count == 3
-    assert bytes(memory.pending_ids).decode() == text[24:]
-    model.memorize(memory, "")
+    assert memory.pending == []
+    done, total = seen[-1]
+    assert model.memorize(memory, text, source="s", time=1.0, last=total - done) == 45 - 24
     assert same(memory, expected)
 
 
 def test_an_error_in_progress_is_after_the_write(make_model: Make) -> None:
-    """A progress callback that raises (Ctrl-C) leaves the write done and its tokens gone from what waits."""
+    """A progress callback that raises (Ctrl-C) leaves the write done and nothing of what follows."""
     model, text = make_model(small()), random_text(45)
     memory = model.new_memory()
 
@@ -678,7 +681,7 @@ def test_an_error_in_progress_is_after_the_write(make_model: Make) -> None:
     with pytest.raises(KeyboardInterrupt):
         model.memorize(memory, text, progress=stop)
     assert memory.tokens == 16
-    assert bytes(memory.pending_ids).decode() == text[16:]
+    assert memory.pending == []
 
 
 def test_during_progress_nothing_is_in_memory_twice(make_model: Make) -> None:
@@ -686,8 +689,71 @@ def test_during_progress_nothing_is_in_memory_twice(make_model: Make) -> None:
     # SRC BUG (memorize takes the written tokens from `pending` only at its end)
     model, text, seen = make_model(small()), random_text(45), []
     memory = model.new_memory()
-    model.memorize(memory, text, progress=lambda *_: seen.append(memory.tokens + len(memory.pending_ids)))
-    assert seen == [45] * 5
+    model.memorize(memory, "first", source="a")
+    model.memorize(memory, text, progress=lambda *at: seen.append((at, memory.tokens + len(memory.pending_ids))))
+    assert seen == [((done, 51), done) for done in (8, 16, 24, 32, 40, 48)]
+
+
+def memorize_as_before(model: MemoryModel, memory: Memory, text: str, source: str, time: float) -> None:
+    """`memorize` as it was when all of a text waited at once: the whole text is put in, then written from the front."""
+    at_once = model.config.short_chunks == "complete"
+    if not at_once and (text := text.strip()) and (memory.writes or memory.pending):
+        text = "\n" + text
+    if ids := model._encode(text):
+        memory.pending.append(Pending(source, time, tuple(ids)))
+    while memory.pending and (
+        len(waiting := memory.pending_ids) >= model.config.chunk_tokens
+        or (at_once and model._writable(memory, len(waiting)))
+    ):
+        chunk = waiting[: model.config.chunk_tokens]
+        chunk = chunk[: model._cut(chunk)]
+        model.write(memory, chunk, source=memory.pending[0].source, time=memory.pending[0].time)
+        model._take(memory, len(chunk))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.text("ab.\n ", max_size=60), min_size=1, max_size=4),
+    split=st.sampled_from(["fixed", "sentence"]),
+    complete=st.booleans(),
+    stops=st.lists(st.integers(0, 12), max_size=4),
+)
+def test_a_text_comes_in_chunk_by_chunk(
+    make_model: Make, texts: list[str], split: str, complete: bool, stops: list[int]
+) -> None:
+    """The same writes, labels, order and waiting text as when all of it waited; stopped anywhere and gone on with too;
+    and what waits fits a chunk after every write."""
+    model = make_model(small(split=split, chunk_tokens=12, short_chunks="complete" if complete else "wait"))
+    expected, at_once, stopped = model.new_memory(), model.new_memory(), model.new_memory()
+    stops = list(stops)
+
+    for i, text in enumerate(texts):
+        memorize_as_before(model, expected, text, f"s{i}", float(i))
+
+        def checked(done: int, total: int) -> None:
+            assert len(at_once.pending_ids) < 12
+            assert at_once.tokens + len(at_once.pending_ids) <= sum(len(t) + 1 for t in texts)
+
+        model.memorize(at_once, text, source=f"s{i}", time=float(i), progress=checked)
+        left: int | None = None
+        while True:
+            allowed = stops.pop() if stops else 1000
+            at = [0, 0, 0]
+
+            def stop(done: int, total: int) -> None:
+                at[:] = done, total, at[2] + 1
+                if at[2] > allowed:
+                    raise KeyboardInterrupt
+
+            try:
+                model.memorize(stopped, text, source=f"s{i}", time=float(i), progress=stop, last=left)
+            except KeyboardInterrupt:
+                assert len(stopped.pending_ids) < 12
+                left = at[1] - at[0]
+            else:
+                break
+    assert same(at_once, expected)
+    assert same(stopped, expected)
 
 
 def test_a_write_is_checked(make_model: Make) -> None:

@@ -29,7 +29,6 @@ from .placement import device_of, stored
 from .read import ReadSlots, Source
 from .retriever import Retriever, attention_keys
 
-_PIECE = 1024  # tokens of a pending piece, so that taking some off costs little
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
 
 
@@ -194,8 +193,13 @@ class MemoryDecoder(nn.Module):
         source: str = "",
         time: float | None = None,
         progress: Callable[[int, int], None] | None = None,
+        last: int | None = None,
     ) -> int:
         """Remember a text of any length. What does not fill a chunk stays verbatim in the window until more comes.
+
+        The text comes into the memory chunk by chunk, so that it can be saved and asked after every write. If this is
+        cut short, by an error or because `progress` raises, what was written stays and the rest of the text leaves no
+        trace; `last` goes on from there.
 
         Args:
             memory: takes the text.
@@ -203,32 +207,47 @@ class MemoryDecoder(nn.Module):
             source: a label for answers to name.
             time: seconds since the epoch; now if None.
             progress: called with (tokens done, tokens in all) after every write.
+            last: remember only so many tokens at the end of the text. With what was left when an earlier call for the
+                text was cut short, tokens in all less tokens done, the memory becomes as if it had not been.
 
         Returns:
-            The number of tokens in the text.
+            The number of tokens that were taken.
         """
         self.check(memory)
         time = clock.time() if time is None else time
+        ids = self._tokens(memory, text, last)
+        waiting, taken, done = len(memory.pending_ids), 0, 0  # what waits already is written first
+        total = waiting + len(ids)
         at_once = self.config.short_chunks == "complete"
-        if not at_once:
-            text = text.strip()
-            if text and (memory.writes or memory.pending):
-                text = "\n" + text  # texts are told apart
-        ids = self._encode(text)
-        for begin in range(0, len(ids), _PIECE):
-            memory.pending.append(Pending(source, time, tuple(ids[begin : begin + _PIECE])))
-        waiting = memory.pending_ids
-        done, total = 0, len(waiting)
         while total - done >= self.config.chunk_tokens or (at_once and self._writable(memory, total - done)):
-            chunk = waiting[done : done + self.config.chunk_tokens]
+            before = memory.pending_ids
+            chunk = before + ids[taken : taken + max(0, self.config.chunk_tokens - len(before))]
+            chunk = chunk[: self.config.chunk_tokens]
             chunk = chunk[: self._cut(chunk)]
-            label = memory.pending[0]
+            label = memory.pending[0] if memory.pending else Pending(source, time, ())
             self.write(memory, chunk, source=label.source, time=label.time)
             self._take(memory, len(chunk))
+            taken += max(0, len(chunk) - len(before))
             done += len(chunk)
             if progress is not None:
                 progress(done, total)
+        if taken < len(ids):
+            memory.pending.append(Pending(source, time, tuple(ids[taken:])))
         return len(ids)
+
+    def _tokens(self, memory: Memory, text: str, last: int | None) -> list[int]:
+        """What `memorize` adds of a text, as tokens."""
+        if self.config.short_chunks == "complete":
+            ids = self._encode(text)
+            return ids if last is None else ids[max(0, len(ids) - last) :]
+        text = text.strip()
+        if last is not None:
+            ids = self._encode(text)
+            if last <= len(ids):
+                return ids[len(ids) - last :]
+        if text and (memory.writes or memory.pending):
+            text = "\n" + text  # texts are told apart
+        return self._encode(text)
 
     def _encode(self, text: str) -> list[int]:
         """Token ids of a user's text, which cannot spell control tokens."""
