@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .output import Json, load_model, say
+from .output import Json, load_model, put, say
 
 
 def convert(
@@ -37,7 +37,7 @@ def convert(
         from ..models.published import plan_table
 
         result = planned(layout)
-        typer.echo(json.dumps(result) if as_json else plan_table(result))
+        put(json.dumps(result) if as_json else plan_table(result))
         return
     if out is None:
         raise ConfigError("say where the converted model goes: remanence convert MODEL OUT; or use --plan.")
@@ -54,7 +54,7 @@ def convert(
             "model": str(out), "class": layout.kind, "settings": loaded.config.to_dict(), "left_out": left_out,
             "ignored_settings": layout.ignored, "shipped_memory": loaded.shipped is not None,
         }  # fmt: skip
-        typer.echo(json.dumps(result))
+        put(json.dumps(result))
         return
     for what, names in (("settings that are not read", layout.ignored), ("tensors that only training uses", left_out)):
         if names:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import ConfigError
-from .output import Json, Model, bar, load_model, say
+from .output import Json, Model, bar, load_model, put_json, say
 
 
 def demo(
@@ -36,7 +35,7 @@ def demo(
         draw(result, plot)
         say(f"Curve written to {plot}.")
     if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False))
+        put_json(result)
     else:
         from ..arena.demo import table
 

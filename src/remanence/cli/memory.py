@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .output import Json, Store, open_store, say
+from .output import Json, Store, open_store, put, put_json, say
 
 app = typer.Typer(help="List, show and delete memories.", no_args_is_help=True)
+_LAST = 5  # writes that `show` shows
 
 
 @app.command("list")
@@ -22,12 +23,13 @@ def memory_list(store: Store = None, as_json: Json = False) -> None:
     """
     infos = open_store(store).list()
     if as_json:
-        typer.echo(json.dumps({"memories": [_info(i) for i in infos]}, ensure_ascii=False))
+        put_json({"memories": [_info(i) for i in infos]})
         return
     if not infos:
         say("No memories yet. Start one with: remanence memorize FILE --memory NAME")
     for i in infos:
-        typer.echo(f"{i.name:<24} {i.tokens:>12,} tokens  {i.bytes_on_disk / 1e6:>9.1f} MB  {i.model}")
+        waiting = f"{i.pending_tokens:,} waiting" if i.pending_tokens else ""
+        put(f"{i.name:<24} {i.tokens:>12,} tokens  {waiting:>12}  {i.bytes_on_disk / 1e6:>9.1f} MB  {i.model}")
 
 
 @app.command("show")
@@ -39,19 +41,18 @@ def memory_show(
     Example: remanence memory show ada
     """
     shelf = open_store(store)
-    info, memory = shelf.info(name), shelf.load(name)
+    info, meta = shelf.info(name), shelf.meta(name)
+    last = [
+        {"write": w["index"], "source": w["source"], "time": w["time"], "text": w["text"]}
+        for w in meta["writes"][-_LAST:]
+    ]
     if as_json:
-        config = memory.config.to_dict()
-        typer.echo(json.dumps(_info(info) | {"config": config, "last_writes": _last(memory)}, ensure_ascii=False))
+        put_json(_info(info) | {"config": meta["config"], "last_writes": last})
         return
     for key, value in _info(info).items():
-        typer.echo(f"{key:>15}  {value}")
-    for write in _last(memory):
-        typer.echo(f"{'write ' + str(write['write']):>15}  [{write['source']}] {write['text']}")
-
-
-def _last(memory: Any, count: int = 5) -> list[dict[str, Any]]:
-    return [{"write": w.index, "source": w.source, "time": w.time, "text": w.text} for w in memory.writes[-count:]]
+        put(f"{key:>15}  {value}")
+    for write in last:
+        put(f"{'write ' + str(write['write']):>15}  [{write['source']}] {write['text']}")
 
 
 def _info(info: Any) -> dict[str, Any]:
@@ -72,14 +73,16 @@ def memory_delete(
     Example: remanence memory delete ada --yes
     """
     shelf = open_store(store)
-    info = shelf.info(name)
     if not yes:
-        if not sys.stdin.isatty():
+        if not sys.stdin or not sys.stdin.isatty():
+            shelf.info(name)  # a name that is not there is said first
             raise ConfigError(f"deleting {name!r} needs --yes when nobody can be asked.")
-        typer.confirm(f"Delete {name!r} with {info.tokens:,} tokens for good?", abort=True, err=True)
+        info = shelf.info(name)
+        much = f"{info.tokens + info.pending_tokens:,} tokens"
+        typer.confirm(f"Delete {name!r} with {much} for good?", abort=True, err=True)
     shelf.delete(name)
     if as_json:
-        typer.echo(json.dumps({"deleted": name}))
+        put(json.dumps({"deleted": name}))
     else:
         say(f"{name} is gone.")
 
@@ -96,4 +99,4 @@ def memory_path(
     """
     shelf = open_store(store)
     path = str(shelf.path(name) if name else shelf.root)
-    typer.echo(json.dumps({"path": path}) if as_json else path)
+    put(json.dumps({"path": path}) if as_json else path)

@@ -1,16 +1,19 @@
-"""What all commands share: options, lines for people, progress, opening a store and a model."""
+"""What all commands share: options, answers, lines for people, progress, opening a store and a model."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from ..models.pretrained import MemoryModel
@@ -18,11 +21,52 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, typer.Option("--memory", "-m", help="The memory's name.")]
 Model = Annotated[str, typer.Option("--model", help="builtin, a folder, or a hub id.", envvar="REMANENCE_MODEL")]
-Store = Annotated[Path | None, typer.Option("--store", help="Folder of the store; else REMANENCE_HOME.")]
+Store = Annotated[str | None, typer.Option("--store", help="Folder of the store; else REMANENCE_HOME.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Print how this model's memory is sized, and end.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: KEY=VALUE. May be repeated.")]
 Fast = Annotated[bool, typer.Option("--fast", help="A few steps of every stage: a test of the machinery.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
+
+
+class OutputClosed(Exception):
+    """Whoever reads standard output has enough. (No `BrokenPipeError`, which typer takes for its own.)"""
+
+
+class NoOutput(StorageError):
+    """Standard output is closed, or the disk behind it refused."""
+
+
+def put(text: str, *, end: str = "\n") -> None:
+    """What the command was asked for, to stdout, at once.
+
+    Raises:
+        OutputClosed: nobody reads it.
+        NoOutput: stdout does not take it.
+    """
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise OutputClosed from None
+    except OSError as error:
+        drop_stdout()
+        raise NoOutput(f"cannot write to standard output: {error.strerror}.") from error
+
+
+def drop_stdout() -> None:
+    """Let what stdout still holds go nowhere, so that the end of Python does not fail on it."""
+    with suppress(OSError, ValueError):  # no real file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def put_json(value: Any) -> None:
+    """The one JSON object of `--json`, or one of a conversation's."""
+    put(json.dumps(value, ensure_ascii=False))
+
+
+def error_dict(kind: str, message: str) -> dict[str, str]:
+    """An error as `--json` shows it."""
+    return {"type": kind, "message": message}
 
 
 def say(text: str) -> None:
@@ -30,21 +74,55 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def open_store(folder: Path | None) -> MemoryStore:
-    from ..store import MemoryStore
+def open_store(folder: str | None) -> MemoryStore:
+    """The store in a folder, else in REMANENCE_HOME, else in the user's data folder. Raises `ConfigError`."""
+    if folder == "":
+        raise ConfigError("--store is empty; give a folder, or leave it out.")
+    chosen = folder is not None or bool(os.environ.get("REMANENCE_HOME"))
+    if not chosen and os.environ.get("HOME") == "" and not os.environ.get("XDG_DATA_HOME"):
+        raise ConfigError(
+            "HOME is empty, so there is no folder for memories; set it, or REMANENCE_HOME, or use --store."
+        )
+    from ..store._adapter import Shelf as _Shelf
 
-    return MemoryStore(folder) if folder is not None else MemoryStore.default()
+    try:
+        shelf = _Shelf(folder) if folder is not None else _Shelf.default()
+    except RuntimeError as error:  # a user that the system does not know
+        where = f"{folder!r}" if folder is not None else "your data"
+        raise ConfigError(
+            f"cannot find the home folder for {where}; give the store's whole path with --store."
+        ) from error
+    if shelf.root.exists() and not shelf.root.is_dir():
+        raise ConfigError(f"{shelf.root} is a file; a store is a folder.")
+    return shelf
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection in the block: imports make many objects that all stay, and are searched for nothing."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was_on:
+            gc.enable()
 
 
 def load_model(name: str, **options: Any) -> MemoryModel:
+    """The model of `--model`, without the words of Hugging Face's libraries."""
+    if not name:
+        raise ConfigError("--model is empty; give 'builtin', a folder or a hub id.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging
+    with _uncollected():
+        from transformers.utils import logging
 
-    from ..models.pretrained import MemoryModel
+        from ..models.pretrained import MemoryModel
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    return MemoryModel.from_pretrained(name, **options)
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        return MemoryModel.from_pretrained(name, **options)
 
 
 def show_plan(name: str, as_json: bool) -> None:
@@ -53,7 +131,7 @@ def show_plan(name: str, as_json: bool) -> None:
 
     sizes = plan(name)
     if as_json:
-        typer.echo(json.dumps(sizes))
+        put_json(sizes)
         return
     memory = sizes["memory"]
     rows = {
@@ -69,7 +147,7 @@ def show_plan(name: str, as_json: bool) -> None:
         "storage": f"{sizes['bytes_per_token'] / 1024:,.1f} KiB a token remembered",
     }
     for key, value in rows.items():
-        typer.echo(f"{key:<14}{value}")
+        put(f"{key:<14}{value}")
 
 
 @contextmanager

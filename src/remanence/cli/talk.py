@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InputError
-from .output import Json, Model, Name, Plan, Store, bar, load_model, open_store, say, show_plan
+from ..errors import ConfigError, InputError, RemanenceError
+from .output import (
+    Json,
+    Model,
+    Name,
+    Plan,
+    Store,
+    bar,
+    error_dict,
+    load_model,
+    open_store,
+    put,
+    put_json,
+    say,
+    show_plan,
+)
+from .reading import check_text, read_line, read_text
+from .stopping import Stopped, stoppable
+
+if TYPE_CHECKING:
+    from ..core.memory import Memory
+    from ..core.model import Answer
+    from ..models.pretrained import MemoryModel
+    from ..store import MemoryStore
+
+SAVE_SECONDS = 10.0  # of a long text, so that a process killed at any moment loses no more
+
+_HELP = (
+    "What you say is remembered; what ends with a question mark is only answered.\n"
+    "/sources  what the last answer was read from\n"
+    "/help     this\n"
+    "/quit     ends; so do quit, exit and Ctrl-D"
+)
+_FORGET = re.compile(
+    r"(?:please,? |can you |could you |would you |i want you to )*"
+    r"(?:/?(?:forget|unlearn)(?![\w-])|(?:delete|erase|remove) (?:what|everything|all|that|it)\b)",
+    re.IGNORECASE,
+)
 
 
-def _text(file: str) -> str:
-    """The text of a file, or of stdin for "-". Raises `InputError` for what is no UTF-8 text."""
-    try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"no file {file!r}; give a text file, or - for standard input.") from None
-    except OSError as error:
-        raise InputError(f"cannot read {file!r}: {error.strerror}.") from None
-    if b"\0" in data:
-        raise InputError(f"{file!r} is a binary file; remanence remembers plain text.")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        found = f"byte {error.start} is {data[error.start]:#04x}"
-        raise InputError(f"{file!r} is not UTF-8 text ({found}); convert it.") from None
+# memorize -------------------------------------------------------------------------------------------------------------
 
 
-def _source_dict(source: Any) -> dict[str, Any]:
-    return {
-        "write": source.write, "score": round(source.score, 4), "layers": source.layers, "where": source.where,
-        "source": source.label, "time": source.time, "text": source.text,
-    }  # fmt: skip
+class _Cut(Exception):
+    """A text was not memorized to its end. left: tokens that were not. total: of the text, with what waited before."""
+
+    def __init__(self, left: int, total: int) -> None:
+        super().__init__(left, total)
+        self.left, self.total = left, total
 
 
 def memorize(
@@ -44,32 +68,87 @@ def memorize(
     source: Annotated[str | None, typer.Option(help="A label that answers name; the file's name if not given.")] = None,
     model: Model = "builtin",
     store: Store = None,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Only so many tokens at the text's end: to go on after a stop.")
+    ] = None,
     plan: Plan = False,
     as_json: Json = False,
 ) -> None:
     """Remember a text.
+
+    A long text is saved as it is read, every ten seconds. Ctrl-C keeps what was read and says how to go on.
 
     Example: echo "The spare key is under the blue pot." | remanence memorize --memory ada
     """
     if plan:
         show_plan(model, as_json)
         return
-    text = _text(file)
-    label = source if source is not None else ("stdin" if file == "-" else Path(file).name)
-    loaded = load_model(model)
-    began = time.perf_counter()
-    with open_store(store).open(memory, loaded) as opened, bar("memorizing") as update:
-        tokens = loaded.memorize(opened, text, source=label, progress=update)
-    seconds = time.perf_counter() - began
+    text = read_text(file)
+    name = Path(file).name.encode(errors="surrogateescape").decode(errors="replace")  # of a file, any bytes
+    label = source if source is not None else ("stdin" if file == "-" else name)
+    check_text(label, "--source")
+    with stoppable() as stop:
+        shelf, loaded = open_store(store), load_model(model)
+        began, cut = time.perf_counter(), None
+        with shelf.open(memory, loaded) as opened, bar("memorizing") as update:
+            waited = len(opened.pending_ids)
+            saved_at, saved_tokens = time.monotonic(), 0
+
+            def progress(done: int, total: int) -> None:
+                nonlocal saved_at, saved_tokens
+                update(done, total)
+                if total - done < loaded.config.chunk_tokens:  # all but done
+                    return
+                if stop.asked is not None:
+                    raise _Cut(total - done, total)
+                if time.monotonic() - saved_at >= SAVE_SECONDS:
+                    shelf.save(memory, opened)
+                    saved_at, saved_tokens = time.monotonic(), done - waited
+
+            stop.later = True  # what is being written becomes whole first
+            try:
+                tokens = loaded.memorize(opened, text, source=label, progress=progress, last=last)
+            except _Cut as stopped:
+                cut, tokens = stopped, max(0, stopped.total - waited - stopped.left)
+            except Stopped as stopped:  # asked twice
+                stopped.line = f"stopped at once; the first {saved_tokens:,} tokens are kept in {memory}."
+                raise
+        seconds = time.perf_counter() - began
+    result = {
+        "memory": memory, "tokens": tokens, "memory_tokens": opened.tokens,
+        "pending_tokens": len(opened.pending_ids), "seconds": round(seconds, 4),
+    }  # fmt: skip
+    if cut is not None and stop.asked is not None:
+        if as_json:
+            put_json(result | {"left_tokens": cut.left})
+        else:
+            say(_stopped_line(memory, opened, tokens, cut.total - waited, cut.left))
+        raise typer.Exit(stop.asked.code)
     if as_json:
-        result = {
-            "memory": memory, "tokens": tokens, "memory_tokens": opened.tokens,
-            "pending_tokens": len(opened.pending_ids), "seconds": round(seconds, 4),
-        }  # fmt: skip
-        typer.echo(json.dumps(result))
+        put_json(result)
     else:
         say(f"{memory}: {tokens:,} tokens remembered in {seconds:.1f} s; {opened.tokens:,} in memory, "
              f"{len(opened.pending_ids)} waiting in the window.")  # fmt: skip
+
+
+def _stopped_line(name: str, memory: Memory, kept: int, total: int, left: int) -> str:
+    """What was kept of a text that was not memorized to its end, and how to go on."""
+    words = (memory.writes[-1].text or "").split()[-6:] if memory.writes else []
+    where = f', to "... {" ".join(words)}"' if words and kept else ""
+    return (
+        f"remanence: stopped. {kept:,} of {total:,} tokens ({kept / max(1, total):.0%}) are kept in {name}{where}. "
+        f"To go on, give the same command and --last {left}"
+    )
+
+
+# ask ------------------------------------------------------------------------------------------------------------------
+
+
+def _source_dict(source: Any) -> dict[str, Any]:
+    return {
+        "write": source.write, "score": round(source.score, 4), "layers": source.layers, "where": source.where,
+        "source": source.label, "time": source.time, "text": source.text,
+    }  # fmt: skip
 
 
 def ask(
@@ -91,22 +170,39 @@ def ask(
         return
     if question is None:
         raise InputError("ask what? remanence ask QUESTION, or --plan.")
-    opened = open_store(store).load(memory)
-    loaded = load_model(model)
-    began = time.perf_counter()
-    answer = loaded.ask(opened, question, max_new_tokens=max_new_tokens)
-    seconds = time.perf_counter() - began
+    check_text(question, "the question")
+    with stoppable():
+        opened = open_store(store).load(memory)
+        loaded = load_model(model)
+        loaded.check(opened)
+        room = loaded.config.window_tokens - len(opened.pending_ids)
+        if max_new_tokens >= room:
+            raise ConfigError(
+                f"--max-new-tokens {max_new_tokens} leaves no room for a question: the window takes "
+                f"{loaded.config.window_tokens} tokens, and {len(opened.pending_ids)} wait in it."
+            )
+        began = time.perf_counter()
+        answer = loaded.ask(opened, question, max_new_tokens=max_new_tokens)
+        seconds = time.perf_counter() - began
     if as_json:
         result = {
             "answer": answer.text, "score": round(answer.score, 4),
             "sources": [_source_dict(s) for s in answer.sources], "memory_tokens": opened.tokens,
             "seconds": round(seconds, 4),
         }  # fmt: skip
-        typer.echo(json.dumps(result, ensure_ascii=False))
+        put_json(result)
         return
-    typer.echo(answer.text)
+    put(answer.text)
     if sources:
         _show_sources(answer.sources)
+
+
+def _show_sources(sources: list[Any]) -> None:
+    for s in sources[:5]:
+        say(f"  {s.score:+6.2f}  {s.where:<10}  {s.label}: {s.text}")
+
+
+# chat -----------------------------------------------------------------------------------------------------------------
 
 
 def chat(
@@ -116,7 +212,7 @@ def chat(
     plan: Plan = False,
     as_json: Json = False,
 ) -> None:
-    """Talk; it remembers tomorrow. One turn a line; /sources shows what the last answer read, /quit ends.
+    """Talk; it remembers tomorrow. One turn a line; /help says what else there is, /quit ends.
 
     With --json every turn is one JSON object a line.
 
@@ -125,39 +221,101 @@ def chat(
     if plan:
         show_plan(model, as_json)
         return
-    loaded = load_model(model)
-    shelf = open_store(store)
-    from ..core.session import Session
-
-    if not as_json and sys.stdin.isatty():
-        say(f"Talking to {loaded.name} with memory {memory!r}. Tell it facts, ask questions; /quit ends.")
-    answer = None
-    while (turn := _turn("you: ")) not in (None, "/quit"):
-        if turn == "/sources":
-            _show_sources(answer.sources if answer else [])
-        elif turn:
-            with shelf.open(memory, loaded) as opened:  # saved after every turn
-                session = Session(loaded, opened)
-                for i, piece in enumerate(session.say(turn)):
-                    if not as_json:
-                        typer.echo(piece.lstrip() if i == 0 else piece, nl=False)
-                answer = session.answer
-                if as_json:
-                    said = answer.text if answer else None
-                    typer.echo(json.dumps({"answer": said, "memory_tokens": opened.tokens}, ensure_ascii=False))
-                else:
-                    typer.echo("" if answer else "(remembered)")
+    if sys.stdin is None:
+        raise InputError("standard input is closed; there is nobody to talk to.")
+    with stoppable():
+        shelf = open_store(store)
+        talk = _Chat(shelf, memory, load_model(model), as_json)
+        asking = not as_json and sys.stdin.isatty()
+        if asking:
+            say(f"Talking to {talk.model.name} with memory {memory!r}. Tell it facts, ask questions; /quit ends.")
+        try:
+            while talk.turn("you: " if sys.stdin.isatty() else ""):
+                pass
+        except Stopped as stopped:
+            if sys.stdin.isatty():
+                say("")  # the line that was begun
+            stopped.line = "stopped; what was remembered before is kept."
+            raise
+    if talk.refused and not sys.stdin.isatty():
+        raise typer.Exit(2)  # a script must learn of it
 
 
-def _show_sources(sources: list[Any]) -> None:
-    for s in sources[:5]:
-        say(f"  {s.score:+6.2f}  {s.where:<10}  {s.label}: {s.text}")
+class _Chat:
+    """A conversation on the command line.
 
+    The memory is loaded once, without a lock, and again only if somebody else saved it. A statement holds the lock
+    while it is written and saved; a question needs none.
+    """
 
-def _turn(prompt: str) -> str | None:
-    """The next line of the conversation; None at its end."""
-    if sys.stdin.isatty():
-        sys.stderr.write(prompt)
-        sys.stderr.flush()
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+    def __init__(self, shelf: MemoryStore, name: str, model: MemoryModel, as_json: bool) -> None:
+        from ..core.session import Session
+
+        self.shelf, self.name, self.model, self.as_json = shelf, name, model, as_json
+        self.refused = 0
+        self.session = Session(model, self._load())
+        self.last: Answer | None = None  # for /sources
+
+    def _load(self) -> Memory:
+        """The memory as it is stored now, or a new one, of which nothing is stored yet."""
+        memory = self.shelf.load(self.name) if self.shelf.exists(self.name) else self.model.new_memory()
+        self.model.check(memory)
+        return memory
+
+    def turn(self, prompt: str) -> bool:
+        """Read a line and do what it says. False ends the conversation."""
+        try:
+            line = read_line(prompt)
+            if line is None or line == "/quit":
+                return False
+            if line.lower().rstrip(".!") in ("quit", "exit"):
+                say("Ended. (/quit does the same.)")
+                return False
+            if line == "/sources":
+                _show_sources(self.last.sources if self.last else [])
+            elif line == "/help":
+                say(_HELP)
+            elif _FORGET.match(line):
+                raise InputError(
+                    "single facts cannot be forgotten yet; nothing was changed. A whole memory can: "
+                    f"remanence memory delete {self.name}"
+                )
+            elif line.startswith("/"):
+                say(f"{line.split()[0]} is no command; /help lists them. Nothing was remembered.")
+            elif line:
+                self._answer(line)
+        except RemanenceError as error:
+            self.refused += 1
+            if self.as_json:
+                put_json({"answer": None, "error": error_dict(type(error).__name__, str(error))})
+            else:
+                say(f"remanence: {error}")
+        return True
+
+    def _answer(self, line: str) -> None:
+        """Answer a turn; remember it if it is no question. It is acknowledged only when it is on the disk."""
+        session = self.session
+        if not self.shelf.is_current(self.name, session.memory):
+            session.memory = self._load()
+        with closing(session.reply(line)) as pieces:
+            if session.asks(line):
+                for i, piece in enumerate(pieces):
+                    if not self.as_json:
+                        put(piece.lstrip() if i == 0 else piece, end="")
+                said = ""
+            else:
+                said = "".join(pieces).strip()
+                self._keep(line)
+        self.last = session.answer
+        if self.as_json:
+            text = session.answer.text if session.answer else None
+            put_json({"answer": text, "memory_tokens": session.memory.tokens})
+        else:
+            put(said if session.answer else "(remembered)")
+
+    def _keep(self, line: str) -> None:
+        """Remember a turn for good."""
+        session = self.session
+        with self.shelf.open(self.name, self.model, known=session.memory) as opened:
+            session.memory = opened  # another one if somebody saved it since
+            session.keep(line)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError, InputError
-from .output import Changes, Fast, Json, say
+from .output import Changes, Fast, Json, put, say
 
 app = typer.Typer(help="Train the built-in model, or give any decoder an M+ memory.", no_args_is_help=True)
 
@@ -73,7 +73,7 @@ def _stage_command(name: str, stages: list[str], about: str) -> None:
             model, [] if facts else data, stages, prose=_prose(prose) if facts else None, changes=changes, fast=fast
         )
         if show:
-            typer.echo(json.dumps(dataclasses.asdict(run), indent=2))
+            put(json.dumps(dataclasses.asdict(run), indent=2))
             return
         _train(run, out, resume, processes, as_json)
 
@@ -132,7 +132,7 @@ def train_plot(
 
     result = plot(runs, out)
     if as_json:
-        typer.echo(json.dumps(result))
+        put(json.dumps(result))
     else:
         say(f"Curves of {len(runs)} runs written to {result['out']}.")
 
@@ -157,6 +157,6 @@ def _train(run: Any, out: Path, resume: bool, processes: int, as_json: bool) -> 
     if os.environ.get("RANK", "0") != "0":
         return  # one of torchrun's processes; the first one speaks
     if as_json:
-        typer.echo(json.dumps(result))
+        put(json.dumps(result))
     else:
         say(f"Model written to {result['model']}. Try: remanence chat --model {result['model']}")

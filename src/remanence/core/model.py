@@ -485,6 +485,11 @@ class MemoryDecoder(nn.Module):
         for memory, question in zip(memories, questions, strict=True):
             asked = self._prompt(question)
             prompt = memory.pending_ids + asked
+            if max_new_tokens >= self.config.window_tokens:
+                raise ConfigError(
+                    f"max_new_tokens = {max_new_tokens} leaves no room for a question in the window of "
+                    f"{self.config.window_tokens} tokens; make it smaller."
+                )
             if len(prompt) + max_new_tokens > self.config.window_tokens:
                 raise InputError(
                     f"the question takes {len(asked)} tokens; with {len(prompt) - len(asked)} waiting to be written "

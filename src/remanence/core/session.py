@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from threading import Thread
+from collections.abc import Generator, Iterator
+from threading import Event, Thread
 from typing import Any
 
 from transformers import TextIteratorStreamer
@@ -17,10 +17,11 @@ class Session:
 
     A turn is first answered, from memory and from the text that waits in the window, and then remembered unless it
     ends with a question mark; so a turn never reads itself. Only the user's words are remembered, not the model's.
+    `say` does both; whoever saves in between, or locks, calls `reply` and `keep`.
 
     Args:
         model: answers and writes.
-        memory: of the person who talks.
+        memory: of the person who talks. May be set anew between turns.
         label: the source of what is remembered.
     """
 
@@ -28,23 +29,43 @@ class Session:
         self.model, self.memory, self.label = model, memory, label
         self.answer: Answer | None = None
 
+    @staticmethod
+    def asks(text: str) -> bool:
+        """Whether a turn only asks, and is not remembered."""
+        return text.rstrip().endswith("?")
+
     def say(self, text: str, *, max_new_tokens: int = 32, **options: Any) -> Iterator[str]:
         """Answer a turn piece by piece, then remember it. After the last piece `answer` holds the whole.
-
-        A text that does not fit the window is remembered without an answer; `answer` is then None.
 
         Args:
             text: what the user says.
             max_new_tokens, options: as in `MemoryDecoder.ask`.
         """
+        yield from self.reply(text, max_new_tokens=max_new_tokens, **options)
+        if not self.asks(text):
+            self.keep(text)
+
+    def reply(self, text: str, *, max_new_tokens: int = 32, **options: Any) -> Generator[str, None, None]:
+        """Answer a turn piece by piece; the memory stays as it is. Whoever closes the iterator ends the answer.
+
+        A statement that does not fit the window has no answer; `answer` is then None.
+
+        Args:
+            text, max_new_tokens, options: as in `say`.
+
+        Raises:
+            InputError: a question that does not fit the window.
+        """
         self.answer = None
-        if self.model.fits(self.memory, text, max_new_tokens):
+        if self.asks(text) or self.model.fits(self.memory, text, max_new_tokens):
             yield from self._answer(text, max_new_tokens, options)
-        if not text.rstrip().endswith("?"):
-            self.model.memorize(self.memory, text, source=self.label)
+
+    def keep(self, text: str) -> None:
+        """Remember a turn."""
+        self.model.memorize(self.memory, text, source=self.label)
 
     def _answer(self, text: str, max_new_tokens: int, options: dict[str, Any]) -> Iterator[str]:
-        streamer = TextIteratorStreamer(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = _Pieces(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
         failure: list[BaseException] = []
 
         def work() -> None:
@@ -58,7 +79,28 @@ class Session:
 
         thread = Thread(target=work, daemon=True)
         thread.start()
-        yield from (piece for piece in streamer if piece)
-        thread.join()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:  # a thread inside torch when the process ends would abort it
+            streamer.unwanted.set()
+            thread.join()
         if failure:
             raise failure[0]
+
+
+class _Unwanted(Exception):
+    """Nobody waits for the rest of an answer."""
+
+
+class _Pieces(TextIteratorStreamer):
+    """Pieces of an answer, until they are `unwanted`."""
+
+    def __init__(self, tokenizer: Any, **options: Any) -> None:
+        super().__init__(tokenizer, **options)
+        self.unwanted = Event()
+
+    def put(self, value: Any) -> None:
+        """Called by `generate` for every token."""
+        if self.unwanted.is_set():
+            raise _Unwanted
+        super().put(value)
