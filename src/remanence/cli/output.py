@@ -83,10 +83,10 @@ def open_store(folder: str | None) -> MemoryStore:
         raise ConfigError(
             "HOME is empty, so there is no folder for memories; set it, or REMANENCE_HOME, or use --store."
         )
-    from ..store._adapter import Shelf as _Shelf
+    from ..store import MemoryStore
 
     try:
-        shelf = _Shelf(folder) if folder is not None else _Shelf.default()
+        shelf = MemoryStore(folder) if folder is not None else MemoryStore.default()
     except RuntimeError as error:  # a user that the system does not know
         where = f"{folder!r}" if folder is not None else "your data"
         raise ConfigError(
@@ -116,10 +116,17 @@ def load_model(name: str, **options: Any) -> MemoryModel:
         raise ConfigError("--model is empty; give 'builtin', a folder or a hub id.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with _uncollected():
+        from huggingface_hub.utils import logging as hub_logging
+
+        if name != "builtin":
+            from ..models.hub import download_options
+
+            download_options(name)  # refuses what cannot be before the long import
         from transformers.utils import logging
 
         from ..models.pretrained import MemoryModel
 
+        hub_logging.set_verbosity_error()  # it tells of every new try
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         return MemoryModel.from_pretrained(name, **options)

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..config import MemoryConfig
 from ..core.memory import Memory
 from ..errors import ConfigError
+from .hub import download_options
 from .published import Layout, is_published
 
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
@@ -47,7 +48,7 @@ def layout(model: str | Path, **hub: Any) -> Layout:
     Raises:
         ConfigError: no such checkpoint, or settings that cannot be.
     """
-    values = find(model, **hub)
+    values = find(model, **download_options(model, **hub))
     if values is None or not is_published(values):
         found = "no readable config.json" if values is None else f"a {values.get('architectures')} model"
         raise ConfigError(

@@ -31,6 +31,7 @@ from ..core.placement import stored
 from ..errors import ConfigError
 from ..files import half_saved, write_together
 from .checkpoint import Checkpoint, fetch, find
+from .hub import download_options, downloaded
 from .published import BYTES, QUESTION, is_published
 
 FORMAT = 1
@@ -149,8 +150,9 @@ class MemoryModel(MemoryDecoder):
         Raises:
             ConfigError: no such model, or settings that this version does not know.
         """
-        hub = {name: options[name] for name in _HUB if name in options}
         folder = BUILTIN if str(model) == "builtin" else Path(model)
+        hub = download_options(folder, **{name: options[name] for name in _HUB if name in options})
+        options = options | hub
         if not (folder / SETTINGS).exists() and is_published(find(model, **hub) or {}):
             if memory is not None:
                 raise ConfigError(f"{str(model)!r} has its own memory; change single fields with settings=.")
@@ -160,6 +162,8 @@ class MemoryModel(MemoryDecoder):
         saved = saved_settings(model, **hub)
         if saved is not None:
             folder = folder if folder.is_dir() else fetch(model, **hub)
+        if hub.get("local_files_only"):  # as an id, transformers asks the hub all the same
+            folder = downloaded(model, **hub) or folder
         try:
             base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
             tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(model), **hub)
@@ -331,13 +335,14 @@ def plan(model: str | Path) -> dict[str, Any]:
         ConfigError: no such model, or too few positions.
     """
     folder = BUILTIN if str(model) == "builtin" else Path(model)
+    hub = download_options(folder)
     try:
-        config = AutoConfig.from_pretrained(folder if folder.is_dir() else str(model)).get_text_config()
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else str(model), **hub).get_text_config()
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"cannot load the config of model {str(model)!r}; give 'builtin', a folder or a hub id."
         ) from error
-    saved = saved_settings(model)
+    saved = saved_settings(model, **hub)
     positions = trained_positions(config)
     memory = MemoryConfig.from_dict(saved["memory"]) if saved else MemoryConfig.for_positions(positions)
     keys = memory.retriever_dim
