@@ -740,7 +740,7 @@ def test_a_text_comes_in_chunk_by_chunk(
             allowed = stops.pop() if stops else 1000
             at = [0, 0, 0]
 
-            def stop(done: int, total: int) -> None:
+            def stop(done: int, total: int, at: list[int] = at, allowed: int = allowed) -> None:
                 at[:] = done, total, at[2] + 1
                 if at[2] > allowed:
                     raise KeyboardInterrupt

@@ -84,7 +84,7 @@ def _run(arguments: list[str], as_json: bool) -> int:
         if code == 130:  # Ctrl-C in a command that handles none
             say("remanence: stopped.")
     except Stopped as stopped:
-        return refuse("Stopped", stopped.line, stopped.code)
+        return refuse("Stopped", stopped.line, stopped.code) if stopped.line else stopped.code
     except typer.Abort as error:
         code = 130 if isinstance(error.__cause__, KeyboardInterrupt) else 1
         say("remanence: stopped." if code == 130 else "remanence: nothing was changed.")

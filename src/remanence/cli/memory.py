@@ -28,6 +28,9 @@ def memory_list(store: Store = None, as_json: Json = False) -> None:
     if not infos:
         say("No memories yet. Start one with: remanence memorize FILE --memory NAME")
     for i in infos:
+        if i.damage:
+            put(f"{i.name or '(no name)':<24} damaged: {i.damage}")
+            continue
         waiting = f"{i.pending_tokens:,} waiting" if i.pending_tokens else ""
         put(f"{i.name:<24} {i.tokens:>12,} tokens  {waiting:>12}  {i.bytes_on_disk / 1e6:>9.1f} MB  {i.model}")
 
@@ -50,7 +53,8 @@ def memory_show(
         put_json(_info(info) | {"config": meta["config"], "last_writes": last})
         return
     for key, value in _info(info).items():
-        put(f"{key:>15}  {value}")
+        if key != "damage":  # a damaged memory was refused above
+            put(f"{key:>15}  {value}")
     for write in last:
         put(f"{'write ' + str(write['write']):>15}  [{write['source']}] {write['text']}")
 

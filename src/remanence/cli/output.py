@@ -100,14 +100,15 @@ def open_store(folder: str | None) -> MemoryStore:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """No garbage collection in the block: imports make many objects that all stay, and are searched for nothing."""
-    was_on = gc.isenabled()
+    if "transformers" in sys.modules or not gc.isenabled():
+        yield
+        return
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        if was_on:
-            gc.enable()
+        gc.freeze()  # what is there now is not searched later either
+        gc.enable()
 
 
 def load_model(name: str, **options: Any) -> MemoryModel:
@@ -159,7 +160,7 @@ def show_plan(name: str, as_json: bool) -> None:
 
 @contextmanager
 def bar(what: str) -> Iterator[Any]:
-    """A progress bar on stderr with tokens per second; yields a callback (done, total)."""
+    """A progress bar on stderr, if that is a terminal, with tokens per second; yields a callback (done, total)."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -167,7 +168,8 @@ def bar(what: str) -> Iterator[Any]:
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} / {task.total:,.0f} tokens"),
         TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(what, total=1, speed="", visible=False)
         began = time.perf_counter()
 

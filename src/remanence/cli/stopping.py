@@ -14,7 +14,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stopped(BaseException):
     """The user, or the system, ended the command. No `Exception`, so nothing takes it for an error and goes on.
 
-    code: the exit code, 130 for Ctrl-C and 143 for SIGTERM. line: what the user is told.
+    code: the exit code, 130 for Ctrl-C and 143 for SIGTERM. line: what the user is told; nothing if it is
+    empty.
     """
 
     def __init__(self, number: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, InputError, RemanenceError
+from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
 from .output import (
     Json,
     Model,
@@ -121,9 +121,8 @@ def memorize(
     if cut is not None and stop.asked is not None:
         if as_json:
             put_json(result | {"left_tokens": cut.left})
-        else:
-            say(_stopped_line(memory, opened, tokens, cut.total - waited, cut.left))
-        raise typer.Exit(stop.asked.code)
+        stop.asked.line = "" if as_json else _stopped_line(memory, opened, tokens, cut.total - waited, cut.left)
+        raise stop.asked
     if as_json:
         put_json(result)
     else:
@@ -136,7 +135,7 @@ def _stopped_line(name: str, memory: Memory, kept: int, total: int, left: int) -
     words = (memory.writes[-1].text or "").split()[-6:] if memory.writes else []
     where = f', to "... {" ".join(words)}"' if words and kept else ""
     return (
-        f"remanence: stopped. {kept:,} of {total:,} tokens ({kept / max(1, total):.0%}) are kept in {name}{where}. "
+        f"stopped. {kept:,} of {total:,} tokens ({kept / max(1, total):.0%}) are kept in {name}{where}. "
         f"To go on, give the same command and --last {left}"
     )
 
@@ -316,6 +315,13 @@ class _Chat:
     def _keep(self, line: str) -> None:
         """Remember a turn for good."""
         session = self.session
-        with self.shelf.open(self.name, self.model, known=session.memory) as opened:
-            session.memory = opened  # another one if somebody saved it since
-            session.keep(line)
+        try:
+            with self.shelf.open(self.name, self.model, known=session.memory) as opened:
+                session.memory = opened  # another one if somebody saved it since
+                session.keep(line)
+        except MemoryBusy as error:
+            raise MemoryBusy(
+                f"memory {self.name!r} is open for writing elsewhere, so that was not remembered; say it again later."
+            ) from error
+        except StorageError as error:
+            raise StorageError(f"that was not remembered: {error}") from error
