@@ -98,7 +98,7 @@ def open_store(folder: str | None) -> MemoryStore:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """No garbage collection in the block: imports make many objects that all stay, and are searched for nothing."""
     if "transformers" in sys.modules or not gc.isenabled():
         yield
@@ -116,7 +116,7 @@ def load_model(name: str, **options: Any) -> MemoryModel:
     if not name:
         raise ConfigError("--model is empty; give 'builtin', a folder or a hub id.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with _uncollected():
+    with uncollected():
         from huggingface_hub.utils import logging as hub_logging
 
         if name != "builtin":

@@ -26,6 +26,7 @@ from .output import (
     put_json,
     say,
     show_plan,
+    uncollected,
 )
 from .reading import check_text, read_line, read_text
 from .stopping import Stopped, stoppable
@@ -171,8 +172,9 @@ def ask(
         raise InputError("ask what? remanence ask QUESTION, or --plan.")
     check_text(question, "the question")
     with stoppable():
-        opened = open_store(store).load(memory)
-        loaded = load_model(model)
+        with uncollected():
+            opened = open_store(store).load(memory)
+            loaded = load_model(model)
         loaded.check(opened)
         room = loaded.config.window_tokens - len(opened.pending_ids)
         if max_new_tokens >= room:
