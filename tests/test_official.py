@@ -35,7 +35,7 @@ from remanence.models.pretrained import MemoryModel
 from remanence.store import MemoryStore
 
 GOLDENS = Path(__file__).parent / "goldens"
-CASES = sorted(path.name for path in GOLDENS.iterdir() if path.is_dir())
+CASES = sorted(path.parent.name for path in GOLDENS.glob("*/trace.json"))
 # What a case was recorded with, and its config.json does not say.
 SETTINGS: dict[str, dict[str, Any]] = {
     "mplus_bf16_rope": {"rotary_dtype": "bfloat16"},
