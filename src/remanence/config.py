@@ -63,9 +63,9 @@ class MemoryConfig:
             training (the paper's ablation M+-Attn; ours compares by cosine). `retriever_dim` is then the model's.
         score: "vector" scores each vector by the mean of sigmoids over the question's tokens (the paper);
             "block" scores a whole write by the mean over the question's tokens of its best key.
-        score_layers: a layer retrieves, and weighs what it reads, by its "own" scores (the paper), or by the "mean" of
-            its own and those of the layers before it, each less the score of "nothing relevant", which is then 0.
-            Attention's scores are always averaged.
+        score_layers: by which scores a layer retrieves and weighs what it reads. "own": its own (the paper). "mean":
+            the mean of its own and those of the layers before it; of each layer's scores, its score of "nothing
+            relevant" is taken off first. With `retriever="attention"` it is always the mean.
         candidates: with `score_layers="mean"`, only the first layer searches the whole long-term store; the layers
             after it score the writes in their pools and so many others, the best of the first layer. None: every layer
             searches the whole store.
@@ -222,7 +222,7 @@ class MemoryConfig:
 
     @property
     def keeps_ledger(self) -> bool:
-        """Whether a memory keeps books of what left its pool when (`ledger.py`), for the published order and expiry."""
+        """Whether a memory records what left its pool when (`core/ledger.py`), for the published order and expiry."""
         ordinary = self.read_order == "written" and self.small_store == "once" and self.merge_every is None
         return self.long_term and not ordinary
 

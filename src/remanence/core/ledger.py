@@ -1,11 +1,11 @@
-"""Books of what left the short-term pool when, for memories that go by the rules of the published M+ code.
+"""`Ledger`: a record of what left the short-term pool when, which the rules of the published M+ code ask for.
 
-A `Memory` needs no books: a vector's row is its age, and what is not in the pool is in the long-term store. The
+Other memories need none: a vector's row is its age, and what is not in the pool is in the long-term store. The
 published code orders its store otherwise and loses part of it (`read_order`, `small_store`, `merge_every` of
 `MemoryConfig`). Memories with these settings keep, for every layer,
 
 * the rows that left the pool, in the order of leaving, first those *merged* into the store, then those that *wait*;
-* a stamp for each: its age is its stamp plus the clock, which counts the vectors written since the books began;
+* a stamp for each: its age is its stamp plus the clock, which counts the vectors written since the record began;
 * a recall frequency for each merged one, from which every merge takes the decay, until it is lost.
 
 Legend:  L layers   n vectors in the pool   X vectors of one layer's list (merging makes them differ by layer)

@@ -64,10 +64,12 @@ class Memory:
 
     Args:
         config: sizes and rules.
-        layers: decoder layers, L. width: hidden size, D.
+        layers: decoder layers, L.
+        width: hidden size, D.
         model: fingerprint of the model that writes it; another model refuses it.
         seed: of the random drops, which are the memory's own, so that a saved memory goes on as if never closed.
-        dtype, device: of the short-term pool. The long-term store is in host memory as `config.store_dtype`.
+        dtype: of the short-term pool. The long-term store has `config.store_dtype`.
+        device: of the short-term pool. The long-term store is in host memory.
     """
 
     def __init__(

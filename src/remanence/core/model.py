@@ -301,7 +301,7 @@ class MemoryDecoder(nn.Module):
         return (1 if complete else self.config.K) <= tokens <= self.config.chunk_tokens
 
     def unread(self, vectors: int) -> bool:
-        """Whether nothing is read, not even the start vector, because the pool is empty (`first_write`)."""
+        """Whether a read of a pool of so many vectors has no slots at all: it is empty, and `first_write` is "tile"."""
         return self.config.first_write == "tile" and not vectors
 
     def _context(self, memory: Memory) -> Tensor:
@@ -420,7 +420,8 @@ class MemoryDecoder(nn.Module):
             memories: one per prompt.
             prompts: token ids.
             asks: how many of each prompt's last tokens query the retriever; all if None.
-            long_term, force: as in `reading`.
+            long_term: as in `reading`.
+            force: as in `reading`.
             options: for `generate`; `streamer`, sampling, stopping, beams and prompt lookup among them.
 
         Returns:

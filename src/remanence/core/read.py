@@ -60,7 +60,7 @@ class Reader(Protocol):
     pools: Any
 
     def unread(self, vectors: int) -> bool:
-        """Whether nothing is read of a pool of so many vectors, not even the start vector."""
+        """Whether a read of a pool of so many vectors has no slots at all, not even the start vector."""
         ...
 
 

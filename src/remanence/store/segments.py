@@ -73,7 +73,7 @@ def write_segment(folder: Path, memory: Memory, first: int, generation: int) -> 
 
 
 def write_state(folder: Path, memory: Memory, generation: int) -> File:
-    """Write what changes with every write: the short-term pool, the state of the random drops, the books if kept."""
+    """Write what changes with every write: the short-term pool, the state of the random drops, the ledger if kept."""
     tensors = memory.tensors(since=memory.write_count)
     state = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if k not in ("vectors", "keys")}
     return _write_file(folder, f"state-{generation}.safetensors", state)

@@ -105,7 +105,8 @@ class Prose:
 class Question:
     """One question to the past. `chunk` holds the newest answer (None: no chunk does), `stale` older ones.
 
-    alike: those in `stale` are no older answers but say as much as `chunk` does, as all of a text does about its rest.
+    alike: the chunks in `stale` are not older answers: each helps as much as `chunk` does. So it is where a text is to
+    be continued, and all of its chunks bear on what follows.
     subject: whom a question about made-up facts is about. What other batches tell of the same name is not read.
     """
 

@@ -36,9 +36,9 @@ class Stage:
     pending: share of the other steps in which some text is still in the window.
     force: share of questions whose right write is retrieved whatever its score.
     lm_weight: of the language-modelling loss on chunks as they are written, and on text read without memory.
-    keep_weight: of how far what the reader makes of text is from its base, KL(base || reader): of text read without
-    memory, and of text in the window beside a memory that does not hold it (in steps with `pending`). Counts where
-    adapters learn; a base that learns too is none to hold to.
+    keep_weight: of a loss that holds the reader to its base on plain text: KL(base || reader), the divergence of their
+    predictions. It is taken on text read without memory, and on text in the window beside a memory that does not hold
+    it (in steps with `pending`). Only where adapters learn: a base that learns itself is nothing to hold to.
     retriever_weight: of the retriever's loss.
     """
 
