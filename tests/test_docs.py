@@ -76,6 +76,16 @@ def test_every_link_and_anchor_leads_somewhere() -> None:
     assert not wrong
 
 
+def test_documents_named_in_the_code_exist() -> None:
+    named = 0
+    for folder in ("src", "tests", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for name in re.findall(r"docs/[\w/-]+\.md", text_of(file)):
+                assert (ROOT / name).exists(), f"{file.relative_to(ROOT)}: {name}"
+                named += 1
+    assert named
+
+
 def test_the_site_has_every_page_and_only_those() -> None:
     def pages(entry: object) -> Iterator[str]:
         if isinstance(entry, str):
