@@ -39,8 +39,7 @@ class Session:
 
         Args:
             text: what the user says.
-            max_new_tokens: most tokens of the answer.
-            options: as in `MemoryDecoder.ask`.
+            max_new_tokens, options: as in `MemoryDecoder.ask`.
         """
         yield from self.reply(text, max_new_tokens=max_new_tokens, **options)
         if not self.asks(text):
