@@ -24,7 +24,7 @@ Model = Annotated[str, typer.Option("--model", help="builtin, a folder, or a hub
 Store = Annotated[str | None, typer.Option("--store", help="Folder of the store; else REMANENCE_HOME.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Print how this model's memory is sized, and end.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: KEY=VALUE. May be repeated.")]
-Fast = Annotated[bool, typer.Option("--fast", help="A few steps of every stage: a test of the machinery.")]
+Fast = Annotated[bool, typer.Option("--fast", help="Three small steps of every stage: a test of the machinery.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .log import is_number, read_config, read_log, stages_of
+from .log import duration, is_number, read_config, read_log, stages_of
 
 _FILE = re.compile(r"\.(?:txt|jsonl?|md|csv|parquet|xz|gz|zst)$")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -149,7 +149,7 @@ def _stage_table(config: dict[str, Any], log: list[dict[str, Any]]) -> str:
                 speed = entry.get("tokens_per_s")
                 seconds += (entry["tokens"] - tokens) / speed if is_number(speed) and speed else math.nan
                 tokens = entry["tokens"]
-        time = _duration(seconds) if tokens > before and math.isfinite(seconds) else ""
+        time = duration(seconds) if tokens > before and math.isfinite(seconds) else ""
         rows.append([name, steps, f"{tokens - before:,}" if tokens > before else "", time])
     header = ["stage", "steps", "tokens", "time of the steps, about"]
     shown = [i for i in range(len(header)) if any(row[i] for row in rows)]
@@ -191,13 +191,6 @@ def _public(name: str) -> str:
 def _is_hub_id(name: str) -> bool:
     """Whether a name is "owner/name" and no file or folder here."""
     return bool(_HUB_ID.fullmatch(name)) and not _FILE.search(name) and not Path(name).exists()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _table(rows: Mapping[str, Any]) -> str:

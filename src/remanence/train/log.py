@@ -100,3 +100,11 @@ def stages_of(log: list[dict[str, Any]]) -> list[tuple[str, int]]:
 def is_number(value: Any) -> bool:
     """Whether a logged value is a number that can be drawn and averaged: no true or false, finite."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 60:
+        return f"{seconds:.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -30,8 +30,9 @@ from ..models.published import is_published
 from .attention import GROUPED
 from .card import card
 from .corpus import Data, expand
-from .data import ANSWER, QUESTION, Prose, Streams, build_tokenizer, read_prose
-from .documents import Documents
+from .data import ANSWER, QUESTION, Mix, Prose, Streams, build_tokenizer, read_prose
+from .documents import DocumentMix, Documents
+from .log import duration
 from .loop import MakeBatches, Trainer, new_accelerator
 from .settings import Engine, Lora, Run, Stage, changed
 from .stages import MEMORY, STAGES, builtin, memory_for, new_model
@@ -39,6 +40,7 @@ from .stages import MEMORY, STAGES, builtin, memory_for, new_model
 PROMPT = QUESTION + "{question}" + ANSWER
 _REFUSAL = "refused.txt"  # where a process says why it cannot train
 _PATIENCE_S = 10  # for which it waits to be ended
+_FEW_POSITIONS = 512  # for which a fast run sizes the memory of a decoder
 SCRATCH = "scratch"  # the model of a run that trains the built-in one from nothing
 
 # Large tensors come and go at every step; glibc would return them to the system and fault them in again.
@@ -64,12 +66,13 @@ def stages_run(
         model: folder or hub id; a model with memory begins with its own settings, and keeps its adapters.
         sources: files, hub datasets or recipes; none trains on made-up facts in `prose`.
         names: of `STAGES`. changes: "key=value"; those of the memory come first, as stages are sized for it.
+        fast: three small steps of every stage, to see that all of it works; a decoder gets a small memory.
 
     Raises:
         ConfigError: no such model, or a change that cannot be.
     """
     data = [data for source in sources for data in expand(Data(path=source))]
-    memory, lora = _begin(model, prose)
+    memory, lora = _begin(model, prose, fast)
     run = Run(model=model, data=tuple(data), prose="" if prose is None else str(prose), memory=memory, lora=lora)
     changes = changes or []
     run = changed(run, [c for c in changes if c.startswith("memory.")])
@@ -81,7 +84,7 @@ def stages_run(
     return run
 
 
-def _begin(model: str, prose: Path | None) -> tuple[MemoryConfig, Lora | None]:
+def _begin(model: str, prose: Path | None, fast: bool = False) -> tuple[MemoryConfig, Lora | None]:
     """The memory and the adapters that a model has; for a bare decoder, a memory that fits it and new adapters."""
     saved = saved_settings(model)
     if saved is not None:
@@ -97,19 +100,32 @@ def _begin(model: str, prose: Path | None) -> tuple[MemoryConfig, Lora | None]:
         config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot load model {model!r}: {str(error).splitlines()[0]}") from error
-    memory = memory_for(trained_positions(config))
+    positions = trained_positions(config)
+    memory = memory_for(min(positions, _FEW_POSITIONS) if fast else positions)
     return memory.replace(recency=3.0) if prose is not None else memory, Lora()  # facts change
 
 
 def _few(stages: list[Stage], fast: bool) -> tuple[Stage, ...]:
+    """With `fast`, three small steps of each stage."""
     if not fast:
         return tuple(stages)
     return tuple(
         replace(
-            s, steps=3, others=(0, min(s.others[1], 8)),
-            mixes=tuple(replace(m, streams=min(4, m.streams)) for m in s.mixes),
+            s, steps=3, others=(0, min(s.others[1], 8)), earlier=min(s.earlier, 8), mixes=tuple(map(_small, s.mixes))
         )
         for s in stages
+    )  # fmt: skip
+
+
+def _small(mix: Mix | DocumentMix) -> Mix | DocumentMix:
+    """Few streams; of documents few and short chunks, and little to read after them."""
+    if isinstance(mix, Mix):
+        return replace(mix, streams=min(4, mix.streams))
+    (least, most), prompt = mix.tokens, min(16, mix.prompt[1])
+    return replace(
+        mix, streams=min(4, mix.streams), chunks=(min(2, mix.chunks[0]), min(4, mix.chunks[1])),
+        tokens=(least, min(most, max(least, 64))), target=min(mix.target, prompt + 48),
+        prompt=(min(mix.prompt[0], prompt), prompt),
     )  # fmt: skip
 
 
@@ -223,6 +239,9 @@ def _spawn(out: Path, processes: int, quiet: bool) -> None:
     if not torch.accelerator.is_available():
         threads = str(max(1, (os.cpu_count() or 1) // processes))
         shared |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": threads}
+        # Threads that wait for each other awake take the cores from the one they wait for where others work too: a step
+        # of a model of 135M weights took 20 times as long on two busy cores.
+        shared.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command = [sys.executable, "-m", "remanence.train.run", str(out), *(["--quiet"] if quiet else [])]
     refusal = out / _REFUSAL
     refusal.unlink(missing_ok=True)
@@ -274,6 +293,10 @@ def _train(run: Run, out: Path, quiet: bool) -> None:
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     hidden = not accelerator.is_main_process or quiet
     with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
+        if not quiet:
+            forecast = _forecast(trainer.forecast())  # in all processes, which may share one model
+            if accelerator.is_main_process:
+                progress.console.print(forecast)
         bar = progress.add_task("training", total=sum(s.steps for s in run.stages), completed=trainer.total)
 
         def show(figures: dict[str, Any]) -> None:
@@ -285,6 +308,13 @@ def _train(run: Run, out: Path, quiet: bool) -> None:
             show=show,
             stage_done=lambda stage, trained: write_model(run, out, trained, stage.name),
         )
+
+
+def _forecast(stages: list[tuple[Stage, int, float]]) -> str:
+    """What is still to be done, and about how long it takes."""
+    said = [f"{s.name}: {n:,} step{'s' * (n > 1)} of about {duration(seconds)}" for s, n, seconds in stages]
+    whole = sum(steps * seconds for _, steps, seconds in stages)
+    return "; ".join(said) + f". In all about {duration(whole)}, without measuring and saving."
 
 
 def _words(figures: dict[str, Any]) -> str:
