@@ -708,7 +708,7 @@ def memorize_as_before(model: MemoryModel, memory: Memory, text: str, source: st
         chunk = waiting[: model.config.chunk_tokens]
         chunk = chunk[: model._cut(chunk)]
         model.write(memory, chunk, source=memory.pending[0].source, time=memory.pending[0].time)
-        model._take(memory, len(chunk))
+        memory.take_pending(len(chunk))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -175,6 +175,14 @@ class Memory:
         self.writes.append(write)
         self._expire()
 
+    def take_pending(self, count: int) -> None:
+        """Remove the first `count` tokens of what waits, which were written."""
+        while count and self.pending:
+            piece = self.pending.pop(0)
+            if len(piece.ids) > count:
+                self.pending.insert(0, Pending(piece.source, piece.time, piece.ids[count:]))
+            count -= min(count, len(piece.ids))
+
     def _drop(self, excess: int) -> None:
         """Let `excess` vectors of every layer's pool go."""
         if not excess and self.ledger is None:

@@ -226,7 +226,7 @@ class MemoryDecoder(nn.Module):
             chunk = chunk[: self._cut(chunk)]
             label = memory.pending[0] if memory.pending else Pending(source, time, ())
             self.write(memory, chunk, source=label.source, time=label.time)
-            self._take(memory, len(chunk))
+            memory.take_pending(len(chunk))
             taken += max(0, len(chunk) - len(before))
             done += len(chunk)
             if progress is not None:
@@ -266,15 +266,6 @@ class MemoryDecoder(nn.Module):
                 if chunk[end - 1] in self._sentence_ends:
                     return end
         return len(chunk)
-
-    @staticmethod
-    def _take(memory: Memory, count: int) -> None:
-        """Remove the first `count` tokens from what is pending."""
-        while count and memory.pending:
-            piece = memory.pending.pop(0)
-            if len(piece.ids) > count:
-                memory.pending.insert(0, Pending(piece.source, piece.time, piece.ids[count:]))
-            count -= min(count, len(piece.ids))
 
     @torch.no_grad()
     def write(self, memory: Memory, chunk: list[int], *, source: str = "", time: float = 0.0) -> None:

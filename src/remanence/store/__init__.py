@@ -1,5 +1,6 @@
 """Named memories on disk."""
 
-from .store import MemoryInfo, MemoryStore
+from .rows import MemoryInfo
+from .store import MemoryStore
 
 __all__ = ["MemoryInfo", "MemoryStore"]

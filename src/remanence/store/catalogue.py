@@ -11,159 +11,28 @@ from __future__ import annotations
 
 import difflib
 import errno
-import hashlib
 import json
 import os
 import re
 import sqlite3
-import struct
 import time as clock
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from ..errors import IncompatibleMemory, InputError, MemoryBusy, MemoryCorrupt, RemanenceError, StorageError
 from ..errors import UnknownMemory as Unknown
 from ..files import sync_folder
+from .rows import DIGESTS, FORMAT, OWN, ROW, TABLES, WRITE, File, MemoryInfo, Segment, Stored, chained, digest
 
-FORMAT = 2
 CATALOGUE, MEMORIES = "catalogue.sqlite", "memories"
 NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _SECONDS = 30.0  # to wait for another process's transaction
 _ERASE_SECONDS = 5.0  # to wait for readers when deleted text is to leave the log
-
-_TABLES = (
-    """CREATE TABLE memories (
-        id TEXT PRIMARY KEY,
-        name TEXT NOT NULL UNIQUE,
-        created REAL NOT NULL
-    )""",
-    """CREATE TABLE generations (
-        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
-        generation INTEGER NOT NULL,
-        time REAL NOT NULL,
-        writes INTEGER NOT NULL,
-        tokens INTEGER NOT NULL,
-        pending_tokens INTEGER NOT NULL,
-        meta TEXT NOT NULL,
-        file TEXT NOT NULL,
-        sha256 TEXT NOT NULL,
-        bytes INTEGER NOT NULL,
-        PRIMARY KEY (memory, generation)
-    )""",
-    """CREATE TABLE segments (
-        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
-        first_write INTEGER NOT NULL,
-        last_write INTEGER NOT NULL,
-        file TEXT NOT NULL,
-        sha256 TEXT NOT NULL,
-        bytes INTEGER NOT NULL,
-        PRIMARY KEY (memory, first_write)
-    )""",
-    """CREATE TABLE writes (
-        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
-        "index" INTEGER NOT NULL,
-        source TEXT NOT NULL,
-        time REAL NOT NULL,
-        first_token INTEGER NOT NULL,
-        tokens INTEGER NOT NULL,
-        text TEXT,
-        PRIMARY KEY (memory, "index")
-    )""",
-    """CREATE TABLE pending (
-        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
-        position INTEGER NOT NULL,
-        source TEXT NOT NULL,
-        time REAL NOT NULL,
-        ids TEXT NOT NULL,
-        PRIMARY KEY (memory, position)
-    )""",
-)
-_DIGESTS = (  # new in format 2
-    "ALTER TABLE writes ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE generations ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
-)
-_OWN = ("generations", "segments", "writes", "pending")  # what a memory has rows in
-_WRITE = '"index", source, time, first_token, tokens, text'
-_ROW = "generation, time, writes, tokens, pending_tokens, meta, file, sha256, bytes"
-
-
-@dataclass(frozen=True)
-class MemoryInfo:
-    """What the catalogue knows of a memory, without loading it.
-
-    name, model: its name, and the fingerprint of the model that writes it. created, updated: seconds since the epoch.
-    writes, tokens: how much is in memory. pending_tokens: how much still waits for a write. bytes_on_disk: its files.
-    damage: what is wrong with its rows, or "". The other fields of a damaged memory say nothing.
-    """
-
-    name: str
-    model: str
-    created: float
-    updated: float
-    writes: int
-    tokens: int
-    pending_tokens: int
-    bytes_on_disk: int
-    damage: str = ""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a memory, as the catalogue has it."""
-
-    name: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A file that holds the vectors and keys of the writes first .. last."""
-
-    first: int
-    last: int
-    file: File
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A memory as the catalogue has it: everything but the tensors. meta: as of `Memory.meta`."""
-
-    id: str
-    generation: int
-    state: File
-    segments: list[Segment]
-    meta: dict[str, Any]
-
-
-def digest(*values: Any) -> str:
-    """SHA-256 of numbers, texts and None, such that different values, and different types, have different digests."""
-    sha256 = hashlib.sha256()
-    for value in values:
-        if value is None:
-            kind, data = b"n", b""
-        elif isinstance(value, float):
-            kind, data = b"f", struct.pack(">d", value)
-        elif isinstance(value, int):
-            kind, data = b"i", str(value).encode()
-        elif isinstance(value, str):
-            kind, data = b"s", value.encode("utf-8", "surrogateescape")
-        else:
-            kind, data = b"b", bytes(value)
-        sha256.update(kind + struct.pack(">Q", len(data)) + data)
-    return sha256.hexdigest()
-
-
-def chained(before: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
-    """The digest of each write (index, source, time, first token, tokens, text), given that of the write before."""
-    for row in rows:
-        before = digest(before, *row)
-        yield before
 
 
 class Catalogue:
@@ -239,16 +108,16 @@ class Catalogue:
         if found == 0 and exists and self._folders() and _format(db) == 0:  # tables come before folders
             raise self.damaged("it is empty, though there are memories")
         if found == 0 and not exists:  # a store where nothing was saved, in memory
-            for statement in (*_TABLES, *_DIGESTS):
+            for statement in (*TABLES, *DIGESTS):
                 db.execute(statement)
         elif found < FORMAT and (write or found == 0):
             db.execute("PRAGMA journal_mode = WAL")
             with transaction(db):
                 found = _format(db)  # somebody may have been faster
-                for statement in _TABLES if found == 0 else ():
+                for statement in TABLES if found == 0 else ():
                     db.execute(statement)
                 if found < FORMAT:
-                    for statement in _DIGESTS:
+                    for statement in DIGESTS:
                         db.execute(statement)
                     self._add_digests(db)
                     db.execute(f"PRAGMA user_version = {FORMAT}")
@@ -256,10 +125,10 @@ class Catalogue:
     def _add_digests(self, db: sqlite3.Connection) -> None:
         """Rows of format 1 get their digests."""
         for id, name, created in db.execute("SELECT id, name, created FROM memories").fetchall():
-            rows = db.execute(f'SELECT {_WRITE} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
+            rows = db.execute(f'SELECT {WRITE} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
             pairs = [(d, id, row[0]) for d, row in zip(chained(id, rows), rows, strict=True)]
             db.executemany('UPDATE writes SET digest = ? WHERE memory = ? AND "index" = ?', pairs)
-            for row in db.execute(f"SELECT {_ROW} FROM generations WHERE memory = ?", [id]).fetchall():
+            for row in db.execute(f"SELECT {ROW} FROM generations WHERE memory = ?", [id]).fetchall():
                 seal = self._seal(db, id, name, created, row, pairs[-1][0] if pairs else id)
                 db.execute("UPDATE generations SET digest = ? WHERE memory = ? AND generation = ?", [seal, id, row[0]])
 
@@ -343,7 +212,7 @@ class Catalogue:
             return None
         id = found[0]
         row, last, segments, pending = self._sealed(db, name, *found)
-        columns = f"{_WRITE}, digest" if last is not None else _WRITE
+        columns = f"{WRITE}, digest" if last is not None else WRITE
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
         if last is not None:
             before = id
@@ -369,7 +238,7 @@ class Catalogue:
     ) -> tuple[dict[str, Any], str | None, list[Segment], list[tuple[Any, ...]]]:
         """The generation's row, the digest of the last write (None in format 1), segments and waiting text, checked."""
         checked = _format(db) > 1
-        columns = f"{_ROW}, digest" if checked else _ROW
+        columns = f"{ROW}, digest" if checked else ROW
         find = f"SELECT {columns} FROM generations WHERE memory = ? AND generation = ?"
         values = db.execute(find, [id, generation]).fetchone()
         if values is None:
@@ -381,7 +250,7 @@ class Catalogue:
             (last,) = db.execute(newest, [id]).fetchone() or (id,)
             if seal != self._seal(db, id, name, created, values, last):
                 raise self._changed(name, f"its save {generation} was changed")
-        row = dict(zip(_ROW.split(", "), values, strict=True))
+        row = dict(zip(ROW.split(", "), values, strict=True))
         return row, last, segments(db, id), _pending(db, id)
 
     def _seal(self, db: sqlite3.Connection, id: str, name: str, created: float, row: Iterable[Any], last: str) -> str:
@@ -449,7 +318,7 @@ class Catalogue:
             (before,) = db.execute(newest, [id]).fetchone() or (id,)
             digests = list(chained(before, writes))
             db.executemany(
-                f"INSERT INTO writes (memory, {_WRITE}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO writes (memory, {WRITE}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 ((id, *write, own) for write, own in zip(writes, digests, strict=True)),
             )
             db.execute("DELETE FROM pending WHERE memory = ?", [id])
@@ -458,7 +327,7 @@ class Catalogue:
             seal = self._seal(db, id, name, created, values, digests[-1] if digests else before)
             db.execute("DELETE FROM generations WHERE memory = ?", [id])
             db.execute(
-                f"INSERT INTO generations (memory, {_ROW}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO generations (memory, {ROW}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [id, *values, seal],
             )
 
@@ -470,7 +339,7 @@ class Catalogue:
     def drop_rows(self, db: sqlite3.Connection, id: str) -> None:
         """Let a memory's rows go, all but its name: a memory without a generation is gone for everyone."""
         with transaction(db):
-            for table in _OWN:
+            for table in OWN:
                 db.execute(f"DELETE FROM {table} WHERE memory = ?", [id])
 
     def drop_name(self, db: sqlite3.Connection, id: str) -> None:

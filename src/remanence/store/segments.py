@@ -18,7 +18,7 @@ from ..config import MemoryConfig
 from ..core.memory import Memory
 from ..errors import ConfigError, IncompatibleMemory, MemoryCorrupt
 from ..files import write_whole
-from .catalogue import FORMAT, File, Segment, Stored
+from .rows import FORMAT, File, Segment, Stored
 
 MAX_SEGMENTS = 64  # a save that would leave more of them merges some
 _HASHERS = 4  # files that are hashed at the same time, which needs no lock of Python's

@@ -34,7 +34,8 @@ from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
-from .catalogue import NAME, Catalogue, MemoryInfo, segments, transaction
+from .catalogue import NAME, Catalogue, segments, transaction
+from .rows import MemoryInfo
 
 if TYPE_CHECKING:
     from ..core.memory import Memory

@@ -1,0 +1,143 @@
+"""The rows of the catalogue: its tables, what they are in Python, and the digests that cover them.
+
+docs/format.md describes the tables and digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+FORMAT = 2
+
+TABLES = (
+    """CREATE TABLE memories (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created REAL NOT NULL
+    )""",
+    """CREATE TABLE generations (
+        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+        generation INTEGER NOT NULL,
+        time REAL NOT NULL,
+        writes INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        pending_tokens INTEGER NOT NULL,
+        meta TEXT NOT NULL,
+        file TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        PRIMARY KEY (memory, generation)
+    )""",
+    """CREATE TABLE segments (
+        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+        first_write INTEGER NOT NULL,
+        last_write INTEGER NOT NULL,
+        file TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        bytes INTEGER NOT NULL,
+        PRIMARY KEY (memory, first_write)
+    )""",
+    """CREATE TABLE writes (
+        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+        "index" INTEGER NOT NULL,
+        source TEXT NOT NULL,
+        time REAL NOT NULL,
+        first_token INTEGER NOT NULL,
+        tokens INTEGER NOT NULL,
+        text TEXT,
+        PRIMARY KEY (memory, "index")
+    )""",
+    """CREATE TABLE pending (
+        memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+        position INTEGER NOT NULL,
+        source TEXT NOT NULL,
+        time REAL NOT NULL,
+        ids TEXT NOT NULL,
+        PRIMARY KEY (memory, position)
+    )""",
+)
+DIGESTS = (  # new in format 2
+    "ALTER TABLE writes ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE generations ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+)
+OWN = ("generations", "segments", "writes", "pending")  # what a memory has rows in
+WRITE = '"index", source, time, first_token, tokens, text'
+ROW = "generation, time, writes, tokens, pending_tokens, meta, file, sha256, bytes"
+
+
+@dataclass(frozen=True)
+class MemoryInfo:
+    """What the catalogue knows of a memory, without loading it.
+
+    name, model: its name, and the fingerprint of the model that writes it. created, updated: seconds since the epoch.
+    writes, tokens: how much is in memory. pending_tokens: how much still waits for a write. bytes_on_disk: its files.
+    damage: what is wrong with its rows, or "". The other fields of a damaged memory say nothing.
+    """
+
+    name: str
+    model: str
+    created: float
+    updated: float
+    writes: int
+    tokens: int
+    pending_tokens: int
+    bytes_on_disk: int
+    damage: str = ""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a memory, as the catalogue has it."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file that holds the vectors and keys of the writes first .. last."""
+
+    first: int
+    last: int
+    file: File
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A memory as the catalogue has it: everything but the tensors. meta: as of `Memory.meta`."""
+
+    id: str
+    generation: int
+    state: File
+    segments: list[Segment]
+    meta: dict[str, Any]
+
+
+def digest(*values: Any) -> str:
+    """SHA-256 of numbers, texts and None, such that different values, and different types, have different digests."""
+    sha256 = hashlib.sha256()
+    for value in values:
+        if value is None:
+            kind, data = b"n", b""
+        elif isinstance(value, float):
+            kind, data = b"f", struct.pack(">d", value)
+        elif isinstance(value, int):
+            kind, data = b"i", str(value).encode()
+        elif isinstance(value, str):
+            kind, data = b"s", value.encode("utf-8", "surrogateescape")
+        else:
+            kind, data = b"b", bytes(value)
+        sha256.update(kind + struct.pack(">Q", len(data)) + data)
+    return sha256.hexdigest()
+
+
+def chained(before: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+    """The digest of each write (index, source, time, first token, tokens, text), given that of the write before."""
+    for row in rows:
+        before = digest(before, *row)
+        yield before
