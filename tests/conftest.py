@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -46,6 +47,51 @@ _CLASSES = {
     "smollm3": ("SmolLM3Config", "SmolLM3ForCausalLM"),
 }
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")  # what the explicit reference knows
+SLOW_TIMEOUT_S = 900  # theirs instead of the one in pyproject.toml: machines may be busy
+
+
+# Which tests run, and in how many processes ---------------------------------------------------------------------------
+
+
+def _named(item: pytest.Item, config: pytest.Config) -> bool:
+    """Whether the command line names this very test or its class, as in `pytest tests/test_x.py::test_y`."""
+    for argument in config.args:
+        file, _, name = argument.partition("::")
+        if name and (config.invocation_params.dir / file).resolve() == item.path:
+            own = item.nodeid.partition("::")[2]
+            if own == name or own.startswith((f"{name}[", f"{name}::")):
+                return True
+    return False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out unless -m says which tests to run, or the command line names them."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    for item in slow:
+        item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+    out = set() if config.option.markexpr else {item for item in slow if not _named(item, config)}
+    if out:
+        config.hook.pytest_deselected(items=[item for item in items if item in out])
+        items[:] = [item for item in items if item not in out]
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say that some tests are left out, as processes that share the work do not report it."""
+    return None if config.option.markexpr else "slow tests: left out unless named; pytest -m slow runs them"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes share the tests: none for a few tests, for one core, or where somebody wants to look on.
+
+    Each process imports torch and transformers, which takes longer than the tests of most files. `pytest -n 2` is
+    obeyed.
+    """
+    option = config.option
+    folders = all(Path(argument).is_dir() for argument in config.args)
+    if not folders or option.keyword or config.getoption("lf", False) or option.usepdb or option.capture == "no":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8) if cores > 1 else 0
 
 
 @pytest.fixture(autouse=True)
