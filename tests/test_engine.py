@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -22,9 +22,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from conftest import close
 from remanence import ConfigError, MemoryModel
+from remanence.cli import main
 from remanence.config import MemoryConfig
 from remanence.core.attachment import VectorSlots
 from remanence.core.cache import MemoryCache
+from remanence.errors import RemanenceError
 from remanence.train import run as run_module
 from remanence.train.bank import Past
 from remanence.train.data import Batch, Question, build_tokenizer
@@ -32,7 +34,7 @@ from remanence.train.parallel import zero_config
 from remanence.train.run import build, builtin_run, launch, load_run, save_run, stages_run
 from remanence.train.settings import Engine, Lora, Run, changed
 from remanence.train.stages import memory_for
-from test_train import prose_text
+from test_train import prose_text, trained, training_here
 
 FEW = "engine.precision=float32", "engine.lanes=2", "engine.log_every=1", "engine.eval_every=2", "engine.eval_batches=1"
 
@@ -63,7 +65,7 @@ def _source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def few(home: Path) -> Callable[..., Run]:
     """few(*changes): three steps of every stage on made-up facts."""
 
@@ -73,6 +75,14 @@ def few(home: Path) -> Callable[..., Run]:
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(few: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the run that others are compared with: one process with two lanes, all stages, never interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert trained(few(), out)["model"] == str(out / "model")
+    return out
 
 
 def log(out: Path) -> list[dict[str, Any]]:
@@ -256,50 +266,91 @@ def test_recomputed_layers_have_the_same_gradients(home: Path, tap: str) -> None
 # Engines --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_engines_agree_and_go_on_from_each_others_checkpoints(few: Callable[..., Run], tmp_path: Path) -> None:
-    """One process with two lanes, DDP and FSDP2 with one lane each: the same losses. A run that is killed again and
-    again, and goes on each time with another engine, has the losses of the one that ran through."""
-    whole = launch(few(), tmp_path / "one", processes=1, quiet=True)
-    expected = log(tmp_path / "one")
-    assert [line["total"] for line in expected] == list(range(1, 10))
-    assert any("held_loss" in line for line in expected)
-    assert sum("from_base" in line for line in expected) > 1  # both adapters and the base's own passes
-    for name, changes in {"ddp": [], "fsdp2": ["engine.parallel=fsdp2"]}.items():
-        launch(few(*changes), tmp_path / name, processes=2, quiet=True)
-        same(log(tmp_path / name), expected, 2e-4)
-    out = tmp_path / "killed"
-    _killed_and_resumed(few, out, [([], 2), (["engine.parallel=fsdp2"], 2), ([], 1)])
-    same(log(out), expected, 2e-4)
-    one, two = (load_file(Path(folder) / "model" / "memory.safetensors") for folder in (tmp_path / "one", out))
-    assert one.keys() == two.keys()
-    for key, value in one.items():
-        torch.testing.assert_close(two[key], value, atol=1e-4, rtol=1e-3)
-    model = MemoryModel.from_pretrained(whole["model"])
-    base = LlamaForCausalLM.from_pretrained(few().model)
+def test_three_stages_leave_the_base_as_it_was(few: Callable[..., Run], whole: Path) -> None:
+    """All steps are logged, with held-out figures and how far the reader is from its base; what comes of it answers."""
+    lines = log(whole)
+    assert [line["total"] for line in lines] == list(range(1, 10))
+    assert any("held_loss" in line for line in lines)
+    assert sum("from_base" in line for line in lines) > 1  # both adapters and the base's own passes
+    _is_a_model_on(few().model, whole / "model")
+
+
+def _is_a_model_on(base_folder: str, folder: Path) -> None:
+    """It remembers and answers, and without memory it is its base, bit for bit."""
+    model = MemoryModel.from_pretrained(folder)
+    base = LlamaForCausalLM.from_pretrained(base_folder)
     ids = torch.randint(3, 600, (1, 20))
     with model.plain() as plain:
-        assert torch.equal(plain(ids).logits, base(ids).logits)  # the base is as it was
+        assert torch.equal(plain(ids).logits, base(ids).logits)
     memory = model.new_memory()
     model.memorize(memory, "The key is under the blue pot. " * 20)
     assert model.ask(memory, "Where is the key?", max_new_tokens=3).ids
 
 
-def _killed_and_resumed(few: Callable[..., Run], out: Path, engines: list[tuple[list[str], int]]) -> None:
-    """A run that is killed after its 3rd and 6th step, and goes on each time with the next (changes, processes)."""
-    for stop, (changes, processes) in zip((3, 6, None), engines, strict=True):
-        run = few("engine.save_every_s=0", *changes)
-        save_run(run, out)
-        code = f"from pathlib import Path; from remanence.train.run import *; out = Path({str(out)!r}); " + (
-            f"launch(load_run(out), out, processes={processes}, quiet=True)"
-        )
-        child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-        while stop is not None and child.poll() is None:
-            if (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text().splitlines()) >= stop:
-                os.killpg(child.pid, signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        assert child.wait() == (0 if stop is None else -signal.SIGKILL)
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_engines_agree(parallel: str, few: Callable[..., Run], whole: Path, tmp_path: Path) -> None:
+    """Two processes with one lane each have the losses of one process with two lanes."""
+    launch(few(f"engine.parallel={parallel}"), tmp_path, processes=2, quiet=True)
+    same(log(tmp_path), log(whole), 2e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_another_engine(few: Callable[..., Run], whole: Path, tmp_path: Path) -> None:
+    """Killed again and again, and going on each time with another engine, it has the losses and the weights of the
+    run that was never interrupted."""
+    result = _killed_and_resumed(few, tmp_path, [([], 2), (["engine.parallel=fsdp2"], 2), ([], 1)])
+    assert result["model"] == str(tmp_path / "model")
+    same(log(tmp_path), log(whole), 2e-4)
+    one, two = (load_file(folder / "model" / "memory.safetensors") for folder in (whole, tmp_path))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(two[key], value, atol=1e-4, rtol=1e-3)
+    _is_a_model_on(few().model, tmp_path / "model")
+
+
+def _killed_and_resumed(few: Callable[..., Run], out: Path, engines: list[tuple[list[str], int]]) -> dict[str, Any]:
+    """A run whose processes are killed after its 3rd and 6th step; it goes on with the next (changes, processes)."""
+    for stop, (changes, processes) in zip((3, 6), engines[:-1], strict=True):
+        with _Killed(out / "log.jsonl", stop) as killed:
+            with pytest.raises(RemanenceError, match=f"exit codes .*{-signal.SIGKILL}"):
+                launch(few("engine.save_every_s=0", *changes), out, processes=processes, quiet=True)
+            assert len(killed.processes) == processes
+        assert stop <= len((out / "log.jsonl").read_bytes().splitlines()) < 9
+    changes, processes = engines[-1]
+    return launch(few("engine.save_every_s=0", *changes), out, processes=processes, quiet=True)
+
+
+class _Killed:
+    """Kills the processes that are started meanwhile, as soon as a log has so many lines."""
+
+    def __init__(self, path: Path, lines: int) -> None:
+        self.path, self.lines, self.over = path, lines, threading.Event()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.patch, self.thread = pytest.MonkeyPatch(), threading.Thread(target=self._watch)
+
+    def __enter__(self) -> _Killed:
+        start, processes = subprocess.Popen, self.processes
+
+        def noted(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+            processes.append(start(*arguments, **options))
+            return processes[-1]
+
+        self.patch.setattr(subprocess, "Popen", noted)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+        self.patch.undo()
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.01):
+            if self.path.exists() and len(self.path.read_bytes().splitlines()) >= self.lines:
+                for process in self.processes:
+                    process.kill()
+                return
 
 
 @pytest.mark.slow
@@ -310,7 +361,7 @@ def test_deepspeed_agrees_with_the_others(few: Callable[..., Run], tmp_path: Pat
     far = "engine.clip=1e9", "stages.in_context=0"
     zero1 = tmp_path / "zero1.json"
     zero1.write_text('{"zero_optimization": {"stage": 1}}')
-    launch(few(*far), tmp_path / "one", processes=1, quiet=True)
+    trained(few(*far), tmp_path / "one")
     expected = log(tmp_path / "one")
     for name, changes in {"zero1": [f"engine.deepspeed={zero1}"], "zero2": []}.items():
         launch(few(*far, "engine.parallel=deepspeed", *changes), tmp_path / name, processes=2, quiet=True)
@@ -358,13 +409,12 @@ def test_a_wrong_deepspeed_config_is_refused(text: str, words: str, tmp_path: Pa
     assert config["wall_clock_breakdown"] and config["gradient_clipping"] == 2.0
 
 
-@pytest.mark.slow
 def test_other_settings_of_the_engine_train_too(few: Callable[..., Run], tmp_path: Path) -> None:
     """bfloat16, recomputed layers; recomputing changes nothing."""
     runs = {"plain": few("lora.dropout=0", stages=("stage3",)),
             "recompute": few("lora.dropout=0", "engine.recompute=true", stages=("stage3",))}  # fmt: skip
     for name, run in runs.items():
-        launch(run, tmp_path / name, processes=1, quiet=True)
+        trained(run, tmp_path / name)
     same(log(tmp_path / "plain"), log(tmp_path / "recompute"), 2e-4)
     half = few("engine.precision=bfloat16", "engine.trackers=['tensorboard']", stages=("stage1",))
     half = replace(half, model=str(tmp_path / "half-base"))
@@ -373,7 +423,7 @@ def test_other_settings_of_the_engine_train_too(few: Callable[..., Run], tmp_pat
     AutoTokenizer.from_pretrained(few().model).save_pretrained(half.model)
     published = few("memory.key_group=1", "memory.score_bias=0", "memory.recency=0", "memory.score=vector")
     for name, run in {"half": half, "published": published}.items():
-        result = launch(run, tmp_path / name, processes=1, quiet=True)
+        result = trained(run, tmp_path / name)
         assert all(0 < line["loss"] < 20 for line in log(tmp_path / name))
         model = MemoryModel.from_pretrained(result["model"])
         memory = model.new_memory()
@@ -415,52 +465,87 @@ def _logs() -> None:
 # The command line -----------------------------------------------------------------------------------------------------
 
 
-def remanence(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The real command."""
-    return subprocess.run(
-        [sys.executable, "-m", "remanence", *arguments], capture_output=True, text=True, timeout=280, check=False
-    )
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """command(*arguments): `remanence ARGUMENTS` in this process, which also trains in it."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["remanence", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended, training_here():
+            main()
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out, err)
+
+    return run
 
 
-@pytest.mark.slow
-def test_from_documents_to_a_model_that_remembers(home: Path, tmp_path: Path) -> None:
-    """All stages on a jsonl file, with the writes of earlier batches; then on from what came of it; curves; a card."""
-    words = "the boat was lost at sea and nobody knew where the old captain had gone that winter"
+WORDS = "the boat was lost at sea and nobody knew where the old captain had gone that winter"
+
+
+@pytest.fixture
+def on_documents(home: Path, tmp_path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Arguments for a few steps on a jsonl file: what every run takes, sizes of a new memory, small mixes."""
     documents = tmp_path / "documents.jsonl"
     with documents.open("w", encoding="utf-8") as file:
         for i in range(300):
-            text = " ".join(f"{word} {i}" if j % 7 == 0 else word for j, word in enumerate(words.split() * (4 + i % 5)))
+            text = " ".join(f"{word} {i}" if j % 7 == 0 else word for j, word in enumerate(WORDS.split() * (4 + i % 5)))
             file.write(json.dumps({"text": text}) + "\n")
-    common = "--data", str(documents), "--fast", "--json", "--set", "engine.log_every=1"
+    common = ["--data", str(documents), "--fast", "--json", "--set", "engine.log_every=1"]
     sizes = [item for k in ("K=8", "N=16", "K0=16", "chunk_tokens=16") for item in ("--set", f"memory.{k}")]
     mixes = "chunks=[1, 3]", "tokens=[8, 16]", "target=40", "prompt=[4, 12]"
-    chunks = [item for mix in mixes for item in ("--set", f"stages.mix.{mix}")]
-    out = tmp_path / "run"
-    begun = remanence("train", "curriculum", "--model", str(home / "base"), "--out", str(out), *common, *sizes, *chunks)
-    assert begun.returncode == 0, begun.stderr
-    result = json.loads(begun.stdout)
+    return common, sizes, [item for mix in mixes for item in ("--set", f"stages.mix.{mix}")]
+
+
+def _is_a_run_on_documents(done: subprocess.CompletedProcess[str], out: Path, documents: str) -> dict[str, Any]:
+    """All stages trained, each made a model, and the last one remembers; what the command said."""
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
     assert result["steps"] == result["last"]["total"] == 9
     lines = log(out)
     assert [line["stage"] for line in lines] == ["stage1"] * 3 + ["stage2"] * 3 + ["stage3"] * 3
     assert all(0 < line["loss"] < 20 for line in lines)
     assert any("recall" in line for line in lines)
     config = json.loads((out / "config.json").read_text())
-    assert (config["memory"]["K"], config["data"][0]["path"]) == (8, str(documents))
+    assert (config["memory"]["K"], config["data"][0]["path"]) == (8, documents)
     for name in ("model-stage1", "model-stage2", "model"):
         model = MemoryModel.from_pretrained(out / name)
         assert model.lora is not None
     memory = model.new_memory()
-    model.memorize(memory, words * 5)
+    model.memorize(memory, WORDS * 5)
     assert memory.write_count > 0
     assert model.ask(memory, "Who was lost?", max_new_tokens=3).ids
     assert "stage3" in (out / "model" / "README.md").read_text()
-    on = remanence("train", "stage3", "--model", result["model"], "--out", str(tmp_path / "on"), *common, *chunks)
+    return result
+
+
+def test_from_documents_to_a_model_that_remembers(
+    home: Path, on_documents: Any, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """All stages on a jsonl file, with the writes of earlier batches; then on from what came of it; curves; a card."""
+    common, sizes, mixes = on_documents
+    out = tmp_path / "run"
+    begun = command("train", "curriculum", "--model", str(home / "base"), "--out", str(out), *common, *sizes, *mixes)
+    result = _is_a_run_on_documents(begun, out, common[1])
+    on = command("train", "stage3", "--model", result["model"], "--out", str(tmp_path / "on"), *common, *mixes)
     assert on.returncode == 0, on.stderr
     assert json.loads((tmp_path / "on" / "config.json").read_text())["memory"]["K"] == 8  # the model's own
     picture = tmp_path / "curves.png"
-    drawn = remanence("train", "plot", str(out), str(tmp_path / "on"), "--out", str(picture), "--json")
+    drawn = command("train", "plot", str(out), str(tmp_path / "on"), "--out", str(picture), "--json")
     assert drawn.returncode == 0, drawn.stderr
     assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_real_command_trains(home: Path, on_documents: Any, tmp_path: Path) -> None:
+    """As the test before, in processes of its own: nothing but the result is on stdout, whatever they say."""
+    common, sizes, mixes = on_documents
+    out = tmp_path / "run"
+    arguments = "train", "curriculum", "--model", str(home / "base"), "--out", str(out), *common, *sizes, *mixes
+    done = subprocess.run(
+        [sys.executable, "-m", "remanence", *arguments], capture_output=True, text=True, timeout=800, check=False
+    )
+    _is_a_run_on_documents(done, out, common[1])
 
 
 def test_a_model_with_memory_is_trained_on(few: Callable[..., Run], home: Path, tmp_path: Path) -> None:
@@ -481,7 +566,7 @@ def test_a_model_with_memory_is_trained_on(few: Callable[..., Run], home: Path, 
             on(change)
 
 
-def test_misuse_of_train_is_one_line(home: Path, tmp_path: Path) -> None:
+def test_misuse_of_train_is_one_line(home: Path, command: Callable[..., Any], tmp_path: Path) -> None:
     """Exit code 2, and what to do; nothing is written."""
     base = str(home / "base")
     for arguments, words in {
@@ -491,11 +576,11 @@ def test_misuse_of_train_is_one_line(home: Path, tmp_path: Path) -> None:
         ("curriculum", "--model", base, "--data", "x.txt", "--set", "stage4.steps=3", "--show"): "did you mean",
         ("plot", str(tmp_path)): "log",
     }.items():
-        done = remanence("train", *arguments, "--out", str(tmp_path / "run.png"))
+        done = command("train", *arguments, "--out", str(tmp_path / "run.png"))
         assert done.returncode == 2, (arguments, done.stderr)
         assert words in done.stderr
         assert "Traceback" not in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not (tmp_path / "run.png").exists()
-    shown = remanence("train", "curriculum", "--model", base, "--data", "x.txt", "--set", "stage2.steps=5", "--show")
+    shown = command("train", "curriculum", "--model", base, "--data", "x.txt", "--set", "stage2.steps=5", "--show")
     assert [s["steps"] for s in json.loads(shown.stdout)["stages"]][1] == 5

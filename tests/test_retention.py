@@ -30,7 +30,6 @@ def test_shares_are_of_their_own_kind_system_and_distance() -> None:
     assert gated(results, 20, 0.5) == {"fact": 1.0}
 
 
-@pytest.mark.slow
 def test_every_question_is_asked_once_at_its_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every system but for updates and what was never told; what is asked was told that long ago."""
     run = Retention(MemoryModel.from_pretrained("builtin"), [200, 600], facts=6, newest=3, unknown=3, seed=4)

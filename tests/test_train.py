@@ -7,7 +7,8 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from remanence.facts.maker import ACKNOWLEDGE, RELATIONS, SPLITS, UNKNOWN, Fact,
 from remanence.models.pretrained import MemoryModel
 from remanence.train import data as data_module
 from remanence.train import loop as loop_module
+from remanence.train import stages as stages_module
 from remanence.train.attention import GROUPED
 from remanence.train.bank import BankSlots, History
 from remanence.train.data import ANSWER, QUESTION, Mix, Prose, Question, Rows, Streams, build_tokenizer, read_prose
 from remanence.train.loop import Trainer
 from remanence.train.objective import Objective, Place
 from remanence.train.run import PROMPT, builtin_run, launch
-from remanence.train.settings import Engine, Stage
+from remanence.train.settings import Engine, Run, Stage
 from remanence.train.stages import MEMORY, builtin
 
 CONFIG = MemoryConfig(
@@ -970,20 +972,31 @@ def test_the_curriculum_goes_step_by_step() -> None:
             assert MEMORY.K <= mix.tokens[0] // 4 * 4 <= mix.tokens[1] <= MEMORY.chunk_tokens
 
 
-@pytest.mark.slow
-def test_a_run_from_prose_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def training_here() -> Iterator[None]:
+    """`launch` trains in this process, as it does under torchrun, instead of starting others: no imports again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RANK", "0")
+        patch.setattr(torch, "set_num_threads", lambda _: None)  # tests share the cores otherwise
+        yield
+
+
+def trained(run: Run, out: Path, **options: Any) -> dict[str, Any]:
+    """`launch` in this process."""
+    with training_here():
+        return launch(run, out, quiet=True, **options)
+
+
+def _from_prose_to_a_model(run: Run, out: Path, start: Callable[..., dict[str, Any]]) -> MemoryModel:
     """A few steps of every stage make a folder that loads and answers; started again, it is finished."""
-    source = Path(loop_module.__file__).parents[2]
-    monkeypatch.setenv("PYTHONPATH", str(source))
-    prose_file, out = tmp_path / "prose.txt", tmp_path / "run"
+    prose_file = Path(run.prose)
     with pytest.raises(OSError, match="prose"):
-        launch(builtin_run(prose_file, fast=True), out, processes=1, quiet=True)  # there is no such file
+        start(run, out)  # there is no such file
     prose_file.write_text(prose_text(20_000), encoding="utf-8")
-    run = builtin_run(prose_file, fast=True)
-    result = launch(run, out, processes=1, quiet=True)
+    result = start(run, out)
     assert result["model"] == str(out / "model")
-    assert result["steps"] == 3 * len(builtin())
-    assert (result["last"]["stage"], result["last"]["step"]) == (builtin()[-1].name, 3)
+    assert result["steps"] == sum(stage.steps for stage in run.stages)
+    assert (result["last"]["stage"], result["last"]["step"]) == (run.stages[-1].name, run.stages[-1].steps)
     model = MemoryModel.from_pretrained(result["model"])
     assert model.config == MEMORY
     memory = model.new_memory()
@@ -991,9 +1004,47 @@ def test_a_run_from_prose_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert memory.write_count > 1
     assert model.ask(memory, "Where does Marla Quist live?", max_new_tokens=4).ids
     log = (out / "log.jsonl").read_text()
-    again = launch(run, out, processes=1, quiet=True)
+    again = start(run, out)
     assert again == result
     assert (out / "log.jsonl").read_text() == log
     assert MemoryModel.from_pretrained(result["model"]).fingerprint == model.fingerprint
     with pytest.raises(ConfigError, match="--resume"):
-        launch(run, out, resume=False)
+        start(run, out, resume=False)
+    return model
+
+
+def test_a_run_from_prose_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in model's run, all stages, with its optimizer and its precision, on a tiny decoder."""
+
+    def tiny_decoder(tokenizer: PreTrainedTokenizerFast, positions: int) -> LlamaForCausalLM:
+        config = small_decoder(tokenizer, positions).config
+        config.update({"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4})
+        config.update({"num_key_value_heads": 2, "head_dim": 8})
+        return LlamaForCausalLM(config)
+
+    small_decoder = stages_module.small_decoder
+    monkeypatch.setattr(stages_module, "small_decoder", tiny_decoder)
+    run = builtin_run(tmp_path / "prose.txt", fast=True)
+    assert (run.engine.optimizer, run.engine.precision) == ("muon", "bfloat16")
+    assert [(stage.name, stage.steps) for stage in run.stages] == [(stage.name, 3) for stage in builtin()]
+    model = _from_prose_to_a_model(run, tmp_path / "run", trained)
+    assert model.base.config.hidden_size == 32
+
+
+@pytest.mark.slow
+def test_the_built_in_model_is_trained_from_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its real size and in a process of its own: a step of the first stage and one of the last.
+
+    With AdamW and float32: for Muon's bfloat16, CPUs without instructions for it need half a minute a step. The test
+    before has both, and all stages.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(Path(loop_module.__file__).parents[2]))
+    run = builtin_run(tmp_path / "prose.txt", fast=True)
+    engine = replace(run.engine, optimizer="adamw", precision="float32", eval_batches=1)
+    run = replace(run, engine=engine, stages=tuple(replace(run.stages[i], steps=1) for i in (0, -1)))
+
+    def start(run: Run, out: Path, **options: Any) -> dict[str, Any]:
+        return launch(run, out, processes=1, quiet=True, **options)
+
+    model = _from_prose_to_a_model(run, tmp_path / "run", start)
+    assert (model.base.config.hidden_size, model.base.config.num_hidden_layers) == (256, 4)
