@@ -22,7 +22,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from conftest import close
 from remanence import ConfigError, MemoryModel
-from remanence.cli import main
 from remanence.config import MemoryConfig
 from remanence.core.attachment import VectorSlots
 from remanence.core.cache import MemoryCache
@@ -34,6 +33,7 @@ from remanence.train.parallel import zero_config
 from remanence.train.run import build, builtin_run, launch, load_run, save_run, stages_run
 from remanence.train.settings import Engine, Lora, Run, changed
 from remanence.train.stages import memory_for
+from test_cli import run as run_here
 from test_train import prose_text, trained, training_here
 
 FEW = "engine.precision=float32", "engine.lanes=2", "engine.log_every=1", "engine.eval_every=2", "engine.eval_batches=1"
@@ -465,19 +465,10 @@ def _logs() -> None:
 # The command line -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """command(*arguments): `remanence ARGUMENTS` in this process, which also trains in it."""
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["remanence", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended, training_here():
-            main()
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), out, err)
-
-    return run
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`remanence ARGUMENTS` in this process, which also trains in it."""
+    with training_here():
+        return run_here("unused", *arguments)
 
 
 WORDS = "the boat was lost at sea and nobody knew where the old captain had gone that winter"
@@ -519,9 +510,7 @@ def _is_a_run_on_documents(done: subprocess.CompletedProcess[str], out: Path, do
     return result
 
 
-def test_from_documents_to_a_model_that_remembers(
-    home: Path, on_documents: Any, command: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_from_documents_to_a_model_that_remembers(home: Path, on_documents: Any, tmp_path: Path) -> None:
     """All stages on a jsonl file, with the writes of earlier batches; then on from what came of it; curves; a card."""
     common, sizes, mixes = on_documents
     out = tmp_path / "run"
@@ -566,7 +555,7 @@ def test_a_model_with_memory_is_trained_on(few: Callable[..., Run], home: Path, 
             on(change)
 
 
-def test_misuse_of_train_is_one_line(home: Path, command: Callable[..., Any], tmp_path: Path) -> None:
+def test_misuse_of_train_is_one_line(home: Path, tmp_path: Path) -> None:
     """Exit code 2, and what to do; nothing is written."""
     base = str(home / "base")
     for arguments, words in {
