@@ -828,10 +828,10 @@ class Interrupted(Exception):
 def test_an_interrupted_run_is_the_uninterrupted_one(
     make: Callable[..., MemoryModel], prose: Prose, tmp_path: Path
 ) -> None:
-    """Bit for bit, stopped within a stage and right after a change of stages."""
+    """Bit for bit, stopped within a stage and right after a change of stages; the second one keeps a past."""
     other = replace(MIX, chunks=2, streams=5)
     second = replace(STAGE, name="two", steps=4, pending=0.5, mixes=(MIX, other), decay=1.0)
-    stages = [replace(STAGE, in_context=0.5), second]
+    stages = [replace(STAGE, in_context=0.5), replace(second, earlier=8, others=(4, 9))]
     whole = trainer_of(make(), prose, stages, tmp_path / "whole")
     assert not whole.resume()
     seen: list[tuple[str, int, float]] = []
