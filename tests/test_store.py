@@ -1235,6 +1235,16 @@ def test_damaged_catalogue(store: MemoryStore, content: bytes | None) -> None:
             call()
 
 
+def test_a_damaged_schema(store: MemoryStore) -> None:
+    """SQLite complains of it with the bytes that it found, which are no text."""
+    _saved(store)
+    path = store.root / "catalogue.sqlite"
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE writes", b"CREATE T\xe5BLE writes"))
+    for call in (store.list, lambda: store.load("ada"), lambda: store.save("ada", start())):
+        with pytest.raises(MemoryCorrupt, match=r"catalogue\.sqlite"):
+            call()
+
+
 def test_newer_versions_are_refused(store: MemoryStore) -> None:
     _saved(store)
     query(store, "UPDATE generations SET meta = replace(meta, '\"K0\"', '\"K9\"')")

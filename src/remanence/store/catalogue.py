@@ -368,6 +368,8 @@ class Catalogue:
             raise InputError(
                 f"a text or a source label is not valid Unicode ({error.reason}); decode it with errors='replace'."
             ) from error
+        except UnicodeDecodeError as error:  # SQLite's own message, with what it found
+            raise self.damaged("its tables cannot be read") from error
         except sqlite3.Error as error:
             reason = str(error)
             if _refusal(reason):
