@@ -86,7 +86,7 @@ def test_given_vectors_are_read_as_in_the_reference(kind: Kind, biased: bool, ma
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_an_empty_prefix_with_a_bias_stays_causal(attention: str, make_decoder: Callable[..., Any]) -> None:
     """No slots at all (an empty memory without start): the bias of nothing must not open the view on later tokens."""
-    # SRC BUG (hf._biased: mask None also means "plain causal" when there are no slots)
+    # Was a bug: `_biased`: mask None also means "plain causal" when there are no slots.
     base, ids = make_decoder("llama", attention), random_ids(9)
     attachment = Attachment(base)
     vectors, bias = [torch.zeros(1, 0, 64)] * 3, [torch.zeros(1, 0)] * 3
@@ -363,7 +363,7 @@ def test_hooks_are_gone_after_everything(
 @pytest.mark.parametrize("tap", ["output", "input"])
 def test_a_write_inside_another_block(tap: str, make_model: Callable[..., MemoryModel]) -> None:
     """A write while another block (or thread) has its hooks on gives the same vectors."""
-    # SRC BUG (Attachment.hooks is not re-entrant: every hook runs twice)
+    # Was a bug: Attachment.hooks is not re-entrant: every hook runs twice.
     model = make_model(small(tap=tap))
     alone, inside = model.new_memory(), model.new_memory()
     model.memorize(alone, random_text(24))
@@ -374,7 +374,7 @@ def test_a_write_inside_another_block(tap: str, make_model: Callable[..., Memory
 
 def test_a_read_inside_another_block(make_model: Callable[..., MemoryModel]) -> None:
     """The bias is added once, whatever other block (or thread) has its hooks on."""
-    # SRC BUG (the same; here the logits come out wrong without any error)
+    # Was a bug: the same; here the logits come out wrong without any error.
     model, ids = make_model(small(score_bias=2.0)), random_ids(9, 1)
     memory = model.new_memory()
     model.memorize(memory, random_text(56))

@@ -414,7 +414,7 @@ def test_parts_that_do_not_fit_are_corrupt(name: str) -> None:
 @pytest.mark.parametrize("name", ["pool", "pool_rows", "vectors", "keys", "generator"])
 def test_a_missing_part_is_corrupt(name: str) -> None:
     """So is a tensor that is not there."""
-    # SRC BUG (KeyError)
+    # Was a bug: KeyError.
     memory = History(small()).write(6)
     parts = {key: value for key, value in memory.tensors().items() if key != name}
     with pytest.raises(MemoryCorrupt):
@@ -442,7 +442,7 @@ def test_vectors_of_another_shape_are_refused_and_change_nothing() -> None:
 @pytest.mark.parametrize("keys", [(2, 1, 3), (2, 3, 3), (2, 4, 2), (1, 4, 3), None], ids=str)
 def test_keys_of_another_shape_are_refused(keys: tuple[int, ...] | None) -> None:
     """Also those that would broadcast, and none at all, which could never be found again."""
-    # SRC BUG (Memory.add looks at the vectors only)
+    # Was a bug: Memory.add looks at the vectors only.
     memory = History(small()).write(1)
     with pytest.raises(RemanenceError):
         memory.add(torch.zeros(2, 4, 5), None if keys is None else torch.zeros(keys), Write(1, "", 0.0, 8, 8, None))
@@ -490,7 +490,7 @@ def test_settings_that_cannot_work(changes: dict[str, Any], says: str) -> None:
 @pytest.mark.parametrize("changes", [{"K0": 1.5}, {"K0": "8"}, {"store_tokens": 64.5}, {"store_tokens": "64"}], ids=str)
 def test_numbers_that_are_not_whole(changes: dict[str, Any]) -> None:
     """K0 and store_tokens are checked like the other sizes, here and not at the first use."""
-    # SRC BUG (TypeError, or accepted)
+    # Was a bug: TypeError, or accepted.
     with pytest.raises(ConfigError):
         small(**changes)
 

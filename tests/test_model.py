@@ -186,7 +186,7 @@ def test_streaming(make_model: Make) -> None:
 
 def test_several_answers_to_one_question(make_model: Make) -> None:
     """ask(..., num_return_sequences=2) works or says that it does not."""
-    # SRC BUG (ask_batch takes row 2 of the output for a second memory: IndexError)
+    # Was a bug: ask_batch takes row 2 of the output for a second memory: IndexError.
     model = make_model(small())
     memory = model.new_memory()
     model.memorize(memory, random_text(40))
@@ -200,7 +200,7 @@ def test_several_answers_to_one_question(make_model: Make) -> None:
 
 def test_generate_as_a_dictionary(make_model: Make) -> None:
     """return_dict_in_generate, by which generate gives logits, works or says that it does not."""
-    # SRC BUG (MemoryModel.generate slices the dictionary)
+    # Was a bug: MemoryModel.generate slices the dictionary.
     model = make_model(small())
     try:
         out, _ = model.generate(
@@ -215,7 +215,7 @@ def test_generate_as_a_dictionary(make_model: Make) -> None:
 @pytest.mark.parametrize("changes", [{}, {"score_bias": 2.0}], ids=str)
 def test_options_that_change_the_cache(option: dict[str, Any], changes: dict[str, Any], make_model: Make) -> None:
     """They give the same greedy answer or are refused; never another answer."""
-    # SRC BUG (use_cache=False silently answers otherwise; prefill_chunk_size is an IndexError in ReadSlots.slots)
+    # Was a bug: use_cache=False silently answers otherwise; prefill_chunk_size is an IndexError in ReadSlots.slots.
     model = make_model(small(**changes))
     memory, prompt = model.new_memory(), random_ids(9)
     model.memorize(memory, random_text(80))
@@ -229,7 +229,7 @@ def test_options_that_change_the_cache(option: dict[str, Any], changes: dict[str
 
 def test_a_question_that_no_token_asks(make_model: Make) -> None:
     """asks=0 is refused; a mean over no tokens is not a number, and every logit after it neither."""
-    # SRC BUG (NaN; the answer is token 0 for ever)
+    # Was a bug: NaN; the answer is token 0 for ever.
     model = make_model(small(score_bias=2.0))
     memory = model.new_memory()
     model.memorize(memory, random_text(80))
@@ -303,7 +303,7 @@ def test_few_pools_are_kept(make_model: Make) -> None:
 @pytest.mark.parametrize("changes", [{"store_tokens": 32}, {"long_term": False, "K0": 0}], ids=str)
 def test_forcing_a_write_that_is_not_in_the_store(changes: dict[str, Any], make_model: Make) -> None:
     """Refused with a typed error."""
-    # SRC BUG (a negative index boosts nothing or another write; without a store: max() of nothing)
+    # Was a bug: a negative index boosts nothing or another write; without a store: max() of nothing.
     model = make_model(small(**changes))
     memory = model.new_memory()
     model.memorize(memory, random_text(8 * 20))
@@ -455,7 +455,7 @@ def test_a_sentence_end_that_leaves_too_few_tokens_is_passed_over(make_model: Ma
 
 def test_a_line_end_is_a_sentence_end(make_model: Make, spy: list[list[int]]) -> None:
     """Also for byte-level vocabularies, where the line feed is spelled with another character."""
-    # SRC BUG (_cut looks at the spelling of tokens, not at what they decode to)
+    # Was a bug: _cut looks at the spelling of tokens, not at what they decode to.
     model = make_model(small(split="sentence", chunk_tokens=16))
     model.memorize(model.new_memory(), "- milk\n- bread\n- butter and eggs")
     assert bytes(spy[0]) == b"- milk\n- bread\n"
@@ -591,7 +591,7 @@ def test_the_prompt_surrounds_the_question(make_model: Make) -> None:
 
 def test_a_chat_template_is_used_without_its_bos(make_decoder: Callable[..., Any]) -> None:
     """Models with a chat template are asked with it; the start vector stands for BOS, without it BOS stays."""
-    # SRC BUG for start=False (_prompt strips BOS although nothing stands for it)
+    # Was a bug, with start=False: _prompt strips BOS although nothing stands for it.
     tokenizer = build_tokenizer()
     tokenizer.chat_template = (
         "<bos>{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -605,7 +605,7 @@ def test_a_chat_template_is_used_without_its_bos(make_decoder: Callable[..., Any
 
 def test_text_cannot_spell_control_tokens(make_model: Make) -> None:
     """What users say is text: `<eos>` in it is five letters, in memories and in questions."""
-    # SRC BUG (tokenizing without split_special_tokens)
+    # Was a bug: tokenizing without split_special_tokens.
     model = make_model(small())
     memory = model.new_memory()
     assert model.memorize(memory, "a<eos>b") == 7
@@ -686,7 +686,7 @@ def test_an_error_in_progress_is_after_the_write(make_model: Make) -> None:
 
 def test_during_progress_nothing_is_in_memory_twice(make_model: Make) -> None:
     """Whoever saves the memory from the progress callback saves each token once, written or waiting."""
-    # SRC BUG (memorize takes the written tokens from `pending` only at its end)
+    # Was a bug: memorize takes the written tokens from `pending` only at its end.
     model, text, seen = make_model(small()), random_text(45), []
     memory = model.new_memory()
     model.memorize(memory, "first", source="a")
@@ -758,7 +758,7 @@ def test_a_text_comes_in_chunk_by_chunk(
 
 def test_a_write_is_checked(make_model: Make) -> None:
     """Too few or too many tokens, another model's memory: refused before anything changes."""
-    # SRC BUG (write takes any length above K; beyond store_tokens it leaves the memory broken with an IndexError)
+    # Was a bug: write takes any length above K; beyond store_tokens it leaves the memory broken with an IndexError.
     model = make_model(small(store_tokens=16))
     memory = model.new_memory()
     for count in (0, 3, 9, 40):
@@ -796,7 +796,7 @@ def test_saved_and_loaded_is_the_same_model(make_model: Make, tmp_path: Path) ->
 
 def test_a_weights_file_that_lacks_weights_is_an_error(make_model: Make, tmp_path: Path) -> None:
     """A trained memory model must not come up with a random retriever."""
-    # SRC BUG (from_pretrained loads with strict=False and looks at nothing that is missing)
+    # Was a bug: from_pretrained loads with strict=False and looks at nothing that is missing.
     from safetensors.torch import load_file, save_file
 
     make_model(small()).save_pretrained(tmp_path)
@@ -824,7 +824,7 @@ def test_an_untrained_model_opens_its_memory_again(
     make_decoder: Callable[..., Any], tokenizer: Any, tmp_path: Path
 ) -> None:
     """Loaded again tomorrow, the same decoder with the same settings reads what it wrote today."""
-    # SRC BUG (the untrained retriever is random, so the fingerprint is another one in every process)
+    # Was a bug: the untrained retriever is random, so the fingerprint is another one in every process.
     make_decoder().save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     torch.manual_seed(1)
@@ -857,7 +857,7 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, make_model: Make) -> None:
 
 def test_tied_embeddings_and_half_precision(tokenizer: Any, tmp_path: Path) -> None:
     """The usual small models: tied, bfloat16. Saved, loaded, asked; the pool has the model's dtype."""
-    # SRC BUG (the float32 offset makes float32 of the hidden states)
+    # Was a bug: the float32 offset makes float32 of the hidden states.
     build_decoder("llama", "sdpa", tie_word_embeddings=True).save_pretrained(tmp_path / "base")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
     model = MemoryModel(base, tokenizer, small(score_bias=1.0, store_dtype="bfloat16"), name="half").eval()
