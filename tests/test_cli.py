@@ -40,7 +40,12 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.delenv("REMANENCE_MODEL", raising=False)
     verbosity = logging.get_verbosity()
+    # Tests that were started in the background, as by a script, ignore Ctrl-C; the commands under test must not.
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
     logging.set_verbosity(verbosity)
 
 
