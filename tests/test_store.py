@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
+from conftest import close
 from remanence.config import MemoryConfig
 from remanence.core import memory as memory_module
 from remanence.core.memory import Memory, Pending, Write
@@ -649,6 +650,16 @@ def test_open_reads_nothing_again_that_is_known(store: MemoryStore, monkeypatch:
 STORE_1 = TESTS / "goldens" / "store-1"
 
 
+def alike(found: Memory, expected: Memory) -> None:
+    """The same memory but for rounding: CPUs draw the last bits of random numbers differently."""
+    assert found.meta() == expected.meta()
+    for (key, one), (_, other) in zip(found.tensors().items(), expected.tensors().items(), strict=True):
+        if one.dtype.is_floating_point:
+            close(one, other, what=key)
+        else:
+            assert torch.equal(one, other), key
+
+
 def test_format_1_is_read_and_brought_forward(tmp_path: Path) -> None:
     """A store that version 0.1.0 wrote before rows had digests."""
     root = tmp_path / "store"
@@ -659,12 +670,14 @@ def test_format_1_is_read_and_brought_forward(tmp_path: Path) -> None:
     bob = add(start(small(K=2, N=4)), 2, "bob")
     before = (root / "catalogue.sqlite").read_bytes()
     assert {info.name: info.writes for info in store.list()} == {"ada": 9, "bob": 2}
-    assert (state(store.load("ada")), state(store.load("bob"))) == (state(ada), state(bob))
+    alike(store.load("ada"), ada)
+    alike(store.load("bob"), bob)
     assert (root / "catalogue.sqlite").read_bytes() == before  # reading changes nothing; writing brings it forward
     with store.open("ada", FakeModel()) as memory:
         add(memory)
     assert {info.name: (info.writes, info.damage) for info in store.list()} == {"ada": (10, ""), "bob": (2, "")}
-    assert (state(store.load("ada")), state(store.load("bob"))) == (state(add(ada)), state(bob))
+    alike(store.load("ada"), add(ada))
+    alike(store.load("bob"), bob)
     query(store, "UPDATE writes SET text = 'other' WHERE text LIKE 'bob%'")
     with pytest.raises(MemoryCorrupt, match="'bob'"):  # from now on it is seen
         store.load("bob")
