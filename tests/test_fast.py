@@ -15,9 +15,11 @@ import torch
 from conftest import build_decoder, build_tokenizer, random_text
 from remanence.config import MemoryConfig
 from remanence.models.pretrained import MemoryModel
+from remanence.train import forecast as forecast_module
 from remanence.train import run as run_module
 from remanence.train.documents import DocumentMix
-from remanence.train.loop import Trainer, Work
+from remanence.train.forecast import Work, forecast
+from remanence.train.loop import Trainer
 from remanence.train.run import batches_of, build, stages_run
 from remanence.train.settings import Run, Stage
 from remanence.train.stages import STAGES, builtin
@@ -81,16 +83,16 @@ def test_the_forecast_is_of_what_is_left(fast: Callable[..., Run], tmp_path: Pat
     """Every stage, from the step at hand on; and nothing that is learnt depends on it."""
     run = fast()
     told, silent = trainer_of(run, tmp_path / "told"), trainer_of(run, tmp_path / "silent")
-    forecast = told.forecast()
-    assert [(stage.name, steps) for stage, steps, _ in forecast] == [(name, 3) for name in ALL]
-    assert all(seconds > 0 for _, _, seconds in forecast)
+    left = forecast(told)
+    assert [(stage.name, steps) for stage, steps, _ in left] == [(name, 3) for name in ALL]
+    assert all(seconds > 0 for _, _, seconds in left)
     for _ in range(2):
         figures = [{k: v for k, v in t.train_step().items() if k not in ("s", "tokens_per_s")} for t in (told, silent)]
         assert figures[0] == figures[1]
     for name, weight in weights(told).items():
         assert weight.equal(weights(silent)[name]), name
     told.stage_index, told.step = 1, 3
-    assert [(stage.name, steps) for stage, steps, _ in told.forecast()] == [("stage3", 3)]
+    assert [(stage.name, steps) for stage, steps, _ in forecast(told)] == [("stage3", 3)]
 
 
 def test_the_forecast_reckons_with_what_a_step_computes(
@@ -100,13 +102,13 @@ def test_the_forecast_reckons_with_what_a_step_computes(
     run = fast("stages.mix.chunks=[4, 4]", "stages.mix.tokens=[50, 50]", "stages.mix.target=60", stages=["stage1"])
     assert (run.stages[0].gradient, run.stages[0].revisit) == (1, 0.2)
     trainer = trainer_of(run, tmp_path)
-    monkeypatch.setattr(trainer, "_token", lambda work, stage: 1.0)
+    monkeypatch.setattr(forecast_module, "_token", lambda trainer, work, stage: 1.0)
     mix = 150 + 50 * 3 + 60 * 1.2 * 3  # three chunks without a gradient, one with; what is read, revisited ones too
-    assert trainer.forecast()[0][2] == pytest.approx(mix)
+    assert forecast(trainer)[0][2] == pytest.approx(mix)
     trainer.engine = replace(trainer.engine, recompute=True)
-    assert trainer.forecast()[0][2] == pytest.approx(150 + 50 * 4 + 60 * 1.2 * 4)
+    assert forecast(trainer)[0][2] == pytest.approx(150 + 50 * 4 + 60 * 1.2 * 4)
     trainer.own = range(2)
-    assert trainer.forecast()[0][2] == pytest.approx(2 * (150 + 50 * 4 + 60 * 1.2 * 4))
+    assert forecast(trainer)[0][2] == pytest.approx(2 * (150 + 50 * 4 + 60 * 1.2 * 4))
 
 
 @pytest.mark.parametrize(

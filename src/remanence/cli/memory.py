@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any
 
@@ -86,7 +85,7 @@ def memory_delete(
         typer.confirm(f"Delete {name!r} with {much} for good?", abort=True, err=True)
     shelf.delete(name)
     if as_json:
-        put(json.dumps({"deleted": name}))
+        put_json({"deleted": name})
     else:
         say(f"{name} is gone.")
 
@@ -103,4 +102,7 @@ def memory_path(
     """
     shelf = open_store(store)
     path = str(shelf.path(name) if name else shelf.root)
-    put(json.dumps({"path": path}) if as_json else path)
+    if as_json:
+        put_json({"path": path})
+    else:
+        put(path)

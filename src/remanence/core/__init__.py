@@ -2,7 +2,8 @@
 
 model.py     text -> chunks -> write; question -> read -> answer
 memory.py    one user's memory: the short-term pool and the long-term store (`blocks.py`, `ledger.py`)
-retriever.py which past writes matter for a question
+retriever.py which past writes matter for a question: their scores
+retrieval.py from scores to what is read, one rule for use and training
 read.py      which vectors a question reads, as slots
 cache.py     slots in front of the prompt: a memory is a cache whose first slots are memory
 attachment.py, placement.py, adapters.py   how stock decoders are made to take part

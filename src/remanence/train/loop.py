@@ -7,11 +7,9 @@ processes, so what is learnt depends on how many lanes there are, and not on how
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,8 +24,7 @@ from ..errors import ConfigError
 from ..files import sync_folder, write_text, write_whole
 from ..models.pretrained import MemoryModel
 from .bank import Past
-from .data import Batch, Mix, Question
-from .documents import DocumentMix
+from .data import Batch
 from .log import logged
 from .objective import Objective, Place
 from .parallel import KINDS
@@ -37,8 +34,6 @@ from .trackers import Trackers, tracker_options
 Show = Callable[[dict[str, Any]], None]
 StageDone = Callable[[Stage, dict[str, Tensor]], None]
 _STEPS_A_STAGE = 1_000_000
-_TRIAL_TOKENS = 1024  # of the forward passes that tell how long a step will take
-_FACT_TOKENS = 32  # of a question about a made-up fact with its answer, about
 
 
 class Batches(Protocol):
@@ -164,40 +159,6 @@ class Trainer:
             else:
                 mean[key] = sum(some) if key == "tokens" else sum(some) / len(some)
         return mean
-
-    @torch.no_grad()
-    def forecast(self) -> list[tuple[Stage, int, float]]:
-        """The stages that are left: each with its steps that are left, and about how many seconds one takes.
-
-        Reckoned from forward passes of a little made-up text, a kind of batch each; nothing is learnt and no data is
-        drawn. All processes call this.
-        """
-        self.model.eval()
-        each: dict[Work, float] = {}  # by a small batch, what a token of it takes
-        left = []
-        for index, stage in enumerate(self.stages[self.stage_index :]):
-            steps = stage.steps - (0 if index else self.step)
-            if not steps:
-                continue
-            seconds = 0.0
-            for whole in map(Work.of, stage.mixes):
-                small = whole.within(_TRIAL_TOKENS)
-                if not each:  # what comes first also makes what later ones find made
-                    self._token(small, stage)
-                if small not in each:
-                    each[small] = self._token(small, stage)
-                seconds += whole.passes(stage, self.engine.recompute) * each[small]
-            left.append((stage, steps, len(self.own) * seconds / len(stage.mixes)))
-        return left
-
-    def _token(self, work: Work, stage: Stage) -> float:
-        """Seconds a token of a forward pass of a batch."""
-        batch = work.batch(len(self.model.tokenizer))
-        plain = replace(stage, in_context=0.0, pending=0.0, revisit=0.0)
-        began = time.perf_counter()
-        loss, _ = self.parallel.wrapped(batch, plain, Place(0), Past())
-        loss.item()  # an accelerator's work is done when its result is there
-        return (time.perf_counter() - began) / work.tokens
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
@@ -339,61 +300,6 @@ class Trainer:
             self.data[lane].load(state["data"])
         self.stage_index, self.step, self.tokens = place["stage"], place["step"], place["tokens"]
         return True
-
-
-@dataclass(frozen=True)
-class Work:
-    """How much text a batch is: streams, their chunks, the tokens of a chunk; questions and their tokens."""
-
-    streams: int
-    chunks: float
-    length: float
-    questions: float
-    asked: int
-
-    @classmethod
-    def of(cls, mix: Mix | DocumentMix) -> Work:
-        """What batches of a mix are on average."""
-        length = sum(mix.tokens) / 2
-        if isinstance(mix, Mix):
-            return cls(mix.streams, mix.chunks, length, mix.streams * mix.questions, _FACT_TOKENS)
-        return cls(mix.streams, sum(mix.chunks) / 2, length, mix.streams, mix.target)
-
-    @property
-    def written(self) -> float:
-        """Tokens that are written."""
-        return self.streams * self.chunks * self.length
-
-    @property
-    def tokens(self) -> float:
-        """Tokens that are written or read."""
-        return self.written + self.questions * self.asked
-
-    def within(self, most: int) -> Work:
-        """A smaller batch of the same kind, of whole streams and chunks: of about `most` tokens, if it can be."""
-        share = min(1.0, most / self.tokens)
-        streams = max(1, int(self.streams * share))
-        chunks = max(1, int(self.chunks * min(1.0, share * self.streams / streams)))
-        each = max(1, round(self.questions / self.streams))
-        return Work(streams, chunks, int(self.length), streams * each, min(self.asked, max(_FACT_TOKENS, most // 4)))
-
-    def batch(self, vocabulary: int) -> Batch:
-        """Made-up tokens."""
-        shape = self.streams, int(self.chunks), int(self.length)
-        ids = torch.arange(math.prod(shape)).remainder(vocabulary).view(shape)
-        text = ids.flatten().repeat(1 + self.asked // ids.numel())[: self.asked].tolist()
-        cut = max(1, self.asked // 2)
-        questions = [
-            Question(text[:cut], text[cut:], i % self.streams, 0, [], alike=True) for i in range(int(self.questions))
-        ]
-        return Batch(ids, torch.zeros(shape[:2], dtype=torch.bool), questions)
-
-    def passes(self, stage: Stage, recompute: bool) -> float:
-        """Tokens that a step computes: forward, and with a gradient backward too, which takes twice as long."""
-        backward = 3 if recompute else 2
-        learnt = 1.0 if stage.gradient is None else min(1.0, stage.gradient / self.chunks)
-        read = self.questions * self.asked * (1 + stage.revisit)
-        return self.written * (1 + backward * learnt) + read * (1 + backward)
 
 
 def new_accelerator(engine: Engine, folder: Path) -> Accelerator:

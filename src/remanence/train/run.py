@@ -32,7 +32,7 @@ from .card import card
 from .corpus import Data, expand
 from .data import ANSWER, QUESTION, Mix, Prose, Streams, build_tokenizer, read_prose
 from .documents import DocumentMix, Documents
-from .log import duration
+from .forecast import forecast, in_words
 from .loop import MakeBatches, Trainer, new_accelerator
 from .settings import Engine, Lora, Run, Stage, changed
 from .stages import MEMORY, STAGES, builtin, memory_for, new_model
@@ -294,9 +294,9 @@ def _train(run: Run, out: Path, quiet: bool) -> None:
     hidden = not accelerator.is_main_process or quiet
     with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
         if not quiet:
-            forecast = _forecast(trainer.forecast())  # in all processes, which may share one model
+            left = forecast(trainer)  # in all processes, which may share one model
             if accelerator.is_main_process:
-                progress.console.print(forecast)
+                progress.console.print(in_words(left))
         bar = progress.add_task("training", total=sum(s.steps for s in run.stages), completed=trainer.total)
 
         def show(figures: dict[str, Any]) -> None:
@@ -308,13 +308,6 @@ def _train(run: Run, out: Path, quiet: bool) -> None:
             show=show,
             stage_done=lambda stage, trained: write_model(run, out, trained, stage.name),
         )
-
-
-def _forecast(stages: list[tuple[Stage, int, float]]) -> str:
-    """What is still to be done, and about how long it takes."""
-    said = [f"{s.name}: {n:,} step{'s' * (n > 1)} of about {duration(seconds)}" for s, n, seconds in stages]
-    whole = sum(steps * seconds for _, steps, seconds in stages)
-    return "; ".join(said) + f". In all about {duration(whole)}, without measuring and saving."
 
 
 def _words(figures: dict[str, Any]) -> str:
