@@ -129,7 +129,8 @@ class Catalogue:
             pairs = [(d, id, row[0]) for d, row in zip(chained(id, rows), rows, strict=True)]
             db.executemany('UPDATE writes SET digest = ? WHERE memory = ? AND "index" = ?', pairs)
             for row in db.execute(f"SELECT {ROW} FROM generations WHERE memory = ?", [id]).fetchall():
-                seal = self._seal(db, id, name, created, row, pairs[-1][0] if pairs else id)
+                last = pairs[-1][0] if pairs else id
+                seal = _seal(id, name, created, row, last, segments(db, id), _pending(db, id))
                 db.execute("UPDATE generations SET digest = ? WHERE memory = ? AND generation = ?", [seal, id, row[0]])
 
     def make_folder(self, name: str) -> Path:
@@ -215,12 +216,11 @@ class Catalogue:
         columns = f"{WRITE}, digest" if last is not None else WRITE
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
         if last is not None:
-            before = id
-            for place, (*values, written) in enumerate(rows):
-                if values[0] != place or digest(before, *values) != written:
+            right = chained(id, (values for *values, _ in rows))
+            for place, ((index, *_, own), expected) in enumerate(zip(rows, right, strict=True)):
+                if index != place or own != expected:
                     raise self._changed(name, f"write {place} was changed")
-                before = written
-            if before != last:
+            if (rows[-1][-1] if rows else id) != last:
                 raise self._changed(name, f"write {len(rows)} is missing")
         if len(rows) != row["writes"]:
             raise self._changed(name, f"it has {len(rows)} writes, expected {row['writes']}")
@@ -243,22 +243,14 @@ class Catalogue:
         values = db.execute(find, [id, generation]).fetchone()
         if values is None:
             raise self._changed(name, "its newest save is missing")
-        last = None
+        parts, waiting, last = segments(db, id), _pending(db, id), None
         if checked:
             *values, seal = values
-            newest = 'SELECT digest FROM writes WHERE memory = ? ORDER BY "index" DESC LIMIT 1'
-            (last,) = db.execute(newest, [id]).fetchone() or (id,)
-            if seal != self._seal(db, id, name, created, values, last):
+            last = _last_digest(db, id)
+            if seal != _seal(id, name, created, values, last, parts, waiting):
                 raise self._changed(name, f"its save {generation} was changed")
         row = dict(zip(ROW.split(", "), values, strict=True))
-        return row, last, segments(db, id), _pending(db, id)
-
-    def _seal(self, db: sqlite3.Connection, id: str, name: str, created: float, row: Iterable[Any], last: str) -> str:
-        """The digest of a generation, over all that counts beside the writes, and the last write's own."""
-        waiting = _pending(db, id)
-        parts = [(s.first, s.last, *astuple(s.file)) for s in segments(db, id)]
-        counts = len(parts), len(waiting)
-        return digest(id, name, created, *row, last, *counts, *(v for part in [*parts, *waiting] for v in part))
+        return row, last, parts, waiting
 
     # Changing ---------------------------------------------------------------------------------------------------------
 
@@ -314,8 +306,7 @@ class Catalogue:
                 row = [id, segment.first, segment.last, *astuple(segment.file)]
                 db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
             db.execute('DELETE FROM writes WHERE memory = ? AND "index" >= ?', [id, done])
-            newest = 'SELECT digest FROM writes WHERE memory = ? ORDER BY "index" DESC LIMIT 1'
-            (before,) = db.execute(newest, [id]).fetchone() or (id,)
+            before = _last_digest(db, id)
             digests = list(chained(before, writes))
             db.executemany(
                 f"INSERT INTO writes (memory, {WRITE}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -324,7 +315,8 @@ class Catalogue:
             db.execute("DELETE FROM pending WHERE memory = ?", [id])
             db.executemany("INSERT INTO pending VALUES (?, ?, ?, ?, ?)", ((id, *piece) for piece in pending))
             values = [generation + 1, clock.time(), *sizes, json.dumps(header), *astuple(state)]
-            seal = self._seal(db, id, name, created, values, digests[-1] if digests else before)
+            last = digests[-1] if digests else before
+            seal = _seal(id, name, created, values, last, segments(db, id), _pending(db, id))
             db.execute("DELETE FROM generations WHERE memory = ?", [id])
             db.execute(
                 f"INSERT INTO generations (memory, {ROW}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -452,6 +444,28 @@ def segments(db: sqlite3.Connection, id: str) -> list[Segment]:
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:
     find = "SELECT position, source, time, ids FROM pending WHERE memory = ? ORDER BY position"
     return db.execute(find, [id]).fetchall()
+
+
+def _last_digest(db: sqlite3.Connection, id: str) -> str:
+    """The digest of a memory's last write, or what the first one's begins with."""
+    find = 'SELECT digest FROM writes WHERE memory = ? ORDER BY "index" DESC LIMIT 1'
+    (last,) = db.execute(find, [id]).fetchone() or (id,)
+    return last
+
+
+def _seal(
+    id: str,
+    name: str,
+    created: float,
+    row: Iterable[Any],
+    last: str,
+    parts: list[Segment],
+    waiting: list[tuple[Any, ...]],
+) -> str:
+    """The digest of a generation: over its row, segments and waiting text, and the digest of the last write."""
+    columns = [(part.first, part.last, *astuple(part.file)) for part in parts]
+    counts = len(parts), len(waiting)
+    return digest(id, name, created, *row, last, *counts, *(value for each in [*columns, *waiting] for value in each))
 
 
 def _format(db: sqlite3.Connection) -> int:

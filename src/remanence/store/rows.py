@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +136,7 @@ def digest(*values: Any) -> str:
     return sha256.hexdigest()
 
 
-def chained(before: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+def chained(before: str, rows: Iterable[Sequence[Any]]) -> Iterator[str]:
     """The digest of each write (index, source, time, first token, tokens, text), given that of the write before."""
     for row in rows:
         before = digest(before, *row)

@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from ..errors import ConfigError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
 from .catalogue import NAME, Catalogue, segments, transaction
-from .rows import MemoryInfo
+from .rows import MemoryInfo, Stored
 
 if TYPE_CHECKING:
     from ..core.memory import Memory
@@ -141,10 +141,7 @@ class MemoryStore:
         _check_name(name)
         with self._catalogue.errors():
             while True:
-                with self._catalogue.connect() as db, transaction(db, "BEGIN"):
-                    stored = self._catalogue.stored(db, name)
-                    if stored is None:
-                        raise self._catalogue.unknown(db, name)
+                stored = self._stored(name)
                 try:
                     memory = assemble(self._catalogue.folder(stored.id), stored, name)
                 except MemoryCorrupt:
@@ -218,11 +215,7 @@ class MemoryStore:
             UnknownMemory: no memory of that name.
         """
         _check_name(name)
-        with self._catalogue.errors(), self._catalogue.connect() as db, transaction(db, "BEGIN"):
-            stored = self._catalogue.stored(db, name)
-            if stored is None:
-                raise self._catalogue.unknown(db, name)
-            return stored.meta
+        return self._stored(name).meta
 
     def exists(self, name: str) -> bool:
         """Whether there is a memory of that name."""
@@ -317,6 +310,14 @@ class MemoryStore:
                         os.unlink(entry.path)
 
     # Finding, locking -------------------------------------------------------------------------------------------------
+
+    def _stored(self, name: str) -> Stored:
+        """A memory's rows, every one checked, as of one moment. Raises `UnknownMemory`."""
+        with self._catalogue.errors(), self._catalogue.connect() as db, transaction(db, "BEGIN"):
+            stored = self._catalogue.stored(db, name)
+            if stored is None:
+                raise self._catalogue.unknown(db, name)
+            return stored
 
     def _generation(self, name: str) -> tuple[str, int] | None:
         """Id and generation of a memory, or None."""
