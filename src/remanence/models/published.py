@@ -1,7 +1,7 @@
 """The published checkpoints (memoryllm-7b, memoryllm-8b, memoryllm-8b-chat, mplus-8b): their settings and their keys.
 
 Plain Python: what is in `config.json` decides which tensors a checkpoint has, with which shapes (`keys`), which of our
-settings it needs (`settings`), and how much memory it takes (`plan`). `convert.py` reads the files.
+settings it needs (`settings`), and how much memory it takes (`plan`). `checkpoint.py` reads the files.
 
 Sizes, as in the tables below:  L layers   N vectors in the pool   d hidden size   V vocabulary   f width of the MLP
     q, k widths of queries and keys   r rank of the adapters   h width of the retriever   S rows of the shipped store
