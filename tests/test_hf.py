@@ -51,8 +51,9 @@ class GivenSource(VectorSlots):
 
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """Keys and values of the layer's vectors, with their bias."""
-        bias = None if self.bias is None else self.bias[layer]
-        return self.attachment.slots(layer, self.vectors[layer], self.positions, bias)
+        slots = self.attachment.slots(layer, self.vectors[layer], self.positions)
+        slots.bias = None if self.bias is None else self.bias[layer]
+        return slots
 
 
 # Reading --------------------------------------------------------------------------------------------------------------

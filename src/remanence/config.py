@@ -11,13 +11,14 @@ from .errors import ConfigError
 
 _CHOICES = {
     "tap": ("output", "input"),
+    "kept": ("states", "keys_values"),
     "write_context": ("last", "pool"),
     "drop": ("random", "oldest"),
     "split": ("sentence", "fixed"),
     "retriever": ("trained", "attention"),
     "score": ("block", "vector"),
-    "score_layers": ("own", "mean"),
-    "store_dtype": ("float32", "float16", "bfloat16"),
+    "score_layers": ("own", "mean", "one"),
+    "store_dtype": ("float32", "float16", "bfloat16", "int8", "int4"),
     "key_dtype": ("float32", "bfloat16"),
     "read_order": ("written", "age", "left"),
     "small_store": ("once", "repeat"),
@@ -32,8 +33,10 @@ PUBLISHED = (
     "read_order", "small_store", "merge_every", "recall_start", "recall_decay", "drop_shared", "short_chunks",
     "first_write", "rotary_dtype", "retriever_depth",
 )  # fmt: skip
+# Settings that came later. While they have their defaults, fingerprints do not depend on them either.
+LATER = ("kept", "search_layers", "search_hidden")
 # Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
-READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope")
+READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope", "base_answers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,9 @@ class MemoryConfig:
 
     Rules
         tap: the hidden state of layer l that is kept, its "output" (the papers) or its "input" (verbatim memory).
+        kept: what a vector is: the layer's hidden "states" (the papers), or the "keys_values" that the layer makes of
+            them, before their positions. With few key/value heads these are smaller, and reading projects nothing;
+            they need tap = "input". An adapter for reading then changes what asks, not what is remembered.
         write_context: what a chunk sees while it is written: the "last" K vectors (the papers) or the whole "pool".
         drop: which vectors leave a full pool: "random" per layer (the papers) or the "oldest".
         split: where text is cut into chunks: at the last "sentence" end that leaves a chunk of K..c tokens,
@@ -69,15 +75,21 @@ class MemoryConfig:
         candidates: with `score_layers="mean"`, only the first layer searches the whole long-term store; the layers
             after it score the writes in their pools and so many others, the best of the first layer. None: every layer
             searches the whole store.
+        search_layers: the layers whose incoming hidden states the one search sees, in rising order; the question runs
+            only as far as the last of them before it is read.
+        search_hidden: width of the one search's inner layer.
         retriever_dim: width of queries and keys.
         key_group: neighbouring vectors that share one key (block scores only); K must be a multiple.
         score_bias: a; clamp(a * (score - best), -8, 0) is added to the attention logits of a memory slot.
         recency: r; r less on the attention logits of a write once a newer one is read that scores about as well, since
             it may be an update (block scores only; see `retrieval.superseded`).
+        base_answers: a turn for which the one search finds nothing relevant, and which asks for nothing that only a
+            memory can tell, is answered by the base as it was: its own template, no adapter, no memory.
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
 
     Storage
-        store_dtype: number format of long-term vectors.
+        store_dtype: number format of long-term vectors; "int8" and "int4" are rounded with a scale for every 64
+            numbers (`core/quantise.py`).
         key_dtype: number format of the retriever's keys; bfloat16 keys are searched faster (see `block_scores`).
         keep_text: keep the text of each write, so that answers can name their sources.
 
@@ -108,6 +120,7 @@ class MemoryConfig:
     store_tokens: int | None = None
 
     tap: str = "output"
+    kept: str = "states"
     write_context: str = "last"
     drop: str = "random"
     split: str = "sentence"
@@ -119,10 +132,13 @@ class MemoryConfig:
     score: str = "block"
     score_layers: str = "own"
     candidates: int | None = None
+    search_layers: tuple[int, ...] = ()
+    search_hidden: int = 256
     retriever_dim: int = 32
     key_group: int = 1
     score_bias: float = 0.0
     recency: float = 0.0
+    base_answers: bool = False
     null_slope: float = 0.0
 
     store_dtype: str = "float32"
@@ -141,7 +157,8 @@ class MemoryConfig:
     retriever_depth: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("K", "N", "chunk_tokens", "window_tokens", "retriever_dim", "key_group"):
+        object.__setattr__(self, "search_layers", tuple(self.search_layers))  # a list, read from JSON
+        for name in ("K", "N", "chunk_tokens", "window_tokens", "retriever_dim", "key_group", "search_hidden"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be a positive whole number, not {getattr(self, name)!r}.")
         if not isinstance(self.K0, int):
@@ -177,6 +194,7 @@ class MemoryConfig:
                     f"candidates = {self.candidates} needs score_layers = 'mean', block scores and a trained "
                     "retriever; use None."
                 )
+        self._check_search()
         if self.recency and self.score == "vector":
             raise ConfigError(f"recency = {self.recency} needs block scores; use 0 with vector scores.")
         if self.chunk_tokens >= self.window_tokens:
@@ -187,6 +205,24 @@ class MemoryConfig:
         if self.store_tokens is not None and self.store_tokens < self.chunk_tokens:
             raise ConfigError(f"store_tokens = {self.store_tokens} is less than one chunk; raise it or use None.")
         self._check_published()
+
+    def _check_search(self) -> None:
+        """Check the settings of one search for all layers, and of kept keys and values."""
+        one = self.score_layers == "one"
+        rising = all(a < b for a, b in zip((-1, *self.search_layers), self.search_layers, strict=False))
+        if not rising or one != bool(self.search_layers):
+            raise ConfigError(
+                f"search_layers = {list(self.search_layers)} does not go with score_layers = {self.score_layers!r}; "
+                'give "one" rising numbers of layers, and none otherwise.'
+            )
+        if one and (self.retriever != "trained" or self.score != "block" or self.drop != "oldest"):
+            raise ConfigError('score_layers = "one" needs a trained retriever, block scores and drop = "oldest".')
+        if self.base_answers and not one:
+            raise ConfigError('base_answers needs score_layers = "one"; use False.')
+        if self.kept == "keys_values" and (self.tap != "input" or self.offset or self.keeps_ledger):
+            raise ConfigError('kept = "keys_values" needs tap = "input", offset = False and no published order.')
+        if self.kept == "keys_values" and (self.short_chunks == "complete" or self.first_write == "tile"):
+            raise ConfigError('kept = "keys_values" needs short_chunks = "wait" and first_write = "append".')
 
     def _check_published(self) -> None:
         """Check the settings of converted checkpoints."""

@@ -29,17 +29,27 @@ _PROBE = 4  # tokens that show how a decoder makes its keys and values
 
 
 class VectorSlots:
-    """A `SlotProvider` of given residual-stream vectors, one [B, P, D] a layer, at positions 0..P-1."""
+    """A `SlotProvider` of given vectors, one [B, P, D] a layer, at positions 0..P-1.
 
-    def __init__(self, attachment: Attachment, vectors: list[Tensor]) -> None:
-        self.attachment, self.vectors = attachment, vectors
+    Args:
+        attachment: makes slots of them.
+        vectors: residual-stream vectors, or with `whole` the keys and values of such vectors.
+        whole: see `Attachment.slots`.
+    """
+
+    def __init__(self, attachment: Attachment, vectors: list[Tensor], whole: bool = False) -> None:
+        self.attachment, self.vectors, self.whole = attachment, vectors, whole
         self.length = vectors[0].shape[1]
         self.positions = torch.arange(self.length, device=vectors[0].device)[None]
 
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """Keys and values of the layer's vectors, where the hidden states are."""
         device = hidden_BTD.device
-        return self.attachment.slots(layer, self.vectors[layer].to(device), self.positions.to(device))
+        return self.attachment.slots(layer, self.vectors[layer].to(device), self.positions.to(device), self.whole)
+
+
+class _Enough(Exception):
+    """A pass has come as far as it should."""
 
 
 Projection = Callable[[Any, Tensor, str], list[Tensor]]
@@ -174,22 +184,26 @@ class Attachment:
             raise self._refuse("its module has no apply_rotary_pos_emb")
         self._two_sets = "layer_type" in inspect.signature(self.rotary.forward).parameters
 
-    @torch.no_grad()
-    def inputs(self, ids_BT: Tensor, **options: Any) -> list[Tensor]:
+    def inputs(self, ids_BT: Tensor, last: int | None = None, **options: Any) -> list[Tensor]:
         """The hidden states [B, T, D] that enter each layer, in the order in which the layers are called.
 
         Args:
             ids_BT: tokens, which run through the decoder without memory.
+            last: the layer before which the pass ends; None runs all of them.
             options: for the decoder's forward.
         """
         seen: list[Tensor] = []
-        hooks = [
-            layer.register_forward_pre_hook(lambda _, args, kw: seen.append(args[0] if args else kw["hidden_states"]),
-                                            with_kwargs=True)
-            for layer in self.layers
-        ]  # fmt: skip
+
+        def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+            if len(seen) - 1 == last:
+                raise _Enough
+
+        hooks = [layer.register_forward_pre_hook(see, with_kwargs=True) for layer in self.layers]
         try:
             self.decoder(ids_BT, **options)
+        except _Enough:
+            pass
         finally:
             for hook in hooks:
                 hook.remove()
@@ -307,10 +321,24 @@ class Attachment:
                 buffer.copy_(buffer.to(dtype))
         self._factors = None, None, None
 
-    def slots(self, layer: int, vectors_BPD: Tensor, positions_BP: Tensor, bias_BP: Tensor | None = None) -> Slots:
-        """The slots a layer makes of residual-stream vectors at the given positions."""
-        keys, values = self.project(layer, vectors_BPD)
-        return Slots(self.rotate(keys.transpose(1, 2), positions_BP, layer), values.transpose(1, 2), bias_BP)
+    def slots(self, layer: int, vectors_BPD: Tensor, positions_BP: Tensor, whole: bool = False) -> Slots:
+        """The slots a layer makes of vectors at the given positions.
+
+        Args:
+            layer: index.
+            vectors_BPD: residual-stream vectors; with `whole` what `keys_values` made of such.
+            positions_BP: from 0 on.
+            whole: nothing is projected any more.
+        """
+        if whole:
+            keys, values = vectors_BPD.unflatten(-1, (2, self.key_heads, self.head_dim)).unbind(2)
+        else:
+            keys, values = self.project(layer, vectors_BPD)
+        return Slots(self.rotate(keys.transpose(1, 2), positions_BP, layer), values.transpose(1, 2))
+
+    def keys_values(self, layer: int, hidden: Tensor) -> Tensor:
+        """What a layer makes of residual-stream vectors [..., D], before positions, in one row [..., 2 * H * E]."""
+        return torch.cat([part.flatten(-2) for part in self.project(layer, hidden)], -1)
 
 
 def trained_positions(config: Any) -> int:

@@ -12,7 +12,8 @@ Vectors are numbered: the k-th vector of write w is *row* w * K + k in every lay
 age, and its place in the long-term store. The store's copy is made when a vector is written and counts from the moment
 the pool lets the vector go; so the store only ever grows at its end, write by write, in memory and on disk.
 
-Legend:  L layers   W writes   K vectors a write   G keys a write   n vectors in the pool   D hidden size   R key size
+Legend:  L layers   W writes   K vectors a write   G keys a write   n vectors in the pool   R key size
+         D numbers of a vector: the hidden size, or with `kept="keys_values"` those of all its keys and values
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..config import MemoryConfig
 from ..errors import IncompatibleMemory, MemoryCorrupt
 from .blocks import Blocks
 from .ledger import Ledger
+from .quantise import decode, encode, quantised, row_bytes
 from .retrieval import best_rows
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -65,7 +67,7 @@ class Memory:
     Args:
         config: sizes and rules.
         layers: decoder layers, L.
-        width: hidden size, D.
+        width: numbers of a vector, D.
         model: fingerprint of the model that writes it; another model refuses it.
         seed: of the random drops, which are the memory's own, so that a saved memory goes on as if never closed.
         dtype: of the short-term pool. The long-term store has `config.store_dtype`.
@@ -90,11 +92,27 @@ class Memory:
         self.pending: list[Pending] = []
         self.first_write = 0  # older writes have left the long-term store
         self._base = 0  # the write at the head of the arrays
-        self._store = Blocks(torch.zeros(layers, 0, width, dtype=_DTYPES[config.store_dtype]))
-        shape = layers, config.keys_per_write, 0, config.retriever_dim
+        self._store = Blocks(torch.zeros(layers, 0, self._row_width, dtype=self._row_dtype))
+        shape = self.key_layers, config.keys_per_write, 0, config.retriever_dim
         self._keys_LGWR = torch.zeros(shape, dtype=_DTYPES[config.key_dtype])
+        self._words_WK = torch.zeros(0, config.K if config.score_layers == "one" else 0, dtype=torch.int16)
         self._generator = torch.Generator().manual_seed(seed)
         self.ledger = Ledger(config, layers) if config.keeps_ledger else None
+
+    @property
+    def key_layers(self) -> int:
+        """Layers that have retriever keys; 1 if one search serves all."""
+        return 1 if self.config.score_layers == "one" else self.layers
+
+    @property
+    def _row_dtype(self) -> torch.dtype:
+        """Of the long-term store; rounded vectors are bytes."""
+        return torch.uint8 if quantised(self.config.store_dtype) else _DTYPES[self.config.store_dtype]
+
+    @property
+    def _row_width(self) -> int:
+        """Numbers, or bytes, of a vector in the long-term store."""
+        return row_bytes(self.width, self.config.store_dtype) if quantised(self.config.store_dtype) else self.width
 
     # Sizes ------------------------------------------------------------------------------------------------------------
 
@@ -139,19 +157,23 @@ class Memory:
         """Bytes of vectors and keys, pool and store."""
         K, G = self.config.K, self.config.keys_per_write
         kept = self.write_count - self.first_write if self.config.long_term else 0
-        a_write = K * self.width * _DTYPES[self.config.store_dtype].itemsize
-        a_write += G * self._keys_LGWR.shape[3] * self._keys_LGWR.element_size()
-        return kept * self.layers * a_write + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
+        vectors = self.layers * K * self._row_width * self._row_dtype.itemsize
+        keys = self.key_layers * G * self._keys_LGWR.shape[3] * self._keys_LGWR.element_size()
+        keys += self._words_WK.shape[1] * self._words_WK.element_size()
+        return kept * (vectors + keys) + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
-    def add(self, vectors_LKD: Tensor, keys_LGR: Tensor | None, write: Write) -> None:
+    def add(
+        self, vectors_LKD: Tensor, keys_LGR: Tensor | None, write: Write, words_K: Tensor | None = None
+    ) -> None:
         """Take in one write: grow the pool, let the excess go to the long-term store.
 
         Args:
             vectors_LKD: the K new vectors of every layer.
             keys_LGR: their retriever keys, or None for a memory without a long-term store.
             write: its record; `write.index` must be `write_count`.
+            words_K: what the one search compares words with, int16; only with `score_layers="one"`.
         """
         K, N = self.config.K, self.config.N
         if write.index != self.write_count or vectors_LKD.shape != (self.layers, K, self.width):
@@ -159,14 +181,16 @@ class Memory:
                 f"write {write.index} with vectors {tuple(vectors_LKD.shape)} does not continue this memory: expected "
                 f"write {self.write_count} with {(self.layers, K, self.width)}."
             )
-        shape = (self.layers, self.config.keys_per_write, self.config.retriever_dim)
+        shape = (self.key_layers, self.config.keys_per_write, self.config.retriever_dim)
         if self.config.long_term and (keys_LGR is None or keys_LGR.shape != shape):
             given = None if keys_LGR is None else tuple(keys_LGR.shape)
             raise IncompatibleMemory(f"write {write.index} comes with keys {given}; this memory takes {shape}.")
+        if (words_K is None) == (self.config.score_layers == "one" and self.config.long_term):
+            raise IncompatibleMemory(f"write {write.index}: words come with one search for all layers, and only then.")
         rows = torch.arange(write.index * K, (write.index + 1) * K).expand(self.layers, -1)
         excess = self.pool_size + K - N
         if keys_LGR is not None and self.config.long_term:
-            self._append(vectors_LKD, keys_LGR)
+            self._append(vectors_LKD, keys_LGR, words_K)
         if self.config.first_write == "tile" and not self.pool_size:
             vectors_LKD, rows = vectors_LKD.repeat(1, N // K, 1), rows.repeat(1, N // K)
         self._drop(max(0, excess))
@@ -205,7 +229,7 @@ class Memory:
         """Random orders of a pool's places [layers, size], layer 0 drawn first, as the published code draws them."""
         return torch.stack([torch.randperm(size, generator=self._generator) for _ in range(layers)])
 
-    def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor) -> None:
+    def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor, words_K: Tensor | None) -> None:
         """Put a write at the end of the store. Vectors stay where they are; keys, which are few, stay in one piece."""
         used = self.write_count - self._base
         if used == self._keys_LGWR.shape[2]:  # then the vectors' blocks are full too
@@ -216,7 +240,13 @@ class Memory:
             keys = self._keys_LGWR.new_empty(layers, groups, used + more, size)
             keys[:, :, :used] = self._keys_LGWR
             self._keys_LGWR = keys
-        self._store.append(vectors_LKD)
+            words = self._words_WK.new_empty(used + more, self._words_WK.shape[1])
+            words[:used] = self._words_WK
+            self._words_WK = words
+        if words_K is not None:
+            self._words_WK[used] = words_K
+        rounded = quantised(self.config.store_dtype)
+        self._store.append(encode(vectors_LKD, self.config.store_dtype) if rounded else vectors_LKD)
         self._keys_LGWR[:, :, used] = keys_LGR
 
     def _expire(self) -> None:
@@ -233,13 +263,19 @@ class Memory:
         if self.config.long_term and spare >= _TRIM_WRITES:
             self._store.cut(spare * self.config.K)
             self._keys_LGWR = self._keys_LGWR[:, :, spare:].clone()
+            self._words_WK = self._words_WK[spare:].clone()
             self._base = self.first_write
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
     def keys(self, layer: int) -> Tensor:
         """Retriever keys of the writes `first_write` .. W-1 [G, W - first_write, R]."""
+        layer = 0 if self.config.score_layers == "one" else layer
         return self._keys_LGWR[layer, :, self.first_write - self._base : self.write_count - self._base]
+
+    def words(self) -> Tensor:
+        """What the one search compares words with, of the writes `first_write` .. W-1, int16 [W - first_write, K]."""
+        return self._words_WK[self.first_write - self._base : self.write_count - self._base]
 
     def best_rows(self, layer: int, scores: Tensor) -> Tensor:
         """Rows of the K0 long-term vectors of a layer with the best scores, oldest first [min(K0, long-term size)].
@@ -260,7 +296,9 @@ class Memory:
 
     def long_term(self, layer: int, rows: Tensor) -> Tensor:
         """Vectors of the store by row [len(rows), D]."""
-        return self._store.take(layer, rows - self._base * self.config.K)
+        found = self._store.take(layer, rows - self._base * self.config.K)
+        dtype = self.config.store_dtype
+        return decode(found, self.width, dtype) if quantised(dtype) else found
 
     # As a whole -------------------------------------------------------------------------------------------------------
 
@@ -271,8 +309,8 @@ class Memory:
     def tensors(self, since: int | None = None) -> dict[str, Tensor]:
         """The tensors that make it whole, with `meta`.
 
-        "vectors" [L, writes * K, D] and "keys" [L, writes * G, R] are of the writes from `since` on; of all that the
-        store holds, if None.
+        "vectors" [L, writes * K, D], "keys" [L, writes * G, R] and, with one search for all layers, "words"
+        [1, writes * K, 1] are of the writes from `since` on; of all that the store holds, if None.
         """
         since = 0 if since is None else since - self._base
         used = self.write_count - self._base
@@ -281,6 +319,7 @@ class Memory:
             "pool_rows": self.pool_rows_Ln,
             "vectors": self._store.since(since * self.config.K),
             "keys": self._keys_LGWR[:, :, since:used].transpose(1, 2).flatten(1, 2),
+            **({"words": self._words_WK[since:used].reshape(1, -1, 1)} if self._words_WK.shape[1] else {}),
             "generator": self._generator.get_state(),
             **(self.ledger.tensors() if self.ledger is not None else {}),
         }
@@ -303,7 +342,8 @@ class Memory:
     def from_parts(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Memory:
         """The inverse of `tensors` and `meta`. Raises `MemoryCorrupt` if they do not fit together."""
         config = MemoryConfig.from_dict(meta["config"])
-        if missing := {"pool", "pool_rows", "vectors", "keys", "generator"} - tensors.keys():
+        words = {"words"} if config.score_layers == "one" else set()
+        if missing := {"pool", "pool_rows", "vectors", "keys", "generator", *words} - tensors.keys():
             raise MemoryCorrupt(f"the memory lacks its tensors {', '.join(sorted(missing))}; restore it from a copy.")
         memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
         memory.writes = [Write(**write) for write in meta["writes"]]
@@ -314,15 +354,19 @@ class Memory:
         expected = {
             "pool": (memory.layers, pool, memory.width),
             "pool_rows": (memory.layers, pool),
-            "vectors": (memory.layers, used * config.K, memory.width),
-            "keys": (memory.layers, used * config.keys_per_write, config.retriever_dim),
+            "vectors": (memory.layers, used * config.K, memory._row_width),
+            "keys": (memory.key_layers, used * config.keys_per_write, config.retriever_dim),
         }
+        if words:
+            expected["words"] = (1, used * config.K, 1)
         for name, shape in expected.items():
             if tuple(tensors[name].shape) != shape:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")
         memory.pool_LnD, memory.pool_rows_Ln = tensors["pool"], tensors["pool_rows"]
         memory._store = Blocks(tensors["vectors"])
         memory._keys_LGWR = tensors["keys"].unflatten(1, (-1, config.keys_per_write)).transpose(1, 2).contiguous()
+        if words:
+            memory._words_WK = tensors["words"].view(-1, config.K)
         memory._generator.set_state(tensors["generator"])
         if memory.ledger is not None:
             memory.ledger = Ledger.from_parts(config, memory.pool_rows_Ln, tensors, meta)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import time as clock
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import PUBLISHED, READING, MemoryConfig
+from ..config import LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory, InputError
 from .adapters import Adapters
 from .attachment import Attachment, VectorSlots
@@ -27,8 +28,10 @@ from .cache import MemoryCache, WriteCache
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
 from .read import ReadSlots, Source
-from .retriever import Retriever, attention_keys
+from .retriever import Retriever, attention_keys, block_scores
+from .search import Found, Search, word_scores
 
+_ASKED = 64  # tokens of a question that are searched with
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
 
 
@@ -39,7 +42,8 @@ class Answer:
     text: the answer. sources: what was read, best first. score: the best source's score, above zero when the retriever
     found something more relevant than nothing; an application can gate on it. Text that still waits in the window
     (`memory.pending`) has no score: an answer may come from there when nothing in memory is relevant. ids: the
-    generated tokens. read: per layer, the writes that were read.
+    generated tokens. read: per layer, the writes that were read. recalled: whether memory was read at all; if not, the
+    base answered by itself (`MemoryConfig.base_answers`).
     """
 
     text: str
@@ -47,6 +51,7 @@ class Answer:
     score: float
     ids: list[int] = field(repr=False)
     read: list[set[int]] = field(repr=False)
+    recalled: bool = True
 
 
 class MemoryDecoder(nn.Module):
@@ -58,6 +63,7 @@ class MemoryDecoder(nn.Module):
         config: sizes and rules of the memories it writes.
         prompt: the text around a question; `{question}` is replaced. None asks with the chat template if there is one.
         name: what it is called in saved memories.
+        template: the chat template in which questions are put to a memory, if it is not the tokenizer's own.
         lora: settings, a peft `LoraConfig`, of two adapters, one for writing and one for reading (M+ §3.3); None uses
             the base's weights for both.
 
@@ -73,6 +79,7 @@ class MemoryDecoder(nn.Module):
         *,
         prompt: str | None = None,
         name: str = "",
+        template: str | None = None,
         lora: Any = None,
     ) -> None:
         super().__init__()
@@ -83,10 +90,14 @@ class MemoryDecoder(nn.Module):
         if attention:  # keys are as wide as the layers' own
             config = config.replace(retriever_dim=self.attachment.key_heads * self.attachment.head_dim)
         self.config = config
+        self.template = template
         self.prompt, self.name = prompt, name or base.config.name_or_path or base.config.model_type
         if config.rotary_dtype != "float32":
             self.attachment.round_rotary(getattr(torch, config.rotary_dtype))
         layers, width = len(self.attachment.layers), self.attachment.width
+        self.whole = config.kept == "keys_values"
+        if config.search_layers and config.search_layers[-1] >= layers:
+            raise ConfigError(f"search_layers = {list(config.search_layers)}: this model has {layers} layers, from 0 on.")
         limit, slots = self.attachment.position_limit, config.slots
         if limit is not None and slots + config.window_tokens > limit:
             raise ConfigError(
@@ -99,7 +110,10 @@ class MemoryDecoder(nn.Module):
         with torch.random.fork_rng(devices=[]):  # untrained, it is the same every time, and so are its memories
             torch.manual_seed(0)
             self.retriever: Any = None
-            if not attention:
+            if config.score_layers == "one":
+                sizes = len(config.search_layers), config.retriever_dim, config.search_hidden, len(tokenizer)
+                self.retriever = Search(width, *sizes).to(device)
+            elif not attention:
                 self.retriever = Retriever(layers, width, config.retriever_dim, config.retriever_depth).to(device)
                 for layer, module in enumerate(self.attachment.layers):  # each where its layer computes
                     self.retriever.query[layer].to(device_of(module) or device)
@@ -116,11 +130,13 @@ class MemoryDecoder(nn.Module):
     def _start_as_bos(self) -> None:
         """An untrained start vector is the BOS token's hidden state at each layer, so the attention sink stays."""
         assert self.start is not None
-        first = self.tokenizer.bos_token_id
-        if first is None:
-            first = self.tokenizer.eos_token_id or 0
-        entering = self.attachment.inputs(torch.tensor([[first]], device=self.attachment.device))
+        entering = self.attachment.inputs(torch.tensor([[self._first_token()]], device=self.attachment.device))
         self.start.copy_(torch.stack([hidden[0, 0].to(self.start.device) for hidden in entering]))
+
+    def _first_token(self) -> int:
+        """The token that begins a text."""
+        first = self.tokenizer.bos_token_id
+        return int(first if first is not None else self.tokenizer.eos_token_id or 0)
 
     @property
     def lora(self) -> Any:
@@ -130,6 +146,21 @@ class MemoryDecoder(nn.Module):
     def adapter(self, role: str) -> AbstractContextManager[None]:
         """The adapter for "write" or "read" is active in the block; what was active before is afterwards."""
         return nullcontext() if self._adapters is None else self._adapters.active(role)
+
+    @property
+    def vector_width(self) -> int:
+        """Numbers of a remembered vector: the hidden size, or those of its keys and values (`MemoryConfig.kept`)."""
+        return 2 * self.attachment.key_heads * self.attachment.head_dim if self.whole else self.attachment.width
+
+    def start_rows(self) -> list[Tensor] | None:
+        """The start vector of every layer as vectors of a memory are, one [D] a layer; None without a start vector."""
+        if self.start is None:
+            return None
+        if not self.whole:
+            return list(self.start)
+        with self.adapter("write"):
+            place = self.attachment.place
+            return [self.attachment.keys_values(l, place(l, each.to(self.base.dtype))) for l, each in enumerate(self.start)]
 
     # Memories ---------------------------------------------------------------------------------------------------------
 
@@ -143,7 +174,7 @@ class MemoryDecoder(nn.Module):
         """Tells this model's memories from other models': a hash over its settings and samples of its weights."""
         if not self._fingerprint:
             settings, default = self.config.to_dict(), MemoryConfig().to_dict()
-            apart = {*READING, *(k for k in PUBLISHED if settings[k] == default[k])}
+            apart = {*READING, *(k for k in (*PUBLISHED, *LATER) if settings[k] == default[k])}
             settings = {k: v for k, v in settings.items() if k not in apart}
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for key, value in self.state_dict().items():
@@ -168,7 +199,7 @@ class MemoryDecoder(nn.Module):
         return Memory(
             self.config,
             layers=len(self.attachment.layers),
-            width=self.attachment.width,
+            width=self.vector_width,
             model=self.fingerprint,
             seed=seed,
             dtype=self.base.dtype,
@@ -279,12 +310,18 @@ class MemoryDecoder(nn.Module):
         device = self.attachment.device
         ids = torch.tensor([chunk], device=device)
         kept = self.write_pass(ids, [p[None] for p in self._context(memory)])
-        vectors_LKD = torch.cat([vectors_BKD.to(device) for vectors_BKD in kept])
+        states_LKD = torch.cat([states_BKD.to(device) for states_BKD in kept])
+        vectors_LKD = states_LKD
+        if self.whole:
+            with self.adapter("write"):
+                vectors_LKD = torch.stack([self.attachment.keys_values(l, each) for l, each in enumerate(states_LKD)])
         if self.offset is not None and self.unread(memory.pool_size):
             vectors_LKD[:-1] += self.offset.to(vectors_LKD)  # as the published code does
-        keys = self.retriever_keys(vectors_LKD) if self.config.long_term else None
+        keys = self.retriever_keys(states_LKD) if self.config.long_term else None
         text = self.tokenizer.decode(chunk).strip() if self.config.keep_text else None
-        memory.add(vectors_LKD, keys, Write(memory.write_count, source, time, memory.tokens, len(chunk), text))
+        words = self.retriever.words(ids[0]).cpu() if self.config.score_layers == "one" and keys is not None else None
+        write = Write(memory.write_count, source, time, memory.tokens, len(chunk), text)
+        memory.add(vectors_LKD, keys, write, words)
 
     def _writable(self, memory: Memory, tokens: int) -> bool:
         """Whether a chunk of that many tokens can be written; a short one needs K vectors to be completed from."""
@@ -328,16 +365,23 @@ class MemoryDecoder(nn.Module):
             context: as in `write_pass`.
             leading: per layer, vectors that are encoded again in place of the first tokens.
         """
-        slots = VectorSlots(self.attachment, [self._with_start(l, c) for l, c in enumerate(context)])
+        starts = self.start_rows()
+        vectors = [self._with_start(l, c, starts) for l, c in enumerate(context)]
+        slots = VectorSlots(self.attachment, vectors, self.whole)
         return WriteCache(slots, len(context), self.config.K, self.config.tap, self.offset, leading)
 
-    def _with_start(self, layer: int, vectors_BnD: Tensor) -> Tensor:
-        if self.start is None or self.unread(vectors_BnD.shape[1]):
+    def _with_start(self, layer: int, vectors_BnD: Tensor, starts: list[Tensor] | None = None) -> Tensor:
+        starts = self.start_rows() if starts is None else starts
+        if starts is None or self.unread(vectors_BnD.shape[1]):
             return vectors_BnD
-        return torch.cat([self.start[layer].expand(len(vectors_BnD), 1, -1).to(vectors_BnD), vectors_BnD], 1)
+        return torch.cat([starts[layer].expand(len(vectors_BnD), 1, -1).to(vectors_BnD), vectors_BnD], 1)
 
     def retriever_keys(self, vectors_LKD: Tensor) -> Tensor:
-        """Retriever keys of one write [L, G, R]."""
+        """Retriever keys of one write [L, G, R], of the hidden states that were kept; [1, G, R] for one search."""
+        if self.config.score_layers == "one":
+            features = Search.features([vectors_LKD[layer] for layer in self.config.search_layers])
+            made: Tensor = self.retriever.keys(features, self.config.key_group)
+            return made[None].cpu()
         keys = []
         for layer, vectors_KD in enumerate(vectors_LKD):
             placed = self.attachment.place(layer, vectors_KD)
@@ -352,6 +396,41 @@ class MemoryDecoder(nn.Module):
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def search(self, memories: Sequence[Memory], questions: Sequence[list[int]]) -> list[Found]:
+        """The one search (`score_layers="one"`): how every write fits a question, before anything is read.
+
+        Args:
+            memories: one per question.
+            questions: token ids of what is asked, without any template; the first 64 of each are looked at.
+        """
+        asked = [ids[:_ASKED] for ids in questions]
+        first = [self._first_token()] if self.start is not None else []
+        device, width = self.attachment.device, max(map(len, asked)) + len(first)
+        ids_BT = torch.zeros(len(asked), width, dtype=torch.long, device=device)
+        asks_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        for row, ids in enumerate(asked):
+            ids_BT[row, : len(first) + len(ids)] = torch.tensor(first + ids, device=device)
+            asks_BT[row, len(first) : len(first) + len(ids)] = True
+        with self.adapter("read"):
+            layers = self.config.search_layers
+            states = self.attachment.inputs(ids_BT, last=layers[-1], use_cache=False)
+        features_BTF = Search.features([states[layer].to(device) for layer in layers])
+        queries_BTR = self.retriever.queries(features_BTF).float().cpu()
+        null_B, needs_B = (values.float().tolist() for values in self.retriever.verdicts(features_BTF, asks_BT))
+        found = []
+        for b, memory in enumerate(memories):
+            scores = torch.zeros(0)
+            if self.config.long_term and memory.write_count > memory.first_write:
+                asks_T = asks_BT[b]
+                scores = block_scores(queries_BTR[b, asks_T.cpu()], memory.keys(0), self.retriever.scale)
+                words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
+                weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
+                scores += word_scores(words_T, weights_T, memory.words())
+            slope = self.config.null_slope * math.log(max(1, len(scores)))
+            found.append(Found(scores, null_B[b] + slope, needs_B[b]))
+        return found
+
     @contextmanager
     def reading(
         self,
@@ -361,6 +440,7 @@ class MemoryDecoder(nn.Module):
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
         padding_B: Tensor | None = None,
+        found: Sequence[Found] | None = None,
     ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
 
@@ -374,9 +454,12 @@ class MemoryDecoder(nn.Module):
                 retrieving.
             padding_B: how many tokens of padding each prompt has in front. The cache then holds them before the
                 memory, and so must the attention mask: zeros first, then ones over memory and prompt.
+            found: what `search` gave for each prompt; with `score_layers="one"` it must be given.
         """
         for memory in memories:
             self.check(memory)
+        if (found is None) == (self.config.score_layers == "one"):
+            raise ConfigError('`found` goes with score_layers = "one": give what `search` returns, or leave it out.')
         attention = str(self.base.config._attn_implementation)
         # Flex attention takes the bias, but torch 2.13's compiled kernel for CPUs corrupts memory on any such mask.
         refused = "flash" in attention or ("flex" in attention and self.attachment.device.type == "cpu")
@@ -386,7 +469,7 @@ class MemoryDecoder(nn.Module):
                 "with attn_implementation='sdpa'."
             )
         with self.attachment.hooks(), self.adapter("read"):
-            slots = ReadSlots(self, memories, asks_BT, long_term, force)
+            slots = ReadSlots(self, memories, asks_BT, long_term, force, found)
             yield MemoryCache(slots, len(self.attachment.layers), padding_B)
 
     @contextmanager
@@ -403,6 +486,7 @@ class MemoryDecoder(nn.Module):
         asks: Sequence[int] | None = None,
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
+        found: Sequence[Found] | None = None,
         **options: Any,
     ) -> tuple[Tensor, ReadSlots]:
         """Generate from one prompt per memory, with any option of Hugging Face's `generate`.
@@ -413,6 +497,7 @@ class MemoryDecoder(nn.Module):
             asks: how many of each prompt's last tokens query the retriever; all if None.
             long_term: as in `reading`.
             force: as in `reading`.
+            found: as in `reading`; if None, and one search serves all layers, the tokens that ask are searched with.
             options: for `generate`; `streamer`, sampling, stopping, beams and prompt lookup among them.
 
         Returns:
@@ -440,9 +525,14 @@ class MemoryDecoder(nn.Module):
             mask[row, width - len(prompt) :] = 1
             asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
         padding_B = width - mask.sum(1)
+        if found is None and self.config.score_layers == "one":
+            ends = [prompt[-min(len(prompt), n) :] for prompt, n in zip(prompts, asks or map(len, prompts), strict=True)]
+            found = self.search(memories, ends)
         with (
             torch.no_grad(),
-            self.reading(memories, asking, long_term=long_term, force=force, padding_B=padding_B) as cache,
+            self.reading(
+                memories, asking, long_term=long_term, force=force, padding_B=padding_B, found=found
+            ) as cache,
         ):
             read: Any = cache.provider
             # Padding first, then memory and prompt: as the cache holds them.
@@ -455,65 +545,161 @@ class MemoryDecoder(nn.Module):
             )
         return out[:, width:], read
 
-    def ask(self, memory: Memory, question: str, *, max_new_tokens: int = 32, **options: Any) -> Answer:
+    def ask(
+        self,
+        memory: Memory,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        max_new_tokens: int = 32,
+        **options: Any,
+    ) -> Answer:
         """Answer a question from memory.
 
         Args:
             memory: read, not changed.
             question: any text that fits the window with what is pending.
+            history: earlier turns of this conversation, what the user said and what the model answered, oldest first.
+                Only for models with a chat template; turns that do not fit the window are left out, oldest first.
             max_new_tokens: most tokens of the answer.
             options: for Hugging Face's `generate`; greedy by default.
 
         Raises:
             InputError: an empty question, or one longer than the window.
         """
-        return self.ask_batch([memory], [question], max_new_tokens=max_new_tokens, **options)[0]
+        return self.ask_batch(
+            [memory], [question], histories=[history], max_new_tokens=max_new_tokens, **options
+        )[0]
 
     def ask_batch(
-        self, memories: Sequence[Memory], questions: Sequence[str], *, max_new_tokens: int = 32, **options: Any
+        self,
+        memories: Sequence[Memory],
+        questions: Sequence[str],
+        *,
+        histories: Sequence[Sequence[tuple[str, str]]] | None = None,
+        max_new_tokens: int = 32,
+        **options: Any,
     ) -> list[Answer]:
         """Answer one question per memory in one go; equal to asking each alone."""
-        prompts, asks = [], []
-        for memory, question in zip(memories, questions, strict=True):
-            asked = self._prompt(question)
-            prompt = memory.pending_ids + asked
-            if max_new_tokens >= self.config.window_tokens:
-                raise ConfigError(
-                    f"max_new_tokens = {max_new_tokens} leaves no room for a question in the window of "
-                    f"{self.config.window_tokens} tokens; make it smaller."
-                )
-            if len(prompt) + max_new_tokens > self.config.window_tokens:
-                raise InputError(
-                    f"the question takes {len(asked)} tokens; with {len(prompt) - len(asked)} waiting to be written "
-                    f"and {max_new_tokens} for the answer that is more than the window of "
-                    f"{self.config.window_tokens}. Shorten it, or memorize the long part first."
-                )
-            prompts.append(prompt)
-            asks.append(len(asked))
         options = {"do_sample": False} | options
         if options.get("num_return_sequences", 1) != 1:
             raise ConfigError("ask gives one answer a question; for several use generate(num_return_sequences=...).")
-        out, read = self.generate(memories, prompts, asks=asks, max_new_tokens=max_new_tokens, **options)
-        answers = []
-        for row, ids in enumerate(out.tolist()):
-            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            sources = read.sources(row)
-            scores = [s.score for s in sources if s.where != "window"]
-            answers.append(Answer(text, sources, max(scores, default=0.0), ids, read.writes_read(row)))
-        return answers
+        if max_new_tokens >= self.config.window_tokens:
+            raise ConfigError(
+                f"max_new_tokens = {max_new_tokens} leaves no room for a question in the window of "
+                f"{self.config.window_tokens} tokens; make it smaller."
+            )
+        histories = histories or [()] * len(questions)
+        prompts, asks = [], []
+        for memory, question, history in zip(memories, questions, histories, strict=True):
+            prompt, asked = self._whole_prompt(memory, question, history, max_new_tokens)
+            prompts.append(prompt)
+            asks.append(asked)
+        rows = range(len(questions))
+        found: list[Found] | None = None
+        if self.config.score_layers == "one":
+            found = self.search(memories, [self._encode(question.strip()) for question in questions])
+        alone = [r for r in rows if found is not None and self._base_answers(found[r])]
+        answers: dict[int, Answer] = {}
+        for row in alone:
+            ids = self._base_answer(questions[row], histories[row], max_new_tokens, options)
+            answers[row] = Answer(self._said(ids), [], 0.0, ids, [], recalled=False)
+        rest = [r for r in rows if r not in answers]
+        if rest:
+            out, read = self.generate(
+                [memories[r] for r in rest],
+                [prompts[r] for r in rest],
+                asks=[asks[r] for r in rest],
+                found=None if found is None else [found[r] for r in rest],
+                max_new_tokens=max_new_tokens,
+                **options,
+            )
+            for place, (row, ids) in enumerate(zip(rest, out.tolist(), strict=True)):
+                sources = read.sources(place)
+                scores = [s.score for s in sources if s.where != "window"]
+                best = max(scores, default=0.0)
+                answers[row] = Answer(self._said(ids), sources, best, ids, read.writes_read(place))
+        return [answers[row] for row in rows]
+
+    def _said(self, ids: list[int]) -> str:
+        """The text of generated tokens."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def _base_answers(self, found: Found) -> bool:
+        """Whether a turn is for the base alone."""
+        return self.config.base_answers and not found.relevant and found.needs < 0
+
+    def _base_answer(
+        self, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int, options: dict[str, Any]
+    ) -> list[int]:
+        """What the base says by itself, with its own template."""
+        room = self.config.window_tokens - max_new_tokens
+        turns = list(history)
+        while len(prompt := self._base_prompt(turns, question)) > room and turns:
+            turns.pop(0)
+        ids = torch.tensor([prompt], device=self.attachment.device)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        with self.plain() as base, torch.no_grad():
+            out = base.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, pad_token_id=pad, **options
+            )
+        made: list[int] = out[0, ids.shape[1] :].tolist()
+        return made
+
+    def _base_prompt(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
+        """Token ids of a question as the base takes it without a memory."""
+        if self.tokenizer.chat_template:
+            return self._turns(history, question, None)
+        first = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
+        return first + self._encode(question.strip())
+
+    def _whole_prompt(
+        self, memory: Memory, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int
+    ) -> tuple[list[int], int]:
+        """What waits in the window, the turns before, the question; and how many tokens of it ask."""
+        room = self.config.window_tokens - max_new_tokens
+        pending, turns = memory.pending_ids, list(history)
+        asked = self._prompt(question)
+        while turns and len(pending) + len(self._prompt(question, turns)) > room:
+            turns.pop(0)
+        prompt = pending + (self._prompt(question, turns) if turns else asked)
+        if len(prompt) > room:
+            raise InputError(
+                f"the question takes {len(asked)} tokens; with {len(pending)} waiting to be written "
+                f"and {max_new_tokens} for the answer that is more than the window of "
+                f"{self.config.window_tokens}. Shorten it, or memorize the long part first."
+            )
+        return prompt, len(asked)
 
     def fits(self, memory: Memory, question: str, max_new_tokens: int = 32) -> bool:
         """Whether a question fits the window with what is pending and the answer."""
         return len(memory.pending_ids) + len(self._prompt(question)) + max_new_tokens <= self.config.window_tokens
 
-    def _prompt(self, question: str) -> list[int]:
-        """Token ids of a question."""
+    def _prompt(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
+        """Token ids of a question, after the turns before it."""
         if not question.strip():
             raise InputError("the question is empty; ask something.")
         if self.prompt is None and self.tokenizer.chat_template:
-            turns = [{"role": "user", "content": question}]
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-            stands_for_bos = self.start is not None and ids[:1] == [self.tokenizer.bos_token_id]
-            return ids[1:] if stands_for_bos else ids
+            ids = self._turns(history, question, self.template)
+            first = self.tokenizer.bos_token_id
+            # The start vector stands for a token that begins the text, but not for one that begins every turn.
+            return ids[1:] if self.start is not None and ids[:1] == [first] and first not in ids[1:] else ids
         text = (self.prompt or "{question}").replace("{question}", question.strip())
         return self._encode(text)
+
+    def _turns(self, history: Sequence[tuple[str, str]], question: str, template: str | None) -> list[int]:
+        """Turns of a conversation in a chat template; what people wrote cannot spell its control tokens."""
+        said = [text.strip() for turn in history for text in turn] + [question.strip()]
+        roles = ("user", "assistant")
+        marks = [f"\x02{i}\x03" for i in range(len(said))]
+        turns = [{"role": roles[i % 2], "content": mark} for i, mark in enumerate(marks)]
+        rendered: str = self.tokenizer.apply_chat_template(
+            turns, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        ids: list[int] = []
+        for mark, text in zip(marks, said, strict=True):
+            before, _, rendered = rendered.partition(mark)
+            ids += self.tokenizer(before, add_special_tokens=False).input_ids + self._encode(text)
+        ids += self.tokenizer(rendered, add_special_tokens=False).input_ids
+        return ids

@@ -21,6 +21,7 @@ from .cache import Slots
 from .memory import Memory
 from .retrieval import bias_of_slots, summed, superseded
 from .retriever import attention_scores, block_scores, block_scores_of, vector_scores
+from .search import Found
 
 _FORCED = 3.0  # by how much a forced write has the best score
 _POOLS = 16  # memories whose pools are kept as keys and values between questions
@@ -48,7 +49,8 @@ class Source:
 class Reader(Protocol):
     """What reading needs of a `MemoryModel`.
 
-    start: vectors [L, D] or None. pools: by memory and layer, keys and values of its pool, kept between questions.
+    whole: whether vectors are keys and values. pools: by memory and layer, keys and values of its pool, kept between
+    questions.
     """
 
     base: Any
@@ -56,8 +58,12 @@ class Reader(Protocol):
     config: MemoryConfig
     attachment: Attachment
     retriever: Any
-    start: Any
+    whole: bool
     pools: Any
+
+    def start_rows(self) -> list[Tensor] | None:
+        """The start vector of every layer as vectors of a memory are [D], or None."""
+        ...
 
     def unread(self, vectors: int) -> bool:
         """Whether a read of a pool of so many vectors has no slots at all, not even the start vector."""
@@ -78,7 +84,10 @@ class ReadSlots:
         asks_BT: Tensor | None = None,
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
+        found: Sequence[Found] | None = None,
     ) -> None:
+        self.found = found
+        self._start_rows = model.start_rows()
         self.model, self.memories, self.asks_BT = model, memories, asks_BT
         self._force = force or [None] * len(memories)
         for memory, write in zip(memories, self._force, strict=True):
@@ -113,7 +122,7 @@ class ReadSlots:
         bias = hidden_BTD.new_zeros(len(self.memories), self.length) if biased else None
         # Before the pools come the start vector and what was retrieved: all rows in one go, each at the right end.
         width = max(self._before)
-        front = hidden_BTD.new_zeros(len(self.memories), width, hidden_BTD.shape[-1])
+        front = hidden_BTD.new_zeros(len(self.memories), width, self.memories[0].width)
         positions = torch.zeros(len(self.memories), width, dtype=torch.long, device=front.device)
         entries = []
         for b, memory in enumerate(self.memories):
@@ -125,8 +134,8 @@ class ReadSlots:
             rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
             start, own = self._starts[b], self._before[b]
             positions[b, width - own :] = torch.arange(own, device=front.device)
-            if model.start is not None and start:
-                front[b, width - own] = model.start[layer].to(front)
+            if self._start_rows is not None and start:
+                front[b, width - own] = self._start_rows[layer].to(front)
             if len(rows):
                 front[b, width - len(rows) :] = memory.long_term(layer, rows).to(front)
             rows = torch.cat([rows, memory.pool_rows_Ln[layer]])
@@ -140,7 +149,7 @@ class ReadSlots:
                 bias[b, pad:] = own_bias[1 - start :].to(bias)
             entries.append((rows, scores, null))
         self.read.append(entries)
-        fronts = model.attachment.slots(layer, front, positions)
+        fronts = model.attachment.slots(layer, front, positions, model.whole)
         pools = [self._pool(layer, *each, front.device) for each in zip(self.memories, self._before, strict=True)]
         keys = self._joined(fronts.keys, [pool.keys for pool in pools])
         values = self._joined(fronts.values, [pool.values for pool in pools])
@@ -163,7 +172,7 @@ class ReadSlots:
             if of_pool is pool_LnD and of_state == state:
                 return slots
         positions = torch.arange(first, first + memory.pool_size, device=device)[None]
-        slots = model.attachment.slots(layer, pool_LnD[layer][None].to(device), positions)
+        slots = model.attachment.slots(layer, pool_LnD[layer][None].to(device), positions, model.whole)
         if not torch.is_grad_enabled():
             kept[layer] = pool_LnD, state, slots
         return slots
@@ -183,6 +192,8 @@ class ReadSlots:
     def _scores(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, float]:
         """What a layer retrieves and weighs a memory's writes (or vectors) by, on the CPU and in float32, and null."""
         among = self._candidates[row]
+        if self.found is not None:
+            return self.found[row].scores.clone(), self.found[row].null
         scores, null = self._own_scores(layer, row, hidden_TD, among)
         if not self.model.config.averages_layers:
             return scores, null

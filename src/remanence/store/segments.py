@@ -20,6 +20,7 @@ from ..errors import ConfigError, IncompatibleMemory, MemoryCorrupt
 from ..files import write_whole
 from .rows import FORMAT, File, Segment, Stored
 
+_OF_WRITES = ("vectors", "keys", "words")  # tensors that grow with every write and are kept in segments
 MAX_SEGMENTS = 64  # a save that would leave more of them merges some
 _HASHERS = 4  # files that are hashed at the same time, which needs no lock of Python's
 
@@ -68,14 +69,14 @@ def first_to_write(segments: list[Segment], base: int, done: int, count: int) ->
 def write_segment(folder: Path, memory: Memory, first: int, generation: int) -> Segment:
     """Write the vectors and keys of the writes from `first` on."""
     tensors, last = memory.tensors(since=first), memory.write_count - 1
-    part = {key: tensors[key].contiguous() for key in ("vectors", "keys")}
+    part = {key: tensors[key].contiguous() for key in _OF_WRITES if key in tensors}
     return Segment(first, last, _write_file(folder, f"long-{first}-{last}-{generation}.safetensors", part))
 
 
 def write_state(folder: Path, memory: Memory, generation: int) -> File:
     """Write what changes with every write: the short-term pool, the state of the random drops, the ledger if kept."""
     tensors = memory.tensors(since=memory.write_count)
-    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if k not in ("vectors", "keys")}
+    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items() if k not in _OF_WRITES}
     return _write_file(folder, f"state-{generation}.safetensors", state)
 
 
@@ -134,8 +135,9 @@ def assemble(folder: Path, stored: Stored, name: str) -> Memory:
         config = MemoryConfig.from_dict(meta["config"])
         empty = Memory(config, layers=meta["layers"], width=meta["width"]).tensors()
         tensors = {key: tensor.clone() for key, tensor in load_file(folder / stored.state.name).items()}
-        for key, per_write in (("vectors", config.K), ("keys", config.keys_per_write)):
-            tensors[key] = _joined(folder, stored.segments, meta["base"], key, per_write, empty[key])
+        for key, per_write in (("vectors", config.K), ("keys", config.keys_per_write), ("words", config.K)):
+            if key in empty:
+                tensors[key] = _joined(folder, stored.segments, meta["base"], key, per_write, empty[key])
         return Memory.from_parts(tensors, meta)
     except ConfigError as error:
         raise IncompatibleMemory(

@@ -1,0 +1,269 @@
+"""One search for all layers, kept keys and values, and rounded vectors: against naive references and the plain model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from conftest import BOS, build_decoder, close, random_ids, random_text
+from remanence import MemoryModel, MemoryStore
+from remanence.config import MemoryConfig
+from remanence.core.memory import Memory
+from remanence.core.quantise import decode, encode, row_bytes
+from remanence.core.search import Search, word_scores
+from remanence.errors import ConfigError, IncompatibleMemory
+from test_hf import plain_logits, read_logits
+
+CHUNK = 8
+ONE: dict[str, Any] = {
+    "chunk_tokens": CHUNK, "pool_tokens": 2 * CHUNK, "K0": 2 * CHUNK, "window_tokens": 64, "kept": "keys_values",
+    "retriever": "trained", "score_layers": "one", "search_layers": (0, 1), "search_hidden": 16, "retriever_dim": 8,
+    "key_group": 2,
+}  # fmt: skip
+
+
+def model_of(tokenizer: Any, family: str = "llama", **changes: Any) -> MemoryModel:
+    """A tiny decoder with one search for all layers."""
+    return MemoryModel(build_decoder(family, "sdpa"), tokenizer, MemoryConfig.verbatim(**{**ONE, **changes}))
+
+
+def told(model: MemoryModel, chunks: int, seed: int = 0) -> Memory:
+    """A memory of whole chunks."""
+    memory = model.new_memory()
+    model.memorize(memory, bytes(random_ids(chunks * CHUNK, seed)).decode())
+    return memory
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3", "olmo2"])
+def test_kept_keys_and_values_are_verbatim(family: str, tokenizer: Any) -> None:
+    """While nothing was dropped: the plain model's logits with the text in its context."""
+    model = model_of(tokenizer, family, pool_tokens=8 * CHUNK)
+    ids, question = random_ids(6 * CHUNK), random_ids(5, 1)
+    memory = model.new_memory()
+    model.memorize(memory, bytes(ids).decode())
+    prompt = memory.pending_ids + question
+    found = model.search([memory], [question])
+    with torch.no_grad(), model.reading([memory], found=found) as cache:
+        logits = model.base(torch.tensor([prompt]), past_key_values=cache, use_cache=True).logits[0]
+    close(logits, plain_logits(model.base, [BOS, *ids, *question])[-len(prompt) :])
+
+
+def test_kept_keys_and_values_read_as_states_do(tokenizer: Any) -> None:
+    """Also when writes were dropped and brought back: the same slots, made at writing instead of at reading."""
+    whole, states = model_of(tokenizer), model_of(tokenizer, kept="states")
+    assert whole.vector_width == 2 * whole.attachment.key_heads * whole.attachment.head_dim
+    ids, question = random_ids(12 * CHUNK), random_ids(5, 1)
+    logits = []
+    for model in (whole, states):
+        memory = model.new_memory()
+        model.memorize(memory, bytes(ids).decode())
+        assert memory.long_term_size == 10 * CHUNK
+        found = model.search([memory], [question])
+        with torch.no_grad(), model.reading([memory], found=found) as cache:
+            logits.append(model.base(torch.tensor([question]), past_key_values=cache, use_cache=True).logits)
+    close(*logits)
+
+
+def naive_scores(model: MemoryModel, ids: list[int], question: list[int]) -> list[float]:
+    """Scores of every chunk by the definition, one token after the other. The chunks see a pool of two before them."""
+    search: Search = model.retriever
+    memory = model.new_memory()
+    states_of_chunks = []
+    for i in range(0, len(ids), CHUNK):
+        chunk = torch.tensor([ids[i : i + CHUNK]])
+        states = model.write_pass(chunk, [p[None] for p in memory.pool_LnD])
+        states_of_chunks.append([states[0][0], states[1][0]])
+        model.write(memory, ids[i : i + CHUNK])
+    asked = model.attachment.inputs(torch.tensor([[BOS, *question]]), last=1)
+    query_features = Search.features([asked[0][0, 1:], asked[1][0, 1:]])
+    queries = search.query(query_features)
+    weights = search.weigh(query_features).exp()[:, 0]
+    scores = []
+    for n, states in enumerate(states_of_chunks):
+        keys = search.key(Search.features(states))
+        pairs = [keys[k] + keys[k + 1] for k in range(0, CHUNK, 2)]
+        meaning = sum(max(float(q @ k) for k in pairs) for q in queries) / len(queries) * 4 / 8**0.5
+        words = sum(
+            float(weights[t]) * float(search.rarity[token]) * 3 / len(question) ** 0.5
+            for t, token in enumerate(question)
+            if int(search.spelling[token]) in search.spelling[torch.tensor(ids[n * CHUNK : (n + 1) * CHUNK])].tolist()
+        )
+        scores.append(meaning + words)
+    return scores
+
+
+@torch.no_grad()
+def test_scores_are_those_of_the_definition(tokenizer: Any) -> None:
+    """Meaning and words, with weights that are not those of the start; upper and lower case spell one word."""
+    model = model_of(tokenizer)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.retriever.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    model.retriever.rarity.copy_(torch.rand(len(model.retriever.rarity), generator=generator))
+    for lower in range(ord("a"), ord("z") + 1):
+        model.retriever.spelling[lower] = lower - 32
+    ids, question = random_ids(5 * CHUNK), random_ids(7, 1)
+    memory = model.new_memory()
+    model.memorize(memory, bytes(ids).decode())
+    [found] = model.search([memory], [question])
+    expected = naive_scores(model, ids[: len(found.scores) * CHUNK], question)
+    assert any(abs(a - b) > 0.1 for a, b in zip(expected, expected[1:], strict=False))
+    close(found.scores, torch.tensor(expected))
+
+
+@torch.no_grad()
+def test_a_batch_searches_as_each_alone(tokenizer: Any) -> None:
+    """Questions of different lengths over different memories."""
+    model = model_of(tokenizer)
+    for parameter in model.retriever.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    memories = [told(model, 5), told(model, 9, 1), model.new_memory()]
+    questions = [random_ids(4, 2), random_ids(11, 3), random_ids(2, 4)]
+    together = model.search(memories, questions)
+    for memory, question, found in zip(memories, questions, together, strict=True):
+        [alone] = model.search([memory], [question])
+        close(found.scores, alone.scores)
+        close(torch.tensor([found.null, found.needs]), torch.tensor([alone.null, alone.needs]))
+    assert not together[2].relevant
+
+
+def test_words_of_a_large_vocabulary_fit_sixteen_bits() -> None:
+    """Numbers beyond 65,535 wrap; none raises, and equal tokens stay equal."""
+    search = Search(8, 1, 4, 8, 200_000)
+    ids = torch.tensor([0, 32_767, 32_768, 65_535, 65_536, 199_999])
+    words = search.words(ids)
+    assert words.dtype == torch.int16
+    assert len(set(words[:4].tolist())) == 4 and words[4] == words[0]
+    assert word_scores(words[:2], torch.tensor([1.0, 2.0]), words.view(3, 2)).tolist() == [3.0, 0.0, 1.0]
+
+
+def test_a_memory_with_words_is_saved_and_loaded(tokenizer: Any, tmp_path: Path) -> None:
+    """In several segments; what is asked afterwards is found as before; and it goes on as if never closed."""
+    model, store = model_of(tokenizer, store_dtype="int4"), MemoryStore(tmp_path)
+    text = random_text(40 * CHUNK)
+    never_closed = model.new_memory()
+    for i in range(0, len(text), 10 * CHUNK):
+        with store.open("ada", model) as memory:
+            model.memorize(memory, text[i : i + 10 * CHUNK], time=1.0)
+        model.memorize(never_closed, text[i : i + 10 * CHUNK], time=1.0)
+    loaded = store.load("ada")
+    question = random_ids(6, 5)
+    assert torch.equal(model.search([loaded], [question])[0].scores, model.search([never_closed], [question])[0].scores)
+    assert torch.equal(loaded.words(), never_closed.words())
+    assert torch.equal(loaded.tensors()["vectors"], never_closed.tensors()["vectors"])
+    assert loaded.tensors()["vectors"].dtype == torch.uint8
+    assert model.ask(loaded, "Where?", max_new_tokens=4) == model.ask(never_closed, "Where?", max_new_tokens=4)
+
+
+def test_words_come_with_one_search_alone(tokenizer: Any) -> None:
+    """A write without them is refused, before anything of it is kept."""
+    model = model_of(tokenizer)
+    memory = told(model, 3)
+    other = told(model, 4)
+    vectors, keys = other.tensors(since=3)["vectors"], other.tensors(since=3)["keys"]
+    with pytest.raises(IncompatibleMemory, match="words come with one search"):
+        memory.add(torch.zeros(memory.layers, CHUNK, memory.width), keys.view(1, CHUNK // 2, -1), other.writes[3])
+    assert memory.write_count == 3 and vectors is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"search_layers": ()}, "rising numbers"),
+        ({"search_layers": (1, 1)}, "rising numbers"),
+        ({"drop": "random"}, "drop"),
+        ({"tap": "output"}, "tap"),
+        ({"score_layers": "own"}, "search_layers"),
+        ({"score_layers": "own", "search_layers": (), "base_answers": True}, "base_answers"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
+    """With what to do."""
+    with pytest.raises(ConfigError, match=message):
+        MemoryConfig.verbatim(**{**ONE, **changes})
+
+
+def test_a_layer_that_is_not_there_is_refused(tokenizer: Any) -> None:
+    """Names how many there are."""
+    with pytest.raises(ConfigError, match="layers, from 0 on"):
+        model_of(tokenizer, search_layers=(0, 99))
+
+
+# The base alone -------------------------------------------------------------------------------------------------------
+
+
+def test_the_base_answers_what_needs_no_memory(tokenizer: Any) -> None:
+    """Word for word what it says without a memory; with the need, memory is read."""
+    model = model_of(tokenizer, base_answers=True)
+    memory = told(model, 6)
+    for need, null, recalled in ((-1.0, 99.0, False), (1.0, 99.0, True), (-1.0, -99.0, True)):
+        with torch.no_grad():
+            model.retriever.needs.bias.fill_(need)
+            model.retriever.null.bias.fill_(null)
+        answer = model.ask(memory, "Why is the sky blue?", max_new_tokens=5)
+        assert answer.recalled is recalled
+        assert bool(answer.sources) is recalled
+        if not recalled:
+            ids = torch.tensor([[BOS, *b"Why is the sky blue?"]])
+            out = model.base.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=256)
+            assert answer.ids == out[0, ids.shape[1] :].tolist()
+
+
+# Rounded vectors ------------------------------------------------------------------------------------------------------
+
+
+@given(
+    width=st.integers(1, 200), dtype=st.sampled_from(["int8", "int4"]), seed=st.integers(0, 1000),
+    size=st.floats(-4, 3.5),
+)  # fmt: skip
+def test_rounding_errs_by_half_a_step_at_most(width: int, dtype: str, seed: int, size: float) -> None:
+    """A step is the largest number of its group over 127 or 7, and at most 2^(1/8) wider to fit a byte of scale."""
+    vectors = torch.randn(3, width, generator=torch.Generator().manual_seed(seed)) * 10**size
+    rows = encode(vectors, dtype)
+    assert rows.dtype == torch.uint8 and rows.shape == (3, row_bytes(width, dtype))
+    back = decode(rows, width, dtype)
+    most = 127 if dtype == "int8" else 7
+    for start in range(0, width, 64):
+        group, found = vectors[:, start : start + 64], back[:, start : start + 64]
+        step = group.abs().amax(1, keepdim=True).clamp_min(2**-20 * most) / most * 2 ** (1 / 8)
+        assert ((group - found).abs() <= step * 0.501).all()
+
+
+def test_rounding_keeps_nothing_as_nothing() -> None:
+    """Zeros stay zeros."""
+    zeros = torch.zeros(2, 70)
+    for dtype in ("int8", "int4"):
+        assert torch.equal(decode(encode(zeros, dtype), 70, dtype), zeros)
+
+
+def _spread(model: MemoryModel, memory: Memory, question: list[int]) -> Tensor:
+    with torch.no_grad(), model.reading([memory], found=model.search([memory], [question])) as cache:
+        return model.base(torch.tensor([question]), past_key_values=cache, use_cache=True).logits
+
+
+def test_rounded_memories_answer_nearly_alike(tokenizer: Any) -> None:
+    """8 bits come closer than 4; both are near."""
+    exact, question = None, random_ids(5, 1)
+    errors = []
+    for dtype in ("float32", "int8", "int4"):
+        model = model_of(tokenizer, store_dtype=dtype)
+        logits = _spread(model, told(model, 12), question)
+        exact = logits if exact is None else exact
+        errors.append(float((logits - exact).abs().max() / exact.abs().max()))
+    assert errors[0] == 0 < errors[1] < errors[2] < 0.5
+
+
+def test_bytes_are_what_is_kept(tokenizer: Any) -> None:
+    """Vectors and scales, keys and words."""
+    model = model_of(tokenizer, store_dtype="int4", key_dtype="bfloat16")
+    memory = told(model, 20)
+    width, layers = model.vector_width, memory.layers
+    a_token = layers * (width // 2 + -(-width // 64)) + 8 * 2 // 2 + 2
+    pool = memory.pool_LnD.nbytes + memory.pool_rows_Ln.nbytes
+    assert memory.nbytes == memory.write_count * CHUNK * a_token + pool
