@@ -1,4 +1,4 @@
-"""Two LoRA adapters on one base, one for writing and one for reading (M+ §3.3), by way of peft."""
+"""LoRA adapters on one base, one for writing and one for reading (M+ §3.3), or one of them, by way of peft."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..errors import ConfigError
 from .placement import device_of
 
 ROLES = ("write", "read")
@@ -22,15 +23,18 @@ class Adapters:
     Args:
         base: takes the adapters into its linear layers.
         settings: a peft `LoraConfig`, the same for both.
+        roles: which of "write" and "read" there are; for the other one the base works as it is.
     """
 
-    def __init__(self, base: PreTrainedModel, settings: Any) -> None:
+    def __init__(self, base: PreTrainedModel, settings: Any, roles: tuple[str, ...] = ROLES) -> None:
         from peft.tuners.tuners_utils import BaseTunerLayer  # seconds to import; a model without adapters needs none
 
-        self.settings = settings
+        if not roles or set(roles) - set(ROLES):
+            raise ConfigError(f"adapters {list(roles)} are not known; give some of {', '.join(ROLES)}.")
+        self.settings, self.roles = settings, roles
         with warnings.catch_warnings():  # two adapters are meant
             warnings.simplefilter("ignore", UserWarning)
-            for role in ROLES:
+            for role in roles:
                 base.add_adapter(copy.deepcopy(settings), role)
         self._layers: list[Any] = [module for module in base.modules() if isinstance(module, BaseTunerLayer)]
         self._role: str | None = None
@@ -43,7 +47,7 @@ class Adapters:
     @contextmanager
     def active(self, role: str | None) -> Iterator[None]:
         """The adapter for "write" or "read", or none, is active in the block; what was before is afterwards."""
-        before = self._role
+        before, role = self._role, role if role in self.roles else None
         try:
             if role != before:
                 self._activate(role)
@@ -68,7 +72,7 @@ class Adapters:
             if device is not None and any(p.device.type == "meta" for part in parts for p in part.parameters()):
                 for part in parts:
                     part.to_empty(device=device)
-                for role in ROLES:  # they lost their values
+                for role in self.roles:  # they lost their values
                     layer.reset_lora_parameters(role, self.settings.init_lora_weights)
             elif device is not None:
                 for part in parts:

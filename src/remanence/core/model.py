@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory, InputError
-from .adapters import Adapters
+from .adapters import ROLES, Adapters
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
 from .memory import Memory, Pending, Write
@@ -66,6 +66,7 @@ class MemoryDecoder(nn.Module):
         template: the chat template in which questions are put to a memory, if it is not the tokenizer's own.
         lora: settings, a peft `LoraConfig`, of two adapters, one for writing and one for reading (M+ §3.3); None uses
             the base's weights for both.
+        adapters: which of the two there are, "write" and "read".
 
     Raises:
         ConfigError: a decoder family that cannot be attached to.
@@ -81,6 +82,7 @@ class MemoryDecoder(nn.Module):
         name: str = "",
         template: str | None = None,
         lora: Any = None,
+        adapters: tuple[str, ...] = ROLES,
     ) -> None:
         super().__init__()
         self.base: Any = base
@@ -121,7 +123,7 @@ class MemoryDecoder(nn.Module):
         if self.start is not None:
             self._start_as_bos()
         self.shipped: Memory | None = None  # what a published checkpoint comes with; new memories begin as it
-        self._adapters = None if lora is None else Adapters(base, lora)
+        self._adapters = None if lora is None else Adapters(base, lora, adapters)
         self._sentence_ends: frozenset[int] | None = None
         self._fingerprint = ""
         self.pools: WeakKeyDictionary[Memory, dict[int, Any]] = WeakKeyDictionary()  # see `ReadSlots`
@@ -142,6 +144,11 @@ class MemoryDecoder(nn.Module):
     def lora(self) -> Any:
         """The settings of the two adapters, a peft `LoraConfig`; None if there are none."""
         return None if self._adapters is None else self._adapters.settings
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Which adapters there are: "write", "read", both or none."""
+        return () if self._adapters is None else self._adapters.roles
 
     def adapter(self, role: str) -> AbstractContextManager[None]:
         """The adapter for "write" or "read" is active in the block; what was active before is afterwards."""
