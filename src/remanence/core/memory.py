@@ -240,9 +240,10 @@ class Memory:
             keys = self._keys_LGWR.new_empty(layers, groups, used + more, size)
             keys[:, :, :used] = self._keys_LGWR
             self._keys_LGWR = keys
-            words = self._words_WK.new_empty(used + more, self._words_WK.shape[1])
-            words[:used] = self._words_WK
-            self._words_WK = words
+            if words_K is not None:
+                words = self._words_WK.new_empty(used + more, len(words_K))
+                words[:used] = self._words_WK
+                self._words_WK = words
         if words_K is not None:
             self._words_WK[used] = words_K
         rounded = quantised(self.config.store_dtype)
