@@ -155,19 +155,19 @@ def test_a_memory_with_words_is_saved_and_loaded(tokenizer: Any, tmp_path: Path)
     loaded = store.load("ada")
     question = random_ids(6, 5)
     assert torch.equal(model.search([loaded], [question])[0].scores, model.search([never_closed], [question])[0].scores)
-    assert torch.equal(loaded.words(), never_closed.words())
+    assert torch.equal(loaded.of_tokens("words"), never_closed.of_tokens("words"))
     assert torch.equal(loaded.tensors()["vectors"], never_closed.tensors()["vectors"])
     assert loaded.tensors()["vectors"].dtype == torch.uint8
     assert model.ask(loaded, "Where?", max_new_tokens=4) == model.ask(never_closed, "Where?", max_new_tokens=4)
 
 
-def test_words_come_with_one_search_alone(tokenizer: Any) -> None:
-    """A write without them is refused, before anything of it is kept."""
+def test_a_write_without_its_words_is_refused(tokenizer: Any) -> None:
+    """Before anything of it is kept."""
     model = model_of(tokenizer)
     memory = told(model, 3)
     other = told(model, 4)
     vectors, keys = other.tensors(since=3)["vectors"], other.tensors(since=3)["keys"]
-    with pytest.raises(IncompatibleMemory, match="words come with one search"):
+    with pytest.raises(IncompatibleMemory, match=r"comes with \[\] of its tokens; this memory takes \['words'\]"):
         memory.add(torch.zeros(memory.layers, CHUNK, memory.width), keys.view(1, CHUNK // 2, -1), other.writes[3])
     assert memory.write_count == 3 and vectors is not None
 
@@ -267,3 +267,35 @@ def test_bytes_are_what_is_kept(tokenizer: Any) -> None:
     a_token = layers * (width // 2 + -(-width // 64)) + 8 * 2 // 2 + 2
     pool = memory.pool_LnD.nbytes + memory.pool_rows_Ln.nbytes
     assert memory.nbytes == memory.write_count * CHUNK * a_token + pool
+
+
+# Tokens alone ---------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_encoded_again(tokenizer: Any) -> None:
+    """The first two writes exactly as they were written; a later one as if the text began one write before it."""
+    model, kept = model_of(tokenizer, store_dtype="tokens"), model_of(tokenizer, store_dtype="float32")
+    short, whole = told(model, 9), told(kept, 9)
+    assert short.write_count == whole.write_count and short.tensors()["vectors"].shape[2] == 0
+    again = model.encode_again(short, torch.tensor([0, 1, 5]))
+    stored = whole.tensors()["vectors"]
+    ids = short.of_tokens("ids").flatten().tolist()
+    late = told(kept, 0)
+    kept.write(late, ids[4 * CHUNK : 5 * CHUNK])
+    kept.write(late, ids[5 * CHUNK : 6 * CHUNK])
+    for layer, made in enumerate(again):
+        close(made[: 2 * CHUNK], stored[layer, : 2 * CHUNK])
+        close(made[2 * CHUNK :], late.tensors()["vectors"][layer, CHUNK:])
+        assert layer == 0 or (made[2 * CHUNK :] - stored[layer, 5 * CHUNK : 6 * CHUNK]).abs().max() > 1e-3
+
+
+def test_a_memory_of_tokens_is_small_saved_and_asked(tokenizer: Any, tmp_path: Path) -> None:
+    """Keys, words and ids, no vectors; the same answers after loading, also in a batch."""
+    model, store = model_of(tokenizer, store_dtype="tokens", key_dtype="bfloat16"), MemoryStore(tmp_path)
+    with store.open("ada", model) as memory:
+        model.memorize(memory, random_text(30 * CHUNK))
+        answer = model.ask(memory, "Where?", max_new_tokens=4)
+    assert memory.nbytes - memory.pool_LnD.nbytes - memory.pool_rows_Ln.nbytes == memory.write_count * CHUNK * 14
+    loaded, other = store.load("ada"), told(model, 7, 3)
+    answers = model.ask_batch([loaded, other], ["Where?", "Who?"], max_new_tokens=4)
+    assert answers[0].ids == answer.ids and answers[1].ids == model.ask(other, "Who?", max_new_tokens=4).ids

@@ -18,7 +18,7 @@ _CHOICES = {
     "retriever": ("trained", "attention"),
     "score": ("block", "vector"),
     "score_layers": ("own", "mean", "one"),
-    "store_dtype": ("float32", "float16", "bfloat16", "int8", "int4"),
+    "store_dtype": ("float32", "float16", "bfloat16", "int8", "int4", "tokens"),
     "key_dtype": ("float32", "bfloat16"),
     "read_order": ("written", "age", "left"),
     "small_store": ("once", "repeat"),
@@ -89,7 +89,8 @@ class MemoryConfig:
 
     Storage
         store_dtype: number format of long-term vectors; "int8" and "int4" are rounded with a scale for every 64
-            numbers (`core/quantise.py`).
+            numbers (`core/quantise.py`). With "tokens" no vectors are stored: the tokens are, and what is read of them
+            is encoded again, each write behind the one before it.
         key_dtype: number format of the retriever's keys; bfloat16 keys are searched faster (see `block_scores`).
         keep_text: keep the text of each write, so that answers can name their sources.
 
@@ -217,6 +218,8 @@ class MemoryConfig:
             )
         if one and (self.retriever != "trained" or self.score != "block" or self.drop != "oldest"):
             raise ConfigError('score_layers = "one" needs a trained retriever, block scores and drop = "oldest".')
+        if self.store_dtype == "tokens" and (not one or self.kept != "keys_values" or self.K != self.chunk_tokens):
+            raise ConfigError('store_dtype = "tokens" needs score_layers = "one", kept = "keys_values", K = chunk_tokens.')
         if self.base_answers and not one:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
         if self.kept == "keys_values" and (self.tap != "input" or self.offset or self.keeps_ledger):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..models.pretrained import MemoryModel
     from ..store import MemoryStore
 
+_SHORT, _LONG = 32, 192  # most tokens of an answer in chat: from memory; of a base that talks
 SAVE_SECONDS = 10.0  # of a long text, so that a process killed at any moment loses no more
 
 _HELP = (
@@ -255,6 +256,7 @@ class _Chat:
         self.shelf, self.name, self.model, self.as_json = shelf, name, model, as_json
         self.refused = 0
         self.session = Session(model, self._load())
+        self.talks = model.config.base_answers  # a base that answers for itself is let talk
         self.last: Answer | None = None  # for /sources
 
     def _load(self) -> Memory:
@@ -298,21 +300,23 @@ class _Chat:
         session = self.session
         if not self.shelf.is_current(self.name, session.memory):
             session.memory = self._load()
-        with closing(session.reply(line)) as pieces:
-            if session.asks(line):
-                for i, piece in enumerate(pieces):
-                    if not self.as_json:
-                        put(piece.lstrip() if i == 0 else piece, end="")
-                said = ""
-            else:
-                said = "".join(pieces).strip()
+        # A small model only acknowledges a statement, which it may not do before it is kept. A reply of one that talks
+        # is shown as it comes; what could not be kept is said behind it.
+        shown = not self.as_json and (session.asks(line) or self.talks)
+        with closing(session.reply(line, max_new_tokens=_LONG if self.talks else _SHORT)) as pieces:
+            said = ""
+            for piece in pieces:
+                if shown:
+                    put(piece if said else piece.lstrip(), end="")
+                said += piece
+            if not session.asks(line):
                 self._keep(line)
         self.last = session.answer
         if self.as_json:
             text = session.answer.text if session.answer else None
             put_json({"answer": text, "memory_tokens": session.memory.tokens})
         else:
-            put(said if session.answer else "(remembered)")
+            put("" if shown and session.answer else said.strip() if session.answer else "(remembered)")
 
     def _keep(self, line: str) -> None:
         """Remember a turn for good."""

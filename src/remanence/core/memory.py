@@ -36,6 +36,12 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 _TRIM_WRITES = 256  # expired writes are cut off the store this many at a time
 
 
+def _of_tokens(config: MemoryConfig) -> dict[str, torch.dtype]:
+    """What a memory keeps of the written tokens themselves, by name."""
+    words = {"words": torch.int16} if config.score_layers == "one" and config.long_term else {}
+    return words | ({"ids": torch.int32} if config.store_dtype == "tokens" else {})
+
+
 @dataclass(frozen=True)
 class Write:
     """What is known of one write.
@@ -95,7 +101,7 @@ class Memory:
         self._store = Blocks(torch.zeros(layers, 0, self._row_width, dtype=self._row_dtype))
         shape = self.key_layers, config.keys_per_write, 0, config.retriever_dim
         self._keys_LGWR = torch.zeros(shape, dtype=_DTYPES[config.key_dtype])
-        self._words_WK = torch.zeros(0, config.K if config.score_layers == "one" else 0, dtype=torch.int16)
+        self._of_tokens = {name: torch.zeros(0, config.K, dtype=dtype) for name, dtype in _of_tokens(config).items()}
         self._generator = torch.Generator().manual_seed(seed)
         self.ledger = Ledger(config, layers) if config.keeps_ledger else None
 
@@ -107,11 +113,13 @@ class Memory:
     @property
     def _row_dtype(self) -> torch.dtype:
         """Of the long-term store; rounded vectors are bytes."""
-        return torch.uint8 if quantised(self.config.store_dtype) else _DTYPES[self.config.store_dtype]
+        return torch.uint8 if quantised(self.config.store_dtype) else _DTYPES.get(self.config.store_dtype, torch.uint8)
 
     @property
     def _row_width(self) -> int:
         """Numbers, or bytes, of a vector in the long-term store."""
+        if self.config.store_dtype == "tokens":
+            return 0
         return row_bytes(self.width, self.config.store_dtype) if quantised(self.config.store_dtype) else self.width
 
     # Sizes ------------------------------------------------------------------------------------------------------------
@@ -159,13 +167,13 @@ class Memory:
         kept = self.write_count - self.first_write if self.config.long_term else 0
         vectors = self.layers * K * self._row_width * self._row_dtype.itemsize
         keys = self.key_layers * G * self._keys_LGWR.shape[3] * self._keys_LGWR.element_size()
-        keys += self._words_WK.shape[1] * self._words_WK.element_size()
+        keys += sum(K * kept_WK.element_size() for kept_WK in self._of_tokens.values())
         return kept * (vectors + keys) + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
     def add(
-        self, vectors_LKD: Tensor, keys_LGR: Tensor | None, write: Write, words_K: Tensor | None = None
+        self, vectors_LKD: Tensor, keys_LGR: Tensor | None, write: Write, of_tokens: dict[str, Tensor] | None = None
     ) -> None:
         """Take in one write: grow the pool, let the excess go to the long-term store.
 
@@ -173,7 +181,8 @@ class Memory:
             vectors_LKD: the K new vectors of every layer.
             keys_LGR: their retriever keys, or None for a memory without a long-term store.
             write: its record; `write.index` must be `write_count`.
-            words_K: what the one search compares words with, int16; only with `score_layers="one"`.
+            of_tokens: what is kept of the written tokens themselves, each [K]: with `score_layers="one"` the "words"
+                that the search compares, int16; with `store_dtype="tokens"` their "ids", int32.
         """
         K, N = self.config.K, self.config.N
         if write.index != self.write_count or vectors_LKD.shape != (self.layers, K, self.width):
@@ -185,12 +194,16 @@ class Memory:
         if self.config.long_term and (keys_LGR is None or keys_LGR.shape != shape):
             given = None if keys_LGR is None else tuple(keys_LGR.shape)
             raise IncompatibleMemory(f"write {write.index} comes with keys {given}; this memory takes {shape}.")
-        if (words_K is None) == (self.config.score_layers == "one" and self.config.long_term):
-            raise IncompatibleMemory(f"write {write.index}: words come with one search for all layers, and only then.")
+        of_tokens = of_tokens or {}
+        if of_tokens.keys() != self._of_tokens.keys():
+            raise IncompatibleMemory(
+                f"write {write.index} comes with {sorted(of_tokens)} of its tokens; this memory takes "
+                f"{sorted(self._of_tokens)}."
+            )
         rows = torch.arange(write.index * K, (write.index + 1) * K).expand(self.layers, -1)
         excess = self.pool_size + K - N
         if keys_LGR is not None and self.config.long_term:
-            self._append(vectors_LKD, keys_LGR, words_K)
+            self._append(vectors_LKD, keys_LGR, of_tokens)
         if self.config.first_write == "tile" and not self.pool_size:
             vectors_LKD, rows = vectors_LKD.repeat(1, N // K, 1), rows.repeat(1, N // K)
         self._drop(max(0, excess))
@@ -229,7 +242,7 @@ class Memory:
         """Random orders of a pool's places [layers, size], layer 0 drawn first, as the published code draws them."""
         return torch.stack([torch.randperm(size, generator=self._generator) for _ in range(layers)])
 
-    def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor, words_K: Tensor | None) -> None:
+    def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor, of_tokens: dict[str, Tensor]) -> None:
         """Put a write at the end of the store. Vectors stay where they are; keys, which are few, stay in one piece."""
         used = self.write_count - self._base
         if used == self._keys_LGWR.shape[2]:  # then the vectors' blocks are full too
@@ -240,12 +253,12 @@ class Memory:
             keys = self._keys_LGWR.new_empty(layers, groups, used + more, size)
             keys[:, :, :used] = self._keys_LGWR
             self._keys_LGWR = keys
-            if words_K is not None:
-                words = self._words_WK.new_empty(used + more, len(words_K))
-                words[:used] = self._words_WK
-                self._words_WK = words
-        if words_K is not None:
-            self._words_WK[used] = words_K
+            for name, kept_WK in self._of_tokens.items():
+                self._of_tokens[name] = torch.cat([kept_WK[:used], kept_WK.new_empty(more, kept_WK.shape[1])])
+        for name, new_K in of_tokens.items():
+            self._of_tokens[name][used] = new_K
+        if self.config.store_dtype == "tokens":
+            vectors_LKD = vectors_LKD[:, :, :0]
         rounded = quantised(self.config.store_dtype)
         self._store.append(encode(vectors_LKD, self.config.store_dtype) if rounded else vectors_LKD)
         self._keys_LGWR[:, :, used] = keys_LGR
@@ -264,7 +277,7 @@ class Memory:
         if self.config.long_term and spare >= _TRIM_WRITES:
             self._store.cut(spare * self.config.K)
             self._keys_LGWR = self._keys_LGWR[:, :, spare:].clone()
-            self._words_WK = self._words_WK[spare:].clone()
+            self._of_tokens = {name: kept_WK[spare:].clone() for name, kept_WK in self._of_tokens.items()}
             self._base = self.first_write
 
     # Reading ----------------------------------------------------------------------------------------------------------
@@ -274,9 +287,9 @@ class Memory:
         layer = 0 if self.config.score_layers == "one" else layer
         return self._keys_LGWR[layer, :, self.first_write - self._base : self.write_count - self._base]
 
-    def words(self) -> Tensor:
-        """What the one search compares words with, of the writes `first_write` .. W-1, int16 [W - first_write, K]."""
-        return self._words_WK[self.first_write - self._base : self.write_count - self._base]
+    def of_tokens(self, name: str) -> Tensor:
+        """The "words" or "ids" (see `add`) of the tokens of the writes `first_write` .. W-1 [W - first_write, K]."""
+        return self._of_tokens[name][self.first_write - self._base : self.write_count - self._base]
 
     def best_rows(self, layer: int, scores: Tensor) -> Tensor:
         """Rows of the K0 long-term vectors of a layer with the best scores, oldest first [min(K0, long-term size)].
@@ -310,7 +323,7 @@ class Memory:
     def tensors(self, since: int | None = None) -> dict[str, Tensor]:
         """The tensors that make it whole, with `meta`.
 
-        "vectors" [L, writes * K, D], "keys" [L, writes * G, R] and, with one search for all layers, "words"
+        "vectors" [L, writes * K, D], "keys" [L, writes * G, R] and, where they are kept, "words" and "ids"
         [1, writes * K, 1] are of the writes from `since` on; of all that the store holds, if None.
         """
         since = 0 if since is None else since - self._base
@@ -320,7 +333,7 @@ class Memory:
             "pool_rows": self.pool_rows_Ln,
             "vectors": self._store.since(since * self.config.K),
             "keys": self._keys_LGWR[:, :, since:used].transpose(1, 2).flatten(1, 2),
-            **({"words": self._words_WK[since:used].reshape(1, -1, 1)} if self._words_WK.shape[1] else {}),
+            **{name: kept_WK[since:used].reshape(1, -1, 1) for name, kept_WK in self._of_tokens.items()},
             "generator": self._generator.get_state(),
             **(self.ledger.tensors() if self.ledger is not None else {}),
         }
@@ -343,8 +356,7 @@ class Memory:
     def from_parts(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Memory:
         """The inverse of `tensors` and `meta`. Raises `MemoryCorrupt` if they do not fit together."""
         config = MemoryConfig.from_dict(meta["config"])
-        words = {"words"} if config.score_layers == "one" else set()
-        if missing := {"pool", "pool_rows", "vectors", "keys", "generator", *words} - tensors.keys():
+        if missing := {"pool", "pool_rows", "vectors", "keys", "generator", *_of_tokens(config)} - tensors.keys():
             raise MemoryCorrupt(f"the memory lacks its tensors {', '.join(sorted(missing))}; restore it from a copy.")
         memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
         memory.writes = [Write(**write) for write in meta["writes"]]
@@ -358,16 +370,14 @@ class Memory:
             "vectors": (memory.layers, used * config.K, memory._row_width),
             "keys": (memory.key_layers, used * config.keys_per_write, config.retriever_dim),
         }
-        if words:
-            expected["words"] = (1, used * config.K, 1)
+        expected |= {name: (1, used * config.K, 1) for name in _of_tokens(config)}
         for name, shape in expected.items():
             if tuple(tensors[name].shape) != shape:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")
         memory.pool_LnD, memory.pool_rows_Ln = tensors["pool"], tensors["pool_rows"]
         memory._store = Blocks(tensors["vectors"])
         memory._keys_LGWR = tensors["keys"].unflatten(1, (-1, config.keys_per_write)).transpose(1, 2).contiguous()
-        if words:
-            memory._words_WK = tensors["words"].view(-1, config.K)
+        memory._of_tokens = {name: tensors[name].view(-1, config.K) for name in _of_tokens(config)}
         memory._generator.set_state(tensors["generator"])
         if memory.ledger is not None:
             memory.ledger = Ledger.from_parts(config, memory.pool_rows_Ln, tensors, meta)

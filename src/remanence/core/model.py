@@ -326,9 +326,40 @@ class MemoryDecoder(nn.Module):
             vectors_LKD[:-1] += self.offset.to(vectors_LKD)  # as the published code does
         keys = self.retriever_keys(states_LKD) if self.config.long_term else None
         text = self.tokenizer.decode(chunk).strip() if self.config.keep_text else None
-        words = self.retriever.words(ids[0]).cpu() if self.config.score_layers == "one" and keys is not None else None
+        of_tokens: dict[str, Tensor] = {}
+        if self.config.score_layers == "one" and keys is not None:
+            of_tokens["words"] = self.retriever.words(ids[0]).cpu()
+        if self.config.store_dtype == "tokens":
+            of_tokens["ids"] = ids[0].cpu()
         write = Write(memory.write_count, source, time, memory.tokens, len(chunk), text)
-        memory.add(vectors_LKD, keys, write, words)
+        memory.add(vectors_LKD, keys, write, of_tokens)
+
+    @torch.no_grad()
+    def encode_again(self, memory: Memory, writes: Tensor) -> list[Tensor]:
+        """The vectors of some writes of a memory that keeps only tokens (`store_dtype="tokens"`), a layer each [n * K, D].
+
+        Each is encoded behind the write before it, as far as there is one in the store. When it was written it saw the
+        whole pool, and that one in turn what was before it; so the vectors differ a little.
+
+        Args:
+            memory: holds the tokens.
+            writes: their numbers [n].
+        """
+        K, device = self.config.K, self.attachment.device
+        if not len(writes):
+            return [memory.pool_LnD[layer][:0] for layer in range(memory.layers)]
+        ids_WK, at = memory.of_tokens("ids").long(), writes - memory.first_write
+        first = self._first_token()
+        before = ids_WK[(at - 1).clamp_min(0)]
+        ids = torch.cat([torch.full((len(at), 1), first), before, ids_WK[at]], 1)
+        begins = at == 0  # nothing is before it: its own tokens only
+        if begins.any():
+            ids[begins, 1 : 1 + K] = ids_WK[at[begins]]
+        with self.adapter("write"):
+            states = self.attachment.inputs(ids.to(device), use_cache=False)
+            made = [self.attachment.keys_values(layer, each) for layer, each in enumerate(states)]
+        places = torch.arange(K)[None] + torch.where(begins, 1, 1 + K)[:, None]
+        return [each.gather(1, places[..., None].expand(-1, -1, each.shape[-1]).to(device)).flatten(0, 1) for each in made]
 
     def _writable(self, memory: Memory, tokens: int) -> bool:
         """Whether a chunk of that many tokens can be written; a short one needs K vectors to be completed from."""
@@ -433,7 +464,7 @@ class MemoryDecoder(nn.Module):
                 scores = block_scores(queries_BTR[b, asks_T.cpu()], memory.keys(0), self.retriever.scale)
                 words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
                 weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
-                scores += word_scores(words_T, weights_T, memory.words())
+                scores += word_scores(words_T, weights_T, memory.of_tokens("words"))
             slope = self.config.null_slope * math.log(max(1, len(scores)))
             found.append(Found(scores, null_B[b] + slope, needs_B[b]))
         return found
@@ -567,7 +598,8 @@ class MemoryDecoder(nn.Module):
             memory: read, not changed.
             question: any text that fits the window with what is pending.
             history: earlier turns of this conversation, what the user said and what the model answered, oldest first.
-                Only for models with a chat template; turns that do not fit the window are left out, oldest first.
+                The base sees them where it answers by itself, as many of the last as fit the window; what was told in
+                them and is to be known later must be memorized.
             max_new_tokens: most tokens of the answer.
             options: for Hugging Face's `generate`; greedy by default.
 
@@ -598,8 +630,8 @@ class MemoryDecoder(nn.Module):
             )
         histories = histories or [()] * len(questions)
         prompts, asks = [], []
-        for memory, question, history in zip(memories, questions, histories, strict=True):
-            prompt, asked = self._whole_prompt(memory, question, history, max_new_tokens)
+        for memory, question in zip(memories, questions, strict=True):
+            prompt, asked = self._whole_prompt(memory, question, max_new_tokens)
             prompts.append(prompt)
             asks.append(asked)
         rows = range(len(questions))
@@ -661,34 +693,27 @@ class MemoryDecoder(nn.Module):
         first = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
         return first + self._encode(question.strip())
 
-    def _whole_prompt(
-        self, memory: Memory, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int
-    ) -> tuple[list[int], int]:
-        """What waits in the window, the turns before, the question; and how many tokens of it ask."""
-        room = self.config.window_tokens - max_new_tokens
-        pending, turns = memory.pending_ids, list(history)
-        asked = self._prompt(question)
-        while turns and len(pending) + len(self._prompt(question, turns)) > room:
-            turns.pop(0)
-        prompt = pending + (self._prompt(question, turns) if turns else asked)
-        if len(prompt) > room:
+    def _whole_prompt(self, memory: Memory, question: str, max_new_tokens: int) -> tuple[list[int], int]:
+        """What waits in the window and the question; and how many tokens of it ask."""
+        pending, asked = memory.pending_ids, self._prompt(question)
+        if len(pending) + len(asked) + max_new_tokens > self.config.window_tokens:
             raise InputError(
                 f"the question takes {len(asked)} tokens; with {len(pending)} waiting to be written "
                 f"and {max_new_tokens} for the answer that is more than the window of "
                 f"{self.config.window_tokens}. Shorten it, or memorize the long part first."
             )
-        return prompt, len(asked)
+        return pending + asked, len(asked)
 
     def fits(self, memory: Memory, question: str, max_new_tokens: int = 32) -> bool:
         """Whether a question fits the window with what is pending and the answer."""
         return len(memory.pending_ids) + len(self._prompt(question)) + max_new_tokens <= self.config.window_tokens
 
-    def _prompt(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """Token ids of a question, after the turns before it."""
+    def _prompt(self, question: str) -> list[int]:
+        """Token ids of a question."""
         if not question.strip():
             raise InputError("the question is empty; ask something.")
         if self.prompt is None and self.tokenizer.chat_template:
-            ids = self._turns(history, question, self.template)
+            ids = self._turns([], question, self.template)
             first = self.tokenizer.bos_token_id
             # The start vector stands for a token that begins the text, but not for one that begins every turn.
             return ids[1:] if self.start is not None and ids[:1] == [first] and first not in ids[1:] else ids

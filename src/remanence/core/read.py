@@ -65,6 +65,10 @@ class Reader(Protocol):
         """The start vector of every layer as vectors of a memory are [D], or None."""
         ...
 
+    def encode_again(self, memory: Memory, writes: Tensor) -> list[Tensor]:
+        """The vectors of writes of which only the tokens are kept, a layer each [writes * K, D]."""
+        ...
+
     def unread(self, vectors: int) -> bool:
         """Whether a read of a pool of so many vectors has no slots at all, not even the start vector."""
         ...
@@ -105,6 +109,7 @@ class ReadSlots:
         self._padding = torch.tensor([self.length - n for n in own], device=device)
         self._sums: list[Tensor] = [torch.zeros(())] * len(memories)  # by row: scores, summed over the layers so far
         self._candidates: list[Tensor | None] = [None] * len(memories)  # by row: writes that are scored; None: all
+        self._again: dict[int, list[Tensor]] = {}  # by row: what was encoded again, a layer each
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
 
     def mask(self) -> Tensor:
@@ -137,7 +142,7 @@ class ReadSlots:
             if self._start_rows is not None and start:
                 front[b, width - own] = self._start_rows[layer].to(front)
             if len(rows):
-                front[b, width - len(rows) :] = memory.long_term(layer, rows).to(front)
+                front[b, width - len(rows) :] = self._vectors(b, layer, rows).to(front)
             rows = torch.cat([rows, memory.pool_rows_Ln[layer]])
             if bias is not None and len(rows):
                 pad = int(self._padding[b])
@@ -157,6 +162,16 @@ class ReadSlots:
             keys, values = (t.repeat_interleave(repeats, 0) for t in (keys, values))
             bias = None if bias is None else bias.repeat_interleave(repeats, 0)
         return Slots(keys, values, bias)
+
+    def _vectors(self, row: int, layer: int, rows: Tensor) -> Tensor:
+        """Long-term vectors of a row's memory [len(rows), D]; where only tokens are kept, encoded at the first layer."""
+        memory, K = self.memories[row], self.model.config.K
+        if self.model.config.store_dtype != "tokens":
+            return memory.long_term(layer, rows)
+        writes, of_row = torch.unique(rows // K, return_inverse=True)
+        if row not in self._again:
+            self._again[row] = self.model.encode_again(memory, writes)
+        return self._again[row][layer][(of_row * K + rows % K).to(self._again[row][layer].device)]
 
     def _pool(self, layer: int, memory: Memory, first: int, device: torch.device) -> Slots:
         """Slots of a memory's pool at positions from `first` on [1, H, n, E], on the device of the layer.

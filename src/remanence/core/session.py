@@ -12,12 +12,16 @@ from .memory import Memory
 from .model import Answer, MemoryDecoder
 
 
+_TURNS = 8  # of the session that the base is shown at most: more would make it wait
+
+
 class Session:
     """Turns of a conversation.
 
     A turn is first answered, from memory and from the text that waits in the window, and then remembered unless it
     ends with a question mark; so a turn never reads itself. Only the user's words are remembered, not the model's.
-    `say` does both; whoever saves in between, or locks, calls `reply` and `keep`.
+    `say` does both; whoever saves in between, or locks, calls `reply` and `keep`. The turns of this session are also
+    what the base sees when it answers by itself (`MemoryConfig.base_answers`), so that a conversation goes on.
 
     Args:
         model: answers and writes.
@@ -28,6 +32,7 @@ class Session:
     def __init__(self, model: MemoryDecoder, memory: Memory, *, label: str = "chat") -> None:
         self.model, self.memory, self.label = model, memory, label
         self.answer: Answer | None = None
+        self.turns: list[tuple[str, str]] = []  # of this session: what was said, what was answered
 
     @staticmethod
     def asks(text: str) -> bool:
@@ -59,6 +64,8 @@ class Session:
         self.answer = None
         if self.asks(text) or self.model.fits(self.memory, text, max_new_tokens):
             yield from self._answer(text, max_new_tokens, options)
+            if self.answer is not None:
+                self.turns.append((text, self.answer.text))
 
     def keep(self, text: str) -> None:
         """Remember a turn."""
@@ -71,7 +78,12 @@ class Session:
         def work() -> None:
             try:
                 self.answer = self.model.ask(
-                    self.memory, text, max_new_tokens=max_new_tokens, streamer=streamer, **options
+                    self.memory,
+                    text,
+                    history=self.turns[-_TURNS:],
+                    max_new_tokens=max_new_tokens,
+                    streamer=streamer,
+                    **options,
                 )
             except BaseException as error:  # raised again in the thread that reads
                 failure.append(error)

@@ -20,7 +20,7 @@ from ..errors import ConfigError, IncompatibleMemory, MemoryCorrupt
 from ..files import write_whole
 from .rows import FORMAT, File, Segment, Stored
 
-_OF_WRITES = ("vectors", "keys", "words")  # tensors that grow with every write and are kept in segments
+_OF_WRITES = ("vectors", "keys", "words", "ids")  # tensors that grow with every write and are kept in segments
 MAX_SEGMENTS = 64  # a save that would leave more of them merges some
 _HASHERS = 4  # files that are hashed at the same time, which needs no lock of Python's
 
@@ -135,8 +135,9 @@ def assemble(folder: Path, stored: Stored, name: str) -> Memory:
         config = MemoryConfig.from_dict(meta["config"])
         empty = Memory(config, layers=meta["layers"], width=meta["width"]).tensors()
         tensors = {key: tensor.clone() for key, tensor in load_file(folder / stored.state.name).items()}
-        for key, per_write in (("vectors", config.K), ("keys", config.keys_per_write), ("words", config.K)):
+        for key in _OF_WRITES:
             if key in empty:
+                per_write = config.keys_per_write if key == "keys" else config.K
                 tensors[key] = _joined(folder, stored.segments, meta["base"], key, per_write, empty[key])
         return Memory.from_parts(tensors, meta)
     except ConfigError as error:
