@@ -137,7 +137,9 @@ def led(memory: Memory, right: Callable[[int], tuple[Tensor, Tensor | None]], wh
         right: of the number of a write, its vectors [L, K, D] and keys [L, G, R] or None.
     """
 
-    def add(made_LKD: Tensor, made_LGR: Tensor | None, write: Write, of_tokens: dict[str, Tensor] | None = None) -> None:
+    def add(
+        made_LKD: Tensor, made_LGR: Tensor | None, write: Write, of_tokens: dict[str, Tensor] | None = None
+    ) -> None:
         right_LKD, right_LGR = right(write.index)
         for l, wanted in enumerate(right_LKD):
             close(made_LKD[l], wanted, what=f"{what}.vectors.{l}")

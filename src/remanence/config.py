@@ -218,8 +218,10 @@ class MemoryConfig:
             )
         if one and (self.retriever != "trained" or self.score != "block" or self.drop != "oldest"):
             raise ConfigError('score_layers = "one" needs a trained retriever, block scores and drop = "oldest".')
-        if self.store_dtype == "tokens" and (not one or self.kept != "keys_values" or self.K != self.chunk_tokens):
-            raise ConfigError('store_dtype = "tokens" needs score_layers = "one", kept = "keys_values", K = chunk_tokens.')
+        if self.store_dtype == "tokens" and (not one or self.kept != "keys_values" or self.chunk_tokens != self.K):
+            raise ConfigError(
+                'store_dtype = "tokens" needs score_layers = "one", kept = "keys_values", K = chunk_tokens.'
+            )
         if self.base_answers and not one:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
         if self.kept == "keys_values" and (self.tap != "input" or self.offset or self.keeps_ledger):

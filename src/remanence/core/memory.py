@@ -370,7 +370,7 @@ class Memory:
             "vectors": (memory.layers, used * config.K, memory._row_width),
             "keys": (memory.key_layers, used * config.keys_per_write, config.retriever_dim),
         }
-        expected |= {name: (1, used * config.K, 1) for name in _of_tokens(config)}
+        expected |= dict.fromkeys(_of_tokens(config), (1, used * config.K, 1))
         for name, shape in expected.items():
             if tuple(tensors[name].shape) != shape:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")

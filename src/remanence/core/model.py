@@ -99,7 +99,9 @@ class MemoryDecoder(nn.Module):
         layers, width = len(self.attachment.layers), self.attachment.width
         self.whole = config.kept == "keys_values"
         if config.search_layers and config.search_layers[-1] >= layers:
-            raise ConfigError(f"search_layers = {list(config.search_layers)}: this model has {layers} layers, from 0 on.")
+            raise ConfigError(
+                f"search_layers = {list(config.search_layers)}: this model has {layers} layers, from 0 on."
+            )
         limit, slots = self.attachment.position_limit, config.slots
         if limit is not None and slots + config.window_tokens > limit:
             raise ConfigError(
@@ -167,7 +169,9 @@ class MemoryDecoder(nn.Module):
             return list(self.start)
         with self.adapter("write"):
             place = self.attachment.place
-            return [self.attachment.keys_values(l, place(l, each.to(self.base.dtype))) for l, each in enumerate(self.start)]
+            return [
+                self.attachment.keys_values(l, place(l, each.to(self.base.dtype))) for l, each in enumerate(self.start)
+            ]
 
     # Memories ---------------------------------------------------------------------------------------------------------
 
@@ -336,7 +340,7 @@ class MemoryDecoder(nn.Module):
 
     @torch.no_grad()
     def encode_again(self, memory: Memory, writes: Tensor) -> list[Tensor]:
-        """The vectors of some writes of a memory that keeps only tokens (`store_dtype="tokens"`), a layer each [n * K, D].
+        """The vectors of writes of a memory that keeps only tokens (`store_dtype="tokens"`), a layer each [n * K, D].
 
         Each is encoded behind the write before it, as far as there is one in the store. When it was written it saw the
         whole pool, and that one in turn what was before it; so the vectors differ a little.
@@ -359,7 +363,9 @@ class MemoryDecoder(nn.Module):
             states = self.attachment.inputs(ids.to(device), use_cache=False)
             made = [self.attachment.keys_values(layer, each) for layer, each in enumerate(states)]
         places = torch.arange(K)[None] + torch.where(begins, 1, 1 + K)[:, None]
-        return [each.gather(1, places[..., None].expand(-1, -1, each.shape[-1]).to(device)).flatten(0, 1) for each in made]
+        return [
+            each.gather(1, places[..., None].expand(-1, -1, each.shape[-1]).to(device)).flatten(0, 1) for each in made
+        ]
 
     def _writable(self, memory: Memory, tokens: int) -> bool:
         """Whether a chunk of that many tokens can be written; a short one needs K vectors to be completed from."""
@@ -564,13 +570,13 @@ class MemoryDecoder(nn.Module):
             asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
         padding_B = width - mask.sum(1)
         if found is None and self.config.score_layers == "one":
-            ends = [prompt[-min(len(prompt), n) :] for prompt, n in zip(prompts, asks or map(len, prompts), strict=True)]
+            ends = [
+                prompt[-min(len(prompt), n) :] for prompt, n in zip(prompts, asks or map(len, prompts), strict=True)
+            ]
             found = self.search(memories, ends)
         with (
             torch.no_grad(),
-            self.reading(
-                memories, asking, long_term=long_term, force=force, padding_B=padding_B, found=found
-            ) as cache,
+            self.reading(memories, asking, long_term=long_term, force=force, padding_B=padding_B, found=found) as cache,
         ):
             read: Any = cache.provider
             # Padding first, then memory and prompt: as the cache holds them.
@@ -606,9 +612,7 @@ class MemoryDecoder(nn.Module):
         Raises:
             InputError: an empty question, or one longer than the window.
         """
-        return self.ask_batch(
-            [memory], [question], histories=[history], max_new_tokens=max_new_tokens, **options
-        )[0]
+        return self.ask_batch([memory], [question], histories=[history], max_new_tokens=max_new_tokens, **options)[0]
 
     def ask_batch(
         self,

@@ -164,7 +164,7 @@ class ReadSlots:
         return Slots(keys, values, bias)
 
     def _vectors(self, row: int, layer: int, rows: Tensor) -> Tensor:
-        """Long-term vectors of a row's memory [len(rows), D]; where only tokens are kept, encoded at the first layer."""
+        """Long-term vectors of a row's memory [len(rows), D]; if only tokens are kept, encoded at the first layer."""
         memory, K = self.memories[row], self.model.config.K
         if self.model.config.store_dtype != "tokens":
             return memory.long_term(layer, rows)

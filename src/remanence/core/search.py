@@ -78,9 +78,7 @@ class Search(nn.Module):
 
     @staticmethod
     def _perceptron(features: int, hidden: int, dim: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Linear(features, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, dim, bias=False)
-        )
+        return nn.Sequential(nn.Linear(features, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, dim, bias=False))
 
     @staticmethod
     def features(states: list[Tensor]) -> Tensor:

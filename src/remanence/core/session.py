@@ -11,7 +11,6 @@ from transformers import TextIteratorStreamer
 from .memory import Memory
 from .model import Answer, MemoryDecoder
 
-
 _TURNS = 8  # of the session that the base is shown at most: more would make it wait
 
 
