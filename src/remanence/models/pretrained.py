@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ..config import MemoryConfig
+from ..core.adapters import ROLES
 from ..core.attachment import trained_positions
 from ..core.memory import Memory
 from ..core.model import MemoryDecoder
@@ -67,7 +68,8 @@ class MemoryModel(MemoryDecoder):
         save_file(own, folder / WEIGHTS)
         settings = {
             "format": FORMAT, "name": self.name, "prompt": self.prompt, "memory": self.config.to_dict(),
-            "lora": None if self.lora is None else _plain(self.lora.to_dict()),
+            "lora": None if self.lora is None else _plain(self.lora.to_dict()), "adapters": list(self.adapters),
+            "template": self.template,
         }  # fmt: skip
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         if self.shipped is not None:
@@ -178,7 +180,10 @@ class MemoryModel(MemoryDecoder):
             return cls(base, tokenizer, memory, name=str(model))
         config = memory or MemoryConfig.from_dict(saved["memory"])
         lora = _lora(saved.get("lora"))
-        self = cls(base, tokenizer, config, prompt=saved["prompt"], name=saved["name"], lora=lora)
+        self = cls(
+            base, tokenizer, config, prompt=saved["prompt"], name=saved["name"], template=saved.get("template"),
+            lora=lora, adapters=tuple(saved.get("adapters") or ROLES),
+        )  # fmt: skip
         own = load_file(folder / WEIGHTS)
         if config.retriever == "attention":  # the trained one, if any, is left aside
             own = {k: v for k, v in own.items() if not k.startswith("retriever.")}
@@ -280,7 +285,7 @@ def _uploading(repository: str) -> Iterator[None]:
 
 
 def saved_settings(model: str | Path, **hub: Any) -> dict[str, Any] | None:
-    """What `save_pretrained` wrote beside a model's weights: format, name, prompt, memory, lora.
+    """What `save_pretrained` wrote beside a model's weights: format, name, prompt, memory, lora, adapters, template.
 
     Args:
         model: as for `from_pretrained`; of a hub id the one file is downloaded.

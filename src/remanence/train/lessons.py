@@ -380,7 +380,6 @@ class Lessons:
         return (piece[: end + 1] if end > 40 else piece).replace("\n", " ").strip()
 
 
-
 def _kind(subject: Subject) -> str:
     """The kind of a question about a subject."""
     return "other" if subject.kind == "person" else subject.kind
