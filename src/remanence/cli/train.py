@@ -144,8 +144,7 @@ def train_reading(
     Lessons are made of the files and of made-up facts of everyday life. Killed at any moment it goes on from its last
     checkpoint when started again. Settings are changed with --set, such as memory.K0=512, lora.r=64, asks=40, lr=3e-4.
 
-    Example: remanence train reading --model HuggingFaceTB/SmolLM2-135M-Instruct --lessons squad.jsonl.gz \\
-    --text books.jsonl.zst --out runs/reading --hours 9
+    Example: remanence train reading --model DIR --lessons squad.jsonl.gz --text books.jsonl.zst --hours 9
     """
     _trainable()
     from ..train.reading_run import launch, reading_run
@@ -157,11 +156,10 @@ def train_reading(
         put(json.dumps(dataclasses.asdict(run), indent=2))
         return
     with stoppable() as stop:
-        stop.later = processes == 1
+        stop.later = processes == 1 and "RANK" not in os.environ  # several would not end at the same step
+        ends = (lambda: stop.asked is not None) if stop.later else None
         try:
-            result = launch(
-                run, out, processes=processes, quiet=as_json, stop=lambda: stop.asked is not None
-            )  # fmt: skip
+            result = launch(run, out, processes=processes, quiet=as_json, stop=ends)
         except Stopped as stopped:
             stopped.line = f"stopped; the same command goes on from the last checkpoint in {out}, if there is one."
             raise
