@@ -22,7 +22,7 @@ import typer.main
 import yaml
 
 from remanence import MemoryConfig, cli
-from remanence.train.settings import Engine, Lora, Stage
+from remanence.train.settings import Engine, Lora, ReadingRun, Stage
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -128,7 +128,7 @@ def test_every_setting_is_on_its_page_with_its_default() -> None:
     assert rows.keys() == defaults.keys()
     for name, shown in rows.items():
         assert ast.literal_eval(shown.strip("`")) == defaults[name], name
-    for kind, prefix in ((Stage, ""), (Lora, "lora."), (Engine, "engine.")):
+    for kind, prefix in ((Stage, ""), (Lora, "lora."), (Engine, "engine."), (ReadingRun, "")):
         for field in dataclasses.fields(kind):
             assert field.name == "name" or f"`{prefix}{field.name}`" in training, f"{prefix}{field.name}"
 
