@@ -165,7 +165,9 @@ def _passage(row: dict[str, Any]) -> Passage:
             continue
         answer, start = asked["answers"][0], asked["answer_start"]
         start = start[0] if isinstance(start, list) else start
-        asks.append((asked["question"].strip(), answer, start + len(answer) - 1))
+        question = asked["question"].strip()
+        if question and answer.strip():
+            asks.append((question, answer, start + len(answer) - 1))
     return Passage(f"p|{row.get('title', '')}|{row.get('para', row['context'][:40])}", row["context"], tuple(asks))
 
 

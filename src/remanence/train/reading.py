@@ -312,12 +312,10 @@ class ReadingTrainer:
             prompt = self.asking.prompt(question)
             if asked.at == IN_WINDOW or rng.random() < run.waiting:
                 prompt = stream.rest + prompt
-            elif asked.at is not None and self.asking.chat and rng.random() < run.told:
-                begin = max(0, (asked.at) * self.model.config.K - _PIECE)
-                ids = [token for chunk in stream.chunks for token in chunk][
-                    begin : (asked.at + 1) * self.model.config.K
-                ]
-                prompt = self.asking.prompt(question, [(self.model.tokenizer.decode(ids), rng.choice(_NOTED))])
+            elif asked.chunk is not None and self.asking.chat and rng.random() < run.told:
+                before = stream.chunks[asked.chunk - 1][-_PIECE:] if asked.chunk else []
+                said = self.model.tokenizer.decode(before + stream.chunks[asked.chunk])
+                prompt = self.asking.prompt(question, [(said, rng.choice(_NOTED))])
             turns.append(self._turn(question, prompt, self.asking.answer(asked.ask.answer), i, asked, asked.ask.kind))
         for _ in range(unknown):
             question = rng.choice(lines("personal_unknown"))
@@ -406,7 +404,7 @@ class ReadingTrainer:
         logits = torch.cat([null_Q[:, None], scores_QW.masked_fill(~past.allowed_QW, _NEVER)], 1)
         losses = -(past.targets_QX * logits.log_softmax(1)).sum(1)
         loss = losses[past.counted_Q].mean() if past.counted_Q.any() else losses.sum() * 0
-        # A passage's question says nothing of whose memory it is about: it is no example of either.
+        # A passage's question may be one of general knowledge too: it is an example of neither.
         use = torch.tensor([turn.kind != "passage" for turn in turns])
         wanted = torch.tensor([float(turn.kind != "chat") for turn in turns])
         need = needs_Q.sum() * 0
