@@ -38,7 +38,6 @@ def home(tmp_path: Path) -> Path:
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a command sets for its whole process, which here is that of the tests."""
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.delenv("REMANENCE_MODEL", raising=False)
     verbosity = logging.get_verbosity()
     # Tests that were started in the background, as by a script, ignore Ctrl-C; the commands under test must not.
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

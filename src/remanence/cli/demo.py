@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError
+from ..models.names import DEFAULT_MODEL
 from .output import Json, Model, bar, load_model, put_json, say
 
 
 def demo(
     tokens: Annotated[int, typer.Option(min=1000, help="Tokens between a fact and its last question.")] = 160_000,
-    model: Model = "builtin",
+    model: Model = DEFAULT_MODEL,
     plot: Annotated[Path | None, typer.Option(help="Write the curve as a picture (.png, .svg, .pdf).")] = None,
     seed: Annotated[int, typer.Option(help="Of the facts and their names.")] = 7,
     as_json: Json = False,

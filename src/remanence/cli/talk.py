@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
+from ..models.names import DEFAULT_MODEL
 from .output import (
     Json,
     Model,
@@ -68,7 +69,7 @@ def memorize(
     file: Annotated[str, typer.Argument(help="A text file, or - for standard input.")] = "-",
     memory: Name = "default",
     source: Annotated[str | None, typer.Option(help="A label that answers name; the file's name if not given.")] = None,
-    model: Model = "builtin",
+    model: Model = DEFAULT_MODEL,
     store: Store = None,
     last: Annotated[
         int | None, typer.Option(min=1, help="Only so many tokens at the text's end: to go on after a stop.")
@@ -155,7 +156,7 @@ def _source_dict(source: Any) -> dict[str, Any]:
 def ask(
     question: Annotated[str | None, typer.Argument(help="What you want to know.", show_default=False)] = None,
     memory: Name = "default",
-    model: Model = "builtin",
+    model: Model = DEFAULT_MODEL,
     store: Store = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
     sources: Annotated[bool, typer.Option(help="Show what was read.")] = False,
@@ -209,7 +210,7 @@ def _show_sources(sources: list[Any]) -> None:
 
 def chat(
     memory: Name = "default",
-    model: Model = "builtin",
+    model: Model = DEFAULT_MODEL,
     store: Store = None,
     plan: Plan = False,
     as_json: Json = False,

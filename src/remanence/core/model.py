@@ -378,7 +378,7 @@ class MemoryDecoder(nn.Module):
 
     def _context(self, memory: Memory) -> Tensor:
         """What a chunk sees while it is written: the last K vectors of every layer, or the whole pool [L, n, D]."""
-        pool = memory.pool_LnD
+        pool = memory.pool_LnD.to(self.base.dtype)  # it may come from a machine that computes in another number format
         return pool[:, -self.config.K :] if self.config.write_context == "last" else pool
 
     def write_pass(self, ids_BT: Tensor, context: list[Tensor]) -> list[Tensor]:
