@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.memory import Memory
-from ..core.model import Answer
 from ..models.pretrained import MemoryModel
 from .retention import prose
 
 UNKNOWN = re.compile(r"\b(don't|do not|doesn't|does not) know\b|\bno idea\b|\bnever told\b", re.IGNORECASE)
 _STORY = tomllib.loads((Path(__file__).parent / "story.toml").read_text(encoding="utf-8"))
+TOLD: tuple[str, ...] = tuple(_STORY["told"])  # what the person says, a turn each
 _WORDS_A_TOKEN = 0.7  # of English prose, and a little less, so that the book is long enough
 
 
@@ -24,36 +24,35 @@ def tell(
 ) -> dict[str, Any]:
     """Tell the story's sentences, then read a book for about so many tokens. Returns what was done, JSON-ready."""
     began = time.perf_counter()
-    for sentence in _STORY["told"]:
+    for sentence in TOLD:
         model.memorize(memory, sentence, source="chat")
     words = prose().split(" ")[: int(tokens * _WORDS_A_TOKEN)]
     read = model.memorize(memory, " ".join(words), source="a book", progress=progress)
-    return {"told": list(_STORY["told"]), "book_tokens": read, "seconds": round(time.perf_counter() - began, 1)}
+    return {"told": list(TOLD), "book_tokens": read, "seconds": round(time.perf_counter() - began, 1)}
 
 
 def ask(model: MemoryModel, memory: Memory) -> Iterator[dict[str, Any]]:
-    """Ask for everything, once with the memory and once without. Yields an answer at a time, JSON-ready."""
-    for entry in _STORY["asked"]:
-        answer, alone = model.ask(memory, entry["question"]), _without(model, entry["question"])
-        known = entry["answers"]
-        right = any(a.lower() in answer.text.lower() for a in known) if known else bool(UNKNOWN.search(answer.text))
-        sources = [s for s in answer.sources if s.score > 0 or s.where == "window"]
+    """Ask for everything, with the memory and without. Yields an answer at a time, JSON-ready.
+
+    told: whether it was; None for a question of general knowledge, for which right means: as without a memory.
+    """
+    for entry in (*_STORY["asked"], *_STORY["general"]):
+        answer, alone = model.ask(memory, entry["question"]), model.answer_alone(entry["question"])
+        known = entry.get("answers")
+        source = next((s.text or "" for s in answer.sources if s.score > 0), "")
         yield {
-            "question": entry["question"], "told": bool(known), "answer": answer.text, "right": right,
-            "source": _told_in(sources[0].text or "", known) if known and sources else "", "without": alone.text,
-            "recalled": answer.recalled,
-        }  # fmt: skip
-    for entry in _STORY["general"]:
-        answer, alone = model.ask(memory, entry["question"]), _without(model, entry["question"])
-        yield {
-            "question": entry["question"], "told": None, "answer": answer.text, "right": answer.text == alone.text,
-            "source": "", "without": alone.text, "recalled": answer.recalled,
+            "question": entry["question"], "told": None if known is None else bool(known), "answer": answer.text,
+            "right": answer.text == alone.text if known is None else _right(answer.text, known),
+            "source": _told_in(source, known) if known else "", "recalled": answer.recalled, "without": alone.text,
+            "right_without": known is not None and _right(alone.text, known),
         }  # fmt: skip
 
 
-def _without(model: MemoryModel, question: str) -> Answer:
-    """What the model answers that has never been told anything."""
-    return model.answer_alone(question)
+def _right(answer: str, known: list[str]) -> bool:
+    """Whether an answer names what was told; or, of what was not, says that it does not know."""
+    if not known:
+        return bool(UNKNOWN.search(answer))
+    return any(each.lower() in answer.lower() for each in known)
 
 
 def _told_in(text: str, answers: list[str]) -> str:
