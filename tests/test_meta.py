@@ -130,7 +130,7 @@ def test_the_error_tree_is_drawn_whole() -> None:
 
 
 ROOMS = {  # who may know whom; a room knows itself. `cli` knows all and is known by none
-    "": set(),  # errors, config, files
+    "": set(),  # errors, config, files, documents
     "core": {""},
     "store": {"", "core"},
     "models": {"", "core"},

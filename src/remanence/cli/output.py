@@ -161,21 +161,26 @@ def show_plan(name: str, as_json: bool) -> None:
 
 @contextmanager
 def bar(what: str) -> Iterator[Any]:
-    """A progress bar on stderr, if that is a terminal, with tokens per second; yields a callback (done, total)."""
+    """A progress bar on stderr, if that is a terminal, with tokens per second.
+
+    Yields a callback (done, total), in tokens; or in something else, with tokens done and words for it as keywords.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} / {task.total:,.0f} tokens"),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"),
         TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
     )  # fmt: skip
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(what, total=1, speed="", visible=False)
+        bar = progress.add_task(what, total=1, words="", speed="", visible=False)
         began = time.perf_counter()
 
-        def update(done: int, total: int) -> None:
-            speed = f"{done / max(1e-9, time.perf_counter() - began):,.0f} tokens/s"
-            progress.update(bar, completed=done, total=total, speed=speed, visible=True)
+        def update(done: float, total: float, *, tokens: int | None = None, words: str = "") -> None:
+            words = words or f"{done:,.0f} / {total:,.0f} tokens"
+            per_second = (done if tokens is None else tokens) / max(1e-9, time.perf_counter() - began)
+            speed = f"{per_second:,.0f} tokens/s"
+            progress.update(bar, completed=done, total=total, words=words, speed=speed, visible=True)
 
         yield update
