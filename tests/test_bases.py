@@ -184,11 +184,11 @@ def test_a_file_is_converted_once(
     file = tmp_path / "in" / "my [own] model.gguf"
     file.write_bytes(b"GGUF1")
     first = MemoryModel.from_pretrained(file)
-    lines = capfd.readouterr().err.splitlines()
-    assert [line.split(" ")[0] for line in lines if "onvert" in line] == ["Converting", "Converted"]
-    assert "about half a minute" in lines[0] and " s; " in lines[-1]
+    began, ended = (line for line in capfd.readouterr().err.splitlines() if "onvert" in line)
+    assert began == "Converting my [own] model.gguf; this is done once and takes about half a minute."
+    assert re.match(r"Converted in \d+ s; \d+ MB are kept in ", ended)
     assert first.name == "my [own] model"
-    (folder,) = (path for path in (cache / "bases").iterdir() if path.is_dir())
+    (folder,) = (path for path in (cache / "bases-1").iterdir() if path.is_dir())
     assert folder.name.startswith("my__own__model-")
     again = MemoryModel.from_pretrained(tmp_path / "in")
     moved = file.rename(tmp_path / "my [own] model.gguf")
@@ -197,7 +197,7 @@ def test_a_file_is_converted_once(
     moved.write_bytes(b"GGUF2")
     bases.converted(moved)
     assert len(quick) == 2
-    assert len([path for path in (cache / "bases").iterdir() if path.is_dir()]) == 2
+    assert len([path for path in (cache / "bases-1").iterdir() if path.is_dir()]) == 2
 
 
 def test_a_known_file_is_not_read_again(quick: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_gguf_files_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_gguf_file_on_the_command_line(shared: Path, tmp_path: Path, cache: Path) -> None:
     """`--plan` converts nothing; a memory is written with it and read again; the answer alone is on stdout."""
-    file = shutil.copy(shared / "file.gguf", tmp_path / "my.gguf")
+    file = str(shutil.copy(shared / "file.gguf", tmp_path / "my.gguf"))
     printed = CliRunner().invoke(app, ["chat", "--model", file, "--plan", "--json"])
     sizes = json.loads(printed.stdout)
     assert (sizes["positions"], sizes["trained_memory"], sizes["model"]) == (1024, False, file)

@@ -35,6 +35,7 @@ from ..files import half_saved, write_text, write_together
 from .hub import download_options, downloaded
 from .names import gguf_of, home, is_here, is_name
 
+_FORMAT = 1  # of converted folders; raise it when the same file is to become something else
 _LAST = "config.json"  # of a converted folder: is moved there last, so it is there when all is
 _SOURCE = "source.json"  # of a converted folder: which file it was made of
 _SMALL = 200_000_000  # bytes of a GGUF file that takes about half a minute
@@ -181,7 +182,7 @@ def converted(file: Path) -> Path:
         StorageError: the disk refused.
     """
     file = file.resolve()
-    root, stem, source = cache() / "bases", _plain(file.stem), _source(file)
+    root, stem, source = cache() / f"bases-{_FORMAT}", _plain(file.stem), _source(file)
     for known in root.glob(f"{stem}-*/{_SOURCE}"):  # the digest of a large file takes seconds
         if _whole(known.parent) and _read(known) == source:
             return known.parent

@@ -4,8 +4,8 @@ The numbers are kept in bfloat16. Against the weights in float32, SmolLM2-135M i
 tokens of novels: perplexity 31.98 instead of 31.99, a divergence of 5e-5 nats a token, and another best token at .6 %
 of the tokens. float16 takes as many bytes and lost less (31.99, 2e-6 nats, .15 %), but a CPU that is fast in bfloat16
 would round it once more. As it is, the weights are the same numbers whether a machine computes in float32 or in
-bfloat16, and a memory that one wrote can be opened by the other. A folder in float32 would be twice as large: 538 MB,
-not 269.
+bfloat16, so under trained memory weights a memory that one wrote can be opened by the other. A folder in float32 would
+be twice as large: 538 MB, not 269.
 """
 
 from __future__ import annotations
