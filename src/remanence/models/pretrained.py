@@ -36,7 +36,7 @@ from .decoders import TEMPLATE, digest, load_config, load_decoder
 from .hub import HUB, download_options
 from .names import BUILTIN as BUILTIN
 from .names import DEFAULT_MODEL, SETTINGS, home, is_here, is_name
-from .published import BYTES, QUESTION, is_published
+from .published import QUESTION, is_published
 
 FORMAT = 1
 WEIGHTS, SHIPPED = "memory.safetensors", "shipped.safetensors"
@@ -420,18 +420,18 @@ def plan(model: str | Path) -> dict[str, Any]:
     config = load_config(model, saved, **hub).get_text_config()
     positions = trained_positions(config)
     memory = MemoryConfig.from_dict(saved["memory"]) if saved else MemoryConfig.for_positions(positions)
-    keys = memory.retriever_dim
+    heads = config.num_attention_heads
+    of_heads = (getattr(config, "num_key_value_heads", None) or heads) * (
+        getattr(config, "head_dim", None) or config.hidden_size // heads
+    )
     if memory.retriever == "attention":
-        heads = config.num_attention_heads
-        keys = getattr(config, "num_key_value_heads", heads) * (
-            getattr(config, "head_dim", None) or config.hidden_size // heads
-        )
-    vector = memory.K * config.hidden_size * BYTES[memory.store_dtype]
-    a_write = vector + memory.keys_per_write * keys * BYTES[memory.key_dtype]
+        memory = memory.replace(retriever_dim=of_heads)
+    width = 2 * of_heads if memory.kept == "keys_values" else config.hidden_size
+    a_write = Memory(memory, layers=config.num_hidden_layers, width=width).bytes_per_write
     return {
         "model": str(model), "trained_memory": saved is not None, "positions": positions,
         "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),
-        "bytes_per_token": config.num_hidden_layers * a_write // memory.chunk_tokens,
+        "bytes_per_token": a_write // memory.chunk_tokens,
     }  # fmt: skip
 
 
