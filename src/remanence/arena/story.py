@@ -39,11 +39,11 @@ def ask(model: MemoryModel, memory: Memory) -> Iterator[dict[str, Any]]:
     for entry in (*_STORY["asked"], *_STORY["general"]):
         answer, alone = model.ask(memory, entry["question"]), model.answer_alone(entry["question"])
         known = entry.get("answers")
-        source = next((s.text or "" for s in answer.sources if s.score > 0), "")
+        read = sorted((s for s in answer.sources if s.score > 0), key=lambda s: s.write)
         yield {
             "question": entry["question"], "told": None if known is None else bool(known), "answer": answer.text,
             "right": answer.text == alone.text if known is None else _right(answer.text, known),
-            "source": _told_in(source, known) if known else "", "recalled": answer.recalled, "without": alone.text,
+            "source": told_in([s.text or "" for s in read], known) if known else "", "recalled": answer.recalled, "without": alone.text,
             "right_without": known is not None and _right(alone.text, known),
         }  # fmt: skip
 
@@ -55,8 +55,12 @@ def _right(answer: str, known: list[str]) -> bool:
     return any(each.lower() in answer.lower() for each in known)
 
 
-def _told_in(text: str, answers: list[str]) -> str:
-    """The sentence of a source that holds the answer; the beginning of the source if none does."""
-    sentences = [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n", text) if s.strip()]
-    holding = [s for s in sentences if any(a.lower() in s.lower() for a in answers)]
-    return (holding or sentences or [""])[0]
+def told_in(texts: list[str], answers: list[str]) -> str:
+    """The sentence of what was read that holds an answer, or "". A chunk may end inside a sentence.
+
+    Args:
+        texts: of the sources, in their order.
+        answers: any of which will do.
+    """
+    sentences = re.split(r"(?<=[.!?])\s+|\n", " ".join(texts))
+    return next((s.strip() for s in sentences if any(a.lower() in s.lower() for a in answers)), "")

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
-DEFAULT_MODEL = "tiny"  # where nobody says which; the commands, `MemoryModel.from_pretrained` and their help read this
+DEFAULT_MODEL = (
+    "smollm2"  # where nobody says which; the commands, `MemoryModel.from_pretrained` and their help read this
+)
 
 _HERE = Path(__file__).parent
 BUILTIN = _HERE / "builtin"  # the toy, whole: base and memory weights
