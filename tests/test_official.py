@@ -762,7 +762,7 @@ def test_text_is_written_at_once(load: Callable[..., MemoryModel]) -> None:
     text = "a" * 512 + "bcd"
     assert model.memorize(memory, text) == 515
     assert memory.tokens == 515 and not memory.pending
-    ids = model._encode(text)
+    ids = model.encode(text)
     model.write(expected, ids[:512])
     model.write(expected, ids[512:])
     assert torch.equal(memory.pool_LnD, expected.pool_LnD)
@@ -779,10 +779,10 @@ def test_chat_prompt(files: Callable[..., Files]) -> None:
     path.write_text(json.dumps(tokenizer), encoding="utf-8")
     model = MemoryModel.from_pretrained(checkpoint.folder)
     assert model.prompt is None
-    plain = model._encode("UhelloA")
-    assert model._prompt("hello") == plain
+    plain = model.encode("UhelloA")
+    assert model.prompt_ids("hello") == plain
     assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id == model.base.generation_config.pad_token_id
-    assert model.new_memory().tokens == 0 and model._encode("x</s>")[-1] != model.tokenizer.eos_token_id
+    assert model.new_memory().tokens == 0 and model.encode("x</s>")[-1] != model.tokenizer.eos_token_id
 
 
 def test_settings_may_be_changed(files: Callable[..., Files], load: Callable[..., MemoryModel]) -> None:

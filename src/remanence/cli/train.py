@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import ConfigError, InputError
-from .output import Changes, Fast, Json, put, say
+from .output import Changes, Fast, Json, put, put_json, say
+from .stopping import Stopped, stoppable
 
 app = typer.Typer(help="Train the built-in model, or give any decoder an M+ memory.", no_args_is_help=True)
 
@@ -118,6 +119,56 @@ _stage_command(
 )
 
 
+@app.command("reading")
+def train_reading(
+    model: Annotated[str, typer.Option(help="Folder or hub id of a decoder, or of a model whose reading was trained.")],
+    lessons: Annotated[
+        list[Path] | None,
+        typer.Option(help="A .jsonl file of passages or stories with questions. May be repeated."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="A .jsonl file of texts or dialogues, or a .txt file. May be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and the model.")] = Path("runs/reading"),
+    hours: Annotated[
+        float | None, typer.Option(help="How long to train, without the time before the first step.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="How many steps to train, at most.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    changes: Changes = None,
+    show: Annotated[bool, typer.Option("--show", help="Only print the run's settings as JSON.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Teach a decoder to find and read what it wrote to a verbatim memory; the base and its writing stay as they are.
+
+    Lessons are made of the files and of made-up facts of everyday life. Killed at any moment it goes on from its last
+    checkpoint when started again. Settings are changed with --set, such as memory.K0=512, lora.r=64, asks=40, lr=3e-4.
+
+    Example: remanence train reading --model DIR --lessons squad.jsonl.gz --text books.jsonl.zst --hours 9
+    """
+    _trainable()
+    from ..train.reading_run import launch, reading_run
+
+    if not text:
+        raise ConfigError("say what text lessons are told in with --text: a file of prose or conversations.")
+    run = reading_run(model, [*(lessons or []), *text], steps=steps, hours=hours, changes=changes or [])
+    if show:
+        put(json.dumps(dataclasses.asdict(run), indent=2))
+        return
+    with stoppable() as stop:
+        stop.later = processes == 1 and "RANK" not in os.environ  # several would not end at the same step
+        ends = (lambda: stop.asked is not None) if stop.later else None
+        try:
+            result = launch(run, out, processes=processes, quiet=as_json, stop=ends)
+        except Stopped as stopped:
+            stopped.line = f"stopped; the same command goes on from the last checkpoint in {out}, if there is one."
+            raise
+    if stop.asked is not None and result["model"] is None:
+        stop.asked.line = f"stopped after step {result['steps']:,}; the same command goes on from there."
+        raise stop.asked
+    _tell(result, as_json)
+
+
 @app.command("plot")
 def train_plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.")],
@@ -139,7 +190,9 @@ def train_plot(
 
 def _trainable() -> None:
     """Whether the packages for training are there."""
-    missing = [name for name in ("accelerate", "datasets", "pydantic") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("accelerate", "datasets", "pydantic", "zstandard") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise ConfigError(f"training needs {', '.join(missing)}: pip install 'remanence[train]'")
 
@@ -153,10 +206,14 @@ def _prose(path: Path) -> Path:
 def _train(run: Any, out: Path, resume: bool, processes: int, as_json: bool) -> None:
     from ..train.run import launch
 
-    result = launch(run, out, resume=resume, processes=processes, quiet=as_json)
+    _tell(launch(run, out, resume=resume, processes=processes, quiet=as_json), as_json)
+
+
+def _tell(result: dict[str, Any], as_json: bool) -> None:
+    """Say where the model is."""
     if os.environ.get("RANK", "0") != "0":
         return  # one of torchrun's processes; the first one speaks
     if as_json:
-        put(json.dumps(result))
+        put_json(result)
     else:
         say(f"Model written to {result['model']}. Try: remanence chat --model {result['model']}")

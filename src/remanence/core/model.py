@@ -134,10 +134,10 @@ class MemoryDecoder(nn.Module):
     def _start_as_bos(self) -> None:
         """An untrained start vector is the BOS token's hidden state at each layer, so the attention sink stays."""
         assert self.start is not None
-        entering = self.attachment.inputs(torch.tensor([[self._first_token()]], device=self.attachment.device))
+        entering = self.attachment.inputs(torch.tensor([[self.first_token()]], device=self.attachment.device))
         self.start.copy_(torch.stack([hidden[0, 0].to(self.start.device) for hidden in entering]))
 
-    def _first_token(self) -> int:
+    def first_token(self) -> int:
         """The token that begins a text."""
         first = self.tokenizer.bos_token_id
         return int(first if first is not None else self.tokenizer.eos_token_id or 0)
@@ -280,18 +280,18 @@ class MemoryDecoder(nn.Module):
     def _tokens(self, memory: Memory, text: str, last: int | None) -> list[int]:
         """What `memorize` adds of a text, as tokens."""
         if self.config.short_chunks == "complete":
-            ids = self._encode(text)
+            ids = self.encode(text)
             return ids if last is None else ids[max(0, len(ids) - last) :]
         text = text.strip()
         if last is not None:
-            ids = self._encode(text)
+            ids = self.encode(text)
             if last <= len(ids):
                 return ids[len(ids) - last :]
         if text and (memory.writes or memory.pending):
             text = "\n" + text  # texts are told apart
-        return self._encode(text)
+        return self.encode(text)
 
-    def _encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
         """Token ids of a user's text, which cannot spell control tokens."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
 
@@ -353,7 +353,7 @@ class MemoryDecoder(nn.Module):
         if not len(writes):
             return [memory.pool_LnD[layer][:0] for layer in range(memory.layers)]
         ids_WK, at = memory.of_tokens("ids").long(), writes - memory.first_write
-        first = self._first_token()
+        first = self.first_token()
         before = ids_WK[(at - 1).clamp_min(0)]
         ids = torch.cat([torch.full((len(at), 1), first), before, ids_WK[at]], 1)
         begins = at == 0  # nothing is before it: its own tokens only
@@ -440,6 +440,29 @@ class MemoryDecoder(nn.Module):
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
+    def asked(self, questions: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the one search sees of questions.
+
+        Args:
+            questions: as in `search`.
+
+        Returns:
+            Their tokens behind the first of every text [B, T]; which of these ask, and are no padding [B, T]; and the
+            features of all of them [B, T, F], with their gradient where one is taken.
+        """
+        asked = [ids[:_ASKED] for ids in questions]
+        first = [self.first_token()] if self.start is not None else []
+        device, width = self.attachment.device, max(map(len, asked)) + len(first)
+        ids_BT = torch.zeros(len(asked), width, dtype=torch.long, device=device)
+        asks_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        for row, ids in enumerate(asked):
+            ids_BT[row, : len(first) + len(ids)] = torch.tensor(first + ids, device=device)
+            asks_BT[row, len(first) : len(first) + len(ids)] = True
+        layers = self.config.search_layers
+        with self.adapter("read"):
+            states = self.attachment.inputs(ids_BT, last=layers[-1], use_cache=False)
+        return ids_BT, asks_BT, Search.features([states[layer].to(device) for layer in layers])
+
     @torch.no_grad()
     def search(self, memories: Sequence[Memory], questions: Sequence[list[int]]) -> list[Found]:
         """The one search (`score_layers="one"`): how every write fits a question, before anything is read.
@@ -448,18 +471,7 @@ class MemoryDecoder(nn.Module):
             memories: one per question.
             questions: token ids of what is asked, without any template; the first 64 of each are looked at.
         """
-        asked = [ids[:_ASKED] for ids in questions]
-        first = [self._first_token()] if self.start is not None else []
-        device, width = self.attachment.device, max(map(len, asked)) + len(first)
-        ids_BT = torch.zeros(len(asked), width, dtype=torch.long, device=device)
-        asks_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
-        for row, ids in enumerate(asked):
-            ids_BT[row, : len(first) + len(ids)] = torch.tensor(first + ids, device=device)
-            asks_BT[row, len(first) : len(first) + len(ids)] = True
-        with self.adapter("read"):
-            layers = self.config.search_layers
-            states = self.attachment.inputs(ids_BT, last=layers[-1], use_cache=False)
-        features_BTF = Search.features([states[layer].to(device) for layer in layers])
+        ids_BT, asks_BT, features_BTF = self.asked(questions)
         queries_BTR = self.retriever.queries(features_BTF).float().cpu()
         null_B, needs_B = (values.float().tolist() for values in self.retriever.verdicts(features_BTF, asks_BT))
         found = []
@@ -641,7 +653,7 @@ class MemoryDecoder(nn.Module):
         rows = range(len(questions))
         found: list[Found] | None = None
         if self.config.score_layers == "one":
-            found = self.search(memories, [self._encode(question.strip()) for question in questions])
+            found = self.search(memories, [self.encode(question.strip()) for question in questions])
         alone = [r for r in rows if found is not None and self._base_answers(found[r])]
         answers: dict[int, Answer] = {}
         for row in alone:
@@ -685,7 +697,7 @@ class MemoryDecoder(nn.Module):
             raise InputError("the question is empty; ask something.")
         room = self.config.window_tokens - max_new_tokens
         turns = list(history)
-        while len(prompt := self._base_prompt(turns, question)) > room and turns:
+        while len(prompt := self.base_prompt_ids(turns, question)) > room and turns:
             turns.pop(0)
         ids = torch.tensor([prompt], device=self.attachment.device)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
@@ -697,16 +709,16 @@ class MemoryDecoder(nn.Module):
         made: list[int] = out[0, ids.shape[1] :].tolist()
         return Answer(self._said(made), [], 0.0, made, [], recalled=False)
 
-    def _base_prompt(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
+    def base_prompt_ids(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
         """Token ids of a question as the base takes it without a memory."""
         if self.tokenizer.chat_template:
-            return self._turns(history, question, None)
+            return self.turns_ids(history, question, None)
         first = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
-        return first + self._encode(question.strip())
+        return first + self.encode(question.strip())
 
     def _whole_prompt(self, memory: Memory, question: str, max_new_tokens: int) -> tuple[list[int], int]:
         """What waits in the window and the question; and how many tokens of it ask."""
-        pending, asked = memory.pending_ids, self._prompt(question)
+        pending, asked = memory.pending_ids, self.prompt_ids(question)
         if len(pending) + len(asked) + max_new_tokens > self.config.window_tokens:
             raise InputError(
                 f"the question takes {len(asked)} tokens; with {len(pending)} waiting to be written "
@@ -717,21 +729,21 @@ class MemoryDecoder(nn.Module):
 
     def fits(self, memory: Memory, question: str, max_new_tokens: int = 32) -> bool:
         """Whether a question fits the window with what is pending and the answer."""
-        return len(memory.pending_ids) + len(self._prompt(question)) + max_new_tokens <= self.config.window_tokens
+        return len(memory.pending_ids) + len(self.prompt_ids(question)) + max_new_tokens <= self.config.window_tokens
 
-    def _prompt(self, question: str) -> list[int]:
+    def prompt_ids(self, question: str) -> list[int]:
         """Token ids of a question."""
         if not question.strip():
             raise InputError("the question is empty; ask something.")
         if self.prompt is None and self.tokenizer.chat_template:
-            ids = self._turns([], question, self.template)
+            ids = self.turns_ids([], question, self.template)
             first = self.tokenizer.bos_token_id
             # The start vector stands for a token that begins the text, but not for one that begins every turn.
             return ids[1:] if self.start is not None and ids[:1] == [first] and first not in ids[1:] else ids
         text = (self.prompt or "{question}").replace("{question}", question.strip())
-        return self._encode(text)
+        return self.encode(text)
 
-    def _turns(self, history: Sequence[tuple[str, str]], question: str, template: str | None) -> list[int]:
+    def turns_ids(self, history: Sequence[tuple[str, str]], question: str, template: str | None) -> list[int]:
         """Turns of a conversation in a chat template; what people wrote cannot spell its control tokens."""
         said = [text.strip() for turn in history for text in turn] + [question.strip()]
         roles = ("user", "assistant")
@@ -743,6 +755,6 @@ class MemoryDecoder(nn.Module):
         ids: list[int] = []
         for mark, text in zip(marks, said, strict=True):
             before, _, rendered = rendered.partition(mark)
-            ids += self.tokenizer(before, add_special_tokens=False).input_ids + self._encode(text)
+            ids += self.tokenizer(before, add_special_tokens=False).input_ids + self.encode(text)
         ids += self.tokenizer(rendered, add_special_tokens=False).input_ids
         return ids

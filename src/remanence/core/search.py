@@ -91,7 +91,9 @@ class Search(nn.Module):
 
     def keys(self, features_KF: Tensor, group: int = 1) -> Tensor:
         """Keys of one write [G, R]; neighbours in groups share their sum."""
-        made: Tensor = self.key(features_KF.to(self.null.weight.dtype))
+        if not torch.is_autocast_enabled(features_KF.device.type):  # which does with any number format
+            features_KF = features_KF.to(self.null.weight.dtype)
+        made: Tensor = self.key(features_KF)
         return made if group == 1 else made.unflatten(-2, (-1, group)).sum(-2)
 
     def queries(self, features_TF: Tensor) -> Tensor:

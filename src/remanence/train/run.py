@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -89,17 +90,22 @@ def _begin(model: str, prose: Path | None, fast: bool = False) -> tuple[MemoryCo
     """The memory and the adapters that a model has; for a bare decoder, a memory that fits it and new adapters."""
     saved = saved_settings(model)
     if saved is not None:
-        memory, lora = MemoryConfig.from_dict(saved["memory"]), saved.get("lora")
-        if lora is None:
-            return memory, None
-        names = lora["target_modules"]
-        targets = (names,) if isinstance(names, str) else tuple(sorted(names))
-        return memory, Lora(r=lora["r"], alpha=lora["lora_alpha"], dropout=lora["lora_dropout"], targets=targets)
+        return begun(saved)
     if is_published(checkpoint.find(model) or {}):
         raise ConfigError(f"{model} is a published checkpoint; write it as ours first: remanence convert {model} OUT")
     positions = trained_positions(load_config(model, None))
     memory = memory_for(min(positions, _FEW_POSITIONS) if fast else positions)
     return memory.replace(recency=3.0) if prose is not None else memory, Lora()  # facts change
+
+
+def begun(saved: dict[str, Any]) -> tuple[MemoryConfig, Lora | None]:
+    """The memory and the adapters of a saved model's settings."""
+    memory, lora = MemoryConfig.from_dict(saved["memory"]), saved.get("lora")
+    if lora is None:
+        return memory, None
+    names = lora["target_modules"]
+    targets = (names,) if isinstance(names, str) else tuple(sorted(names))
+    return memory, Lora(r=lora["r"], alpha=lora["lora_alpha"], dropout=lora["lora_dropout"], targets=targets)
 
 
 def _few(stages: list[Stage], fast: bool) -> tuple[Stage, ...]:
@@ -166,16 +172,20 @@ def build(run: Run, out: Path) -> MemoryModel:
     bare = MemoryModel.from_pretrained(run.model, memory=run.memory)
     if run.lora is None:
         return bare
-    names = {name.rsplit(".", 1)[-1] for name, _ in bare.base.named_modules()}
-    targets = [t for t in run.lora.targets if t in names] or "all-linear"
-    lora = LoraConfig(
-        r=run.lora.r, lora_alpha=run.lora.alpha, lora_dropout=run.lora.dropout, target_modules=targets,
-        task_type="CAUSAL_LM",
-    )  # fmt: skip
+    lora = lora_for(bare.base, run.lora)
     prompt = bare.prompt if run.data else PROMPT
     model = MemoryModel(bare.base, bare.tokenizer, run.memory, prompt=prompt, name=bare.name, lora=lora)
     model.base_name = bare.base_name
     return model
+
+
+def lora_for(base: Any, lora: Lora) -> LoraConfig:
+    """peft's settings of adapters for a base."""
+    names = {name.rsplit(".", 1)[-1] for name, _ in base.named_modules()}
+    targets = [t for t in lora.targets if t in names] or "all-linear"
+    return LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
 
 
 def batches_of(run: Run, model: MemoryModel) -> tuple[MakeBatches, list[int] | None]:
@@ -213,7 +223,7 @@ def launch(run: Run, out: Path, *, resume: bool = True, processes: int = 2, quie
         _train(run, out, quiet)
     else:
         _prepare(run, out)
-        _spawn(out, processes, quiet)
+        spawn("remanence.train.run", out, processes, quiet)
     log = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {"model": str(out / "model"), "steps": sum(s.steps for s in run.stages), "last": json.loads(log[-1])}
 
@@ -226,7 +236,13 @@ def _prepare(run: Run, out: Path) -> None:
         write_together(out / "tokenizer", tokenizer.save_pretrained, last="tokenizer.json")
 
 
-def _spawn(out: Path, processes: int, quiet: bool) -> None:
+def spawn(module: str, out: Path, processes: int, quiet: bool) -> None:
+    """Train in several processes of this machine, each `python -m MODULE OUT`.
+
+    Raises:
+        ConfigError: what one of them refused.
+        RemanenceError: a process failed; its last words are on stderr.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -241,7 +257,7 @@ def _spawn(out: Path, processes: int, quiet: bool) -> None:
         # Threads that wait for each other awake take the cores from the one they wait for where others work too: a step
         # of a model of 135M weights took 20 times as long on two busy cores.
         shared.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command = [sys.executable, "-m", "remanence.train.run", str(out), *(["--quiet"] if quiet else [])]
+    command = [sys.executable, "-m", module, str(out), *(["--quiet"] if quiet else [])]
     refusal = out / _REFUSAL
     refusal.unlink(missing_ok=True)
     children = [
@@ -266,12 +282,17 @@ def _spawn(out: Path, processes: int, quiet: bool) -> None:
         raise RemanenceError(f"training stopped with exit codes {codes}; start it again to go on from its checkpoint.")
 
 
+def quieten() -> None:
+    """Hugging Face's libraries draw no bars beside that of the run."""
+    logging.disable_progress_bar()
+
+
 def _train(run: Run, out: Path, quiet: bool) -> None:
     """One process of the run."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    logging.disable_progress_bar()
+    quieten()
     parent, world = os.getppid(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.accelerator.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
@@ -337,17 +358,22 @@ def write_model(run: Run, out: Path, trained: dict[str, Tensor], stage: str) -> 
         write_text(folder / "README.md", card(out, base))
 
 
-def main(arguments: list[str]) -> None:
-    """One process of the run, as `_spawn` starts it."""
-    out = Path(arguments[0])
+def work(out: Path, train: Callable[[], object]) -> None:
+    """Train as one of the processes that `spawn` started; what it refuses is left for that one to say."""
     try:
-        _train(load_run(out), out, "--quiet" in arguments)
+        train()
     except ConfigError as error:
         own = out / f"{_REFUSAL}-{os.environ['RANK']}"
         own.write_text(str(error), encoding="utf-8")
         own.replace(out / _REFUSAL)
         time.sleep(_PATIENCE_S)  # the others, which may see no fault, are ended quietly before they miss this one
         sys.exit(2)
+
+
+def main(arguments: list[str]) -> None:
+    """One process of the run, as `spawn` starts it."""
+    out = Path(arguments[0])
+    work(out, lambda: _train(load_run(out), out, "--quiet" in arguments))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,99 @@ class Run:
     seed: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadingRun:
+    """A run that teaches reading to an adapter and the one search, while the writer stays as it is.
+
+    model: folder or hub id of the decoder, or of a model whose reading was trained before.
+    data: files that lessons are made of. memory, lora: of the model.
+    steps, hours: whichever ends first; None is no limit, but one of them must be given.
+
+    Lessons
+        streams: lessons of a step and process. chunks: most of a lesson. queue: steps whose lessons are in memory.
+        before: steps of lessons that are written before the first one learns.
+        asks: questions of a step and process.
+        unknown: share of them about the person who asks, never told. chat: share of turns that need no memory.
+        waiting: share of the questions that are asked while the end of their lesson waits in the window.
+        told: share of the questions whose answer is also in the conversation.
+        older: what the search's target gives older answers to a question.
+        force: at first, share of the questions whose right write is retrieved whatever its score; it falls over
+            `force_steps` to a tenth.
+        answer_tokens: most of an answer that are learnt from.
+
+    Learning
+        lr: of the adapter; lr_search: of the search. Both rise over `warmup` steps, then fall to zero at the end.
+        weight_decay: of the search. clip: most norm of all gradients.
+        need_weight: of the loss of the sense for turns that need a memory; chat_weight, prose_weight: of the losses
+            that hold such turns and plain prose to the base, KL(base || reader). The search's own has weight 1.
+        lot_tokens: about how many tokens of prompts and answers are read at once.
+        precision: "auto" is bfloat16 where the machine computes fast in it, else float32.
+        merge: on a CPU, add the adapter to the weights once a step (`train/merged.py`).
+        log_every: steps. save_every_s: seconds between checkpoints. seed: of weights and data.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    memory: MemoryConfig
+    lora: Lora = field(default_factory=lambda: Lora(r=32, alpha=32, dropout=0.0, targets=("all-linear",)))
+    steps: int | None = None
+    hours: float | None = None
+    streams: int = 8
+    chunks: int = 8
+    queue: int = 16
+    before: int = 6
+    asks: int = 80
+    unknown: float = 0.05
+    chat: float = 0.13
+    waiting: float = 0.12
+    told: float = 0.03
+    older: float = 0.3
+    force: float = 0.6
+    force_steps: int = 75
+    answer_tokens: int = 24
+    lr: float = 6e-4
+    lr_search: float = 1.5e-3
+    warmup: int = 30
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    need_weight: float = 0.3
+    chat_weight: float = 0.5
+    prose_weight: float = 0.3
+    lot_tokens: int = 768
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    merge: bool = True
+    log_every: int = 10
+    save_every_s: float = 120.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise `ConfigError` unless all of it fits together; single changes may not."""
+        if self.steps is None and self.hours is None:
+            raise ConfigError("say how long to train: --steps or --hours.")
+        if (self.steps is not None and self.steps < 1) or (self.hours is not None and self.hours <= 0):
+            raise ConfigError(f"steps = {self.steps} and hours = {self.hours} must be above 0.")
+        for name in ("streams", "chunks", "queue", "asks", "answer_tokens", "lot_tokens", "force_steps", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1.")
+        memory = self.memory
+        wanted = {
+            "kept": "keys_values",
+            "score_layers": "one",
+            "split": "fixed",
+            "write_context": "pool",
+            "start": True,
+        }
+        wrong = [name for name, value in wanted.items() if getattr(memory, name) != value]
+        if wrong or memory.chunk_tokens != memory.K or not memory.long_term:
+            raise ConfigError(
+                f"reading is trained on verbatim memory with one search: "
+                f"{', '.join(f'memory.{name}={value}' for name, value in wanted.items())}, K = chunk_tokens and a "
+                "long-term store."
+            )
+        if memory.N % memory.K or memory.K0 % memory.K:
+            raise ConfigError(f"memory.N = {memory.N} and memory.K0 = {memory.K0} must be multiples of K = {memory.K}.")
+
+
 def changed(settings: T, changes: Iterable[str]) -> T:
     """Settings with `key=value` changes, in their order.
 

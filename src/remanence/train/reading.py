@@ -1,0 +1,709 @@
+"""Training of reading: the writer stays as it is; an adapter learns to read what it wrote, and the search to find it.
+
+A step writes some lessons (`lessons.py`) into a bank that holds those of the last steps too (`written.py`), and asks
+questions about all of them. Each question
+
+* is searched with among the writes of its own lesson and of others that are drawn for it. The search learns which of
+  them holds the answer, or that none does (a contrastive loss with "nothing relevant" as one more class). Writes of
+  other lessons that say the same are forbidden: they would make a right answer look wrong. Older answers to the
+  question get a share of the target, as they cannot be told from the newest by what they say.
+* reads the best of them and a pool, as in use, and the adapter learns the answer.
+
+Turns that need no memory are mixed in. The search learns to tell them, and the reader is held to what the base says by
+itself; so it is on plain prose with nothing in memory.
+
+Every draw is a function of (seed, step, process), so a resumed run is the uninterrupted one.
+
+Legend:  Q turns   T tokens   W writes in the bank   K vectors a write   F features   A tokens that ask, of all turns
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..core.attachment import VectorSlots
+from ..core.cache import MemoryCache
+from ..core.model import MemoryDecoder
+from ..core.search import Search, word_scores
+from ..errors import ConfigError
+from ..facts.everyday import lines
+from ..facts.maker import UNKNOWN
+from ..files import write_text, write_whole
+from .asking import Asking, replies
+from .lessons import Lessons
+from .log import logged
+from .merged import Merged
+from .settings import ReadingRun
+from .written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, stream_of
+
+CHECKPOINT, REPLIES = "checkpoint.safetensors", "replies.json"
+Show = Callable[[dict[str, Any]], None]
+
+_NEVER = -1e4  # the score of what is not in the memory
+_WEIGHTS = {"passage": 0.5, "self": 1.6, "other": 1.2, "thing": 1.1}  # how often a question of a kind is asked
+_UNKNOWN_WEIGHT = 0.75  # and one that was never told
+_GENERAL_SHARE = 0.65  # of turns without need of memory; the others tell something
+_OWN_POOL = 0.4  # share of turns whose pool is of their own lesson
+_EMPTY = 0.03  # share of turns without need that read an empty memory
+_FORCE_END = 0.1
+_REPLY_TOKENS = 40
+_PROSE = 128, 800, 32  # tokens of prose that are read, the characters they are taken of, and the least
+_PROSE_EVERY = 2  # steps
+_SHORTEST = 500  # characters of a lesson
+_TRIES = 200  # lessons that may be too short, a stream
+_SAMPLE = 500  # lessons by which it is told how rare words are
+_PIECE = 16  # tokens before a chunk that are told with it again
+_NOTED = (
+    "Noted, thanks for telling me.", "That's good to know!", "Got it.", "Thanks for sharing.",
+    "Great, I will keep that in mind.", "Okay!",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is put to the reader.
+
+    words: the tokens that are searched with. prompt, answer: tokens. stream: the place in the bank of the lesson that
+    is in its memory. asked: the question about it, if it is one. kind: as `Ask.kind`; "chat" needs no memory.
+    """
+
+    text: str
+    words: list[int]
+    prompt: list[int]
+    answer: list[int]
+    stream: int
+    asked: Asked | None
+    kind: str
+
+    @property
+    def told(self) -> bool:
+        """Whether its answer was told."""
+        return self.asked is not None and self.asked.at is not None
+
+
+def forbidden(turn: Turn, bank: Bank) -> set[int]:
+    """Writes that must not be in the memory of a turn: they answer it too, or what is to be unknown."""
+    if turn.asked is None:
+        return set()
+    said = bank.said.get(turn.asked.ask.key, set())
+    return said - set(bank.streams[turn.stream].writes) if turn.told else said
+
+
+def target(turn: Turn, bank: Bank, older: float) -> dict[int, float]:
+    """What the search should find, by write; -1 is nothing. Empty where either is right: the answer is in the window.
+
+    Args:
+        turn, bank: the question, and what it is asked about.
+        older: the share of older answers.
+    """
+    if turn.asked is None or turn.asked.at is None:
+        return {-1: 1.0}
+    if turn.asked.chunk is None:
+        return {}
+    writes, others = bank.streams[turn.stream].writes, turn.asked.older
+    shares = {writes[chunk]: older / len(others) for chunk in others}
+    return shares | {writes[turn.asked.chunk]: 1 - older if others else 1.0}
+
+
+@dataclass(frozen=True)
+class Past:
+    """The memory of every turn.
+
+    allowed_QW: writes that are in it. pools: those that are in its pool. empty_Q: nothing of it is read.
+    targets_QX: what the search should find [Q, 1 + W], nothing first. counted_Q: which of them count. gold_Q: the right
+    write, or -1.
+    """
+
+    allowed_QW: Tensor
+    pools: list[list[int]]
+    empty_Q: Tensor
+    targets_QX: Tensor
+    counted_Q: Tensor
+    gold_Q: Tensor
+
+    @classmethod
+    def draw(
+        cls, turns: Sequence[Turn], bank: Bank, rng: random.Random, generator: torch.Generator, *, pooled: int,
+        older: float,
+    ) -> Past:  # fmt: skip
+        """Memories of the turn's own lesson and of others, more often few than many, without what is forbidden.
+
+        Args:
+            turns, bank: what is asked, about what.
+            rng, generator: all choices come from them.
+            pooled: writes of a pool, N / K.
+            older: as in `target`.
+        """
+        count, writes = len(turns), len(bank)
+        allowed, targets = torch.zeros(count, writes, dtype=torch.bool), torch.zeros(count, 1 + writes)
+        counted, gold = torch.ones(count, dtype=torch.bool), torch.full((count,), -1)
+        empty, pools = torch.zeros(count, dtype=torch.bool), []
+        for row, turn in enumerate(turns):
+            own = bank.streams[turn.stream]
+            share = rng.random() ** 1.5
+            seen = torch.rand(len(bank.streams), generator=generator) < share
+            seen[turn.stream] = True
+            allowed[row] = seen[bank.owner_W]
+            banned = forbidden(turn, bank)
+            newest = own if rng.random() < _OWN_POOL else rng.choice(bank.streams)
+            pool = [write for write in newest.writes[-pooled:] if write not in banned]
+            allowed[row, pool] = True
+            allowed[row, list(banned)] = False
+            pools.append(pool)
+            empty[row] = turn.asked is None and rng.random() < _EMPTY
+            wanted = target(turn, bank, older)
+            counted[row] = bool(wanted)
+            for write, part in wanted.items():
+                targets[row, 1 + write] = part
+            if turn.asked is not None and turn.asked.chunk is not None:
+                gold[row] = own.writes[turn.asked.chunk]
+        return cls(allowed, pools, empty, targets, counted, gold)
+
+
+def search_scores(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> tuple[Tensor, Tensor, Tensor]:
+    """What `MemoryDecoder.search` finds, with its gradient, on the CPU: scores of all writes [Q, W], null and need [Q].
+
+    Args:
+        model, bank: the reader, and what is searched.
+        turns: what is searched with.
+    """
+    search: Search = model.retriever
+    ids_QT, asks_QT, features_QTF = model.asked([turn.words for turn in turns])
+    keys_WGR = search.keys(bank.features(), model.config.key_group)
+    asked = asks_QT.nonzero(as_tuple=True)
+    products = search.queries(features_QTF[asked]) @ keys_WGR.flatten(0, 1).T
+    best_AW = products.unflatten(1, keys_WGR.shape[:2]).amax(-1).float() * search.scale
+    weight_A = 1 / asks_QT.sum(1)[asked[0]].float()
+    meaning_QW = best_AW.new_zeros(len(turns), len(bank)).index_add(0, asked[0], best_AW * weight_A[:, None])
+    words_WK, words_QW = bank.words(), []
+    with torch.autocast(ids_QT.device.type, enabled=False):  # little work, and scores are compared with each other
+        null_Q, needs_Q = search.verdicts(features_QTF, asks_QT)
+        for ids_T, asks_T, features_TF in zip(ids_QT, asks_QT, features_QTF, strict=True):
+            weights = search.word_weights(ids_T[asks_T], features_TF[asks_T])
+            words_QW.append(word_scores(search.words(ids_T[asks_T]), weights, words_WK))
+    return (meaning_QW + torch.stack(words_QW)).cpu(), null_Q.float().cpu(), needs_Q.float().cpu()
+
+
+@torch.no_grad()
+def count_words(model: MemoryDecoder, lessons: Lessons, seed: int = 0) -> None:
+    """Tell the search which tokens spell one word, and how rare each is among chunks of lessons.
+
+    Tokens spell one word if they are the same in lower case without spaces around. A word's rarity is that of BM25.
+    """
+    search, tokenizer = model.retriever, model.tokenizer
+    vocabulary, first = len(search.spelling), dict[str, int]()
+    texts = tokenizer.batch_decode([[i] for i in range(vocabulary)])
+    spelling = torch.tensor([first.setdefault(text.strip().lower() or text, i) for i, text in enumerate(texts)])
+    rng, chunks = random.Random(f"{seed}.words"), 0
+    having = torch.zeros(vocabulary)
+    for _ in range(_SAMPLE):
+        ids = spelling[torch.tensor(model.encode(lessons.draw(rng).text), dtype=torch.long)]
+        for chunk in ids.split(model.config.chunk_tokens):
+            having[chunk.unique()] += 1
+            chunks += 1
+    rarity = torch.log(1 + (chunks - having + 0.5) / (having + 0.5))
+    search.spelling.copy_(spelling)
+    search.rarity.copy_((rarity / rarity.max())[spelling])
+
+
+class ReadingTrainer:
+    """Trains the reading adapter and the search of a model in place.
+
+    Args:
+        model: with an adapter for reading and one search for all layers; what else it has stays as it is.
+        lessons: what is written and asked.
+        run: settings.
+        folder: for the checkpoint, `log.jsonl` and what the base says by itself.
+        fresh: the search does not know yet how rare words are.
+        rank, world: this process among those of the run, which `torch.distributed` connects.
+        waiting: is called with (prompts done, in all) while the base answers by itself.
+    """
+
+    def __init__(
+        self,
+        model: MemoryDecoder,
+        lessons: Lessons,
+        run: ReadingRun,
+        folder: Path,
+        *,
+        fresh: bool = True,
+        rank: int = 0,
+        world: int = 1,
+        waiting: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.model, self.lessons, self.settings, self.folder = model, lessons, run, folder
+        self.rank, self.world, self._fresh = rank, world, fresh
+        self.asking = Asking(model)
+        self.device = model.attachment.device
+        self._half = model.base.dtype == torch.bfloat16
+        self.named = learning(model)
+        adapter = [p for name, p in self.named.items() if "lora_" in name]
+        search = [p for name, p in self.named.items() if "lora_" not in name]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": adapter, "most": run.lr, "weight_decay": 0.0},
+                {"params": search, "most": run.lr_search, "weight_decay": run.weight_decay},
+            ],
+            betas=(0.9, 0.98),
+        )
+        cpu = self.device.type == "cpu"
+        self.merged = Merged(model.base, "read") if cpu and run.merge and Merged.fits(model.base, "read") else None
+        self.bank = Bank(model, steps=run.queue, streams=run.streams, chunks=run.chunks)
+        self.step = self.tokens = 0
+        self.elapsed = 0.0
+        self._filled = False
+        self.replies = self._replies(waiting)
+
+    # What is asked ----------------------------------------------------------------------------------------------------
+
+    def _replies(self, waiting: Callable[[int, int], None] | None) -> dict[str, list[int]]:
+        """What the base says by itself to what needs no memory; made once a run, by the first process."""
+        if not self.asking.chat:
+            return {}
+        path, prompts = self.folder / REPLIES, (*lines("general"), *lines("statements"))
+        if self.rank == 0 and not path.exists():
+            made = replies(self.model, prompts, _REPLY_TOKENS, waiting)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(made))
+        if self.world > 1:
+            dist.barrier()
+        found: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def _streams(self, step: int) -> list[Stream]:
+        """The lessons of a step."""
+        rng, streams = random.Random(f"{self.settings.seed}.lessons.{step}.{self.rank}"), list[Stream]()
+        for _ in range(_TRIES * self.settings.streams):
+            lesson = self.lessons.draw(rng)
+            if len(lesson.text) > _SHORTEST:
+                stream = stream_of(lesson, self.model, self.settings.chunks)
+                if stream.chunks:
+                    streams.append(stream)
+            if len(streams) == self.settings.streams:
+                return streams
+        raise ConfigError(
+            f"of {_TRIES * self.settings.streams} lessons hardly any fills a chunk of {self.model.config.K} tokens; "
+            "give longer texts."
+        )
+
+    def draw(self, rng: random.Random) -> list[Turn]:
+        """The turns of a step, about what is in the bank."""
+        run, streams = self.settings, self.bank.streams
+        unknown, chat = int(run.asks * run.unknown), int(run.asks * run.chat)
+        asks = [(i, asked) for i, stream in enumerate(streams) for asked in stream.asks]
+        weights = [_WEIGHTS[asked.ask.kind] * (1 if asked.ask.at is not None else _UNKNOWN_WEIGHT) for _, asked in asks]
+        turns = []
+        for i, asked in rng.choices(asks, weights, k=run.asks - unknown - chat) if asks else ():
+            question, stream = asked.ask.question, streams[i]
+            prompt = self.asking.prompt(question)
+            if asked.at == IN_WINDOW or rng.random() < run.waiting:
+                prompt = stream.rest + prompt
+            elif asked.at is not None and self.asking.chat and rng.random() < run.told:
+                begin = max(0, (asked.at) * self.model.config.K - _PIECE)
+                ids = [token for chunk in stream.chunks for token in chunk][
+                    begin : (asked.at + 1) * self.model.config.K
+                ]
+                prompt = self.asking.prompt(question, [(self.model.tokenizer.decode(ids), rng.choice(_NOTED))])
+            turns.append(self._turn(question, prompt, self.asking.answer(asked.ask.answer), i, asked, asked.ask.kind))
+        for _ in range(unknown):
+            question = rng.choice(lines("personal_unknown"))
+            answer = self.asking.answer(UNKNOWN)
+            i = rng.randrange(len(streams))
+            turns.append(self._turn(question, self.asking.prompt(question), answer, i, None, "self"))
+        for _ in range(chat):
+            text = rng.choice(lines("general" if rng.random() < _GENERAL_SHARE else "statements"))
+            answer = self.replies.get(text, [])  # a model that does not converse has none, and only searches
+            i = rng.randrange(len(streams))
+            turns.append(self._turn(text, self.asking.prompt(text), answer, i, None, "chat"))
+        return turns
+
+    def _turn(
+        self, text: str, prompt: list[int], answer: list[int], stream: int, asked: Asked | None, kind: str
+    ) -> Turn:
+        return Turn(text, self.model.encode(text.strip()), prompt, answer, stream, asked, kind)
+
+    # A step -----------------------------------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Bring the bank to where it is before this step; what it needs it draws and writes again."""
+        if self._fresh:
+            count_words(self.model, self.lessons, self.settings.seed)
+            self._fresh = False
+        if self.merged is not None:
+            self.merged.refresh()
+        for step in range(max(-self.settings.before, self.step - self.settings.queue + 1), self.step):
+            self.bank.add(self._streams(step))
+        self._filled = True
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, by steps or by time."""
+        run = self.settings
+        by_steps = 0.0 if run.steps is None else self.step / run.steps
+        return max(by_steps, 0.0 if run.hours is None else self.elapsed / (3600 * run.hours))
+
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """The adapter reads, in the number format of the run."""
+        with self.model.adapter("read"), torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            yield
+
+    def train_step(self) -> dict[str, Any]:
+        """One optimizer step; its figures."""
+        if not self._filled:
+            self.fill()
+        began, run, step = time.perf_counter(), self.settings, self.step
+        rng = random.Random(f"{run.seed}.asks.{step}.{self.rank}")
+        generator = torch.Generator().manual_seed((run.seed << 32) + step * self.world + self.rank)
+        streams = self._streams(step)
+        self.bank.add(streams)
+        turns = self.draw(rng)
+        config = self.model.config
+        pooled = config.N // config.K
+        past = Past.draw(turns, self.bank, rng, generator, pooled=pooled, older=run.older)
+        scores_QW, null_Q, figures = self._search(turns, past)
+        force = max(_FORCE_END, run.force - (run.force - _FORCE_END) * step / run.force_steps)
+        forced = (torch.rand(len(turns), generator=generator) < force) & (past.gold_Q >= 0)
+        best_Q = torch.maximum(scores_QW.masked_fill(~past.allowed_QW, -torch.inf).amax(1), null_Q)
+        scores_QW[forced, past.gold_Q[forced]] = best_Q[forced] + 1
+        picked = pick(
+            scores_QW, null_Q, past.allowed_QW & ~past.empty_Q[:, None],
+            [[] if empty else pool for pool, empty in zip(past.pools, past.empty_Q.tolist(), strict=True)],
+            config.K0 // config.K, pooled, score_bias=config.score_bias, recency=config.recency,
+        )  # fmt: skip
+        figures |= self._read(turns, picked)
+        if step % _PROSE_EVERY == 0 and run.prose_weight:
+            figures |= self._prose(rng)
+        figures |= self._update()
+        written = sum(len(stream.chunks) for stream in streams) * config.K
+        tokens = (written + sum(len(turn.prompt) + len(turn.answer) for turn in turns)) * self.world
+        self.step, self.tokens = step + 1, self.tokens + tokens
+        seconds = time.perf_counter() - began
+        self.elapsed += self._mean(seconds)
+        return figures | {
+            "stage": "reading", "step": self.step, "total": self.step, "writes": len(self.bank),
+            "tokens": self.tokens, "tokens_per_s": tokens / seconds, "s": seconds,
+        }  # fmt: skip
+
+    def _search(self, turns: list[Turn], past: Past) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Search for all turns and learn from it; scores and null without gradient, and figures."""
+        with self._learning():
+            scores_QW, null_Q, needs_Q = search_scores(self.model, self.bank, turns)
+        logits = torch.cat([null_Q[:, None], scores_QW.masked_fill(~past.allowed_QW, _NEVER)], 1)
+        losses = -(past.targets_QX * logits.log_softmax(1)).sum(1)
+        loss = losses[past.counted_Q].mean() if past.counted_Q.any() else losses.sum() * 0
+        # A passage's question says nothing of whose memory it is about: it is no example of either.
+        use = torch.tensor([turn.kind != "passage" for turn in turns])
+        wanted = torch.tensor([float(turn.kind != "chat") for turn in turns])
+        need = needs_Q.sum() * 0
+        if use.any():
+            need = F.binary_cross_entropy_with_logits(needs_Q[use], wanted[use])
+        (loss + self.settings.need_weight * need).backward()
+        figures: dict[str, Any] = {"retriever": loss.item(), "need": need.item()}
+        with torch.no_grad():
+            if use.any():
+                figures["need_right"] = ((needs_Q > 0) == (wanted > 0))[use].float().mean().item()
+            rows = past.gold_Q >= 0
+            if rows.any():
+                gold = logits.gather(1, 1 + past.gold_Q[:, None].clamp_min(0))
+                better = (logits[:, 1:] > gold).sum(1)
+                config = self.model.config
+                figures["recall"] = [(better[rows] < config.K0 // config.K).float().mean().item()]
+                figures["first"] = (better[rows] == 0).float().mean().item()
+                figures["missed"] = (logits.argmax(1) == 0)[rows].float().mean().item()
+            nothing = past.targets_QX[:, 0] == 1
+            if nothing.any():
+                figures["nothing_right"] = (logits.argmax(1) == 0)[nothing].float().mean().item()
+        return scores_QW.detach(), null_Q.detach(), figures
+
+    def _lots(self, turns: list[Turn]) -> list[list[int]]:
+        """Turns that are read at once: of about the same length, and together about `lot_tokens`."""
+        most, lots = self.settings.answer_tokens, list[list[int]]()
+        lengths = [len(turn.prompt) + len(turn.answer[:most]) for turn in turns]
+        order = sorted((row for row in range(len(turns)) if turns[row].answer), key=lengths.__getitem__)
+        for row in order:
+            if not lots or (len(lots[-1]) + 1) * lengths[row] > self.settings.lot_tokens:
+                lots.append([])
+            lots[-1].append(row)
+        return lots
+
+    def _read(self, turns: list[Turn], picked: Picked) -> dict[str, Any]:
+        """Read and answer, and learn from it; figures."""
+        run, most = self.settings, self.settings.answer_tokens
+        answers = max(1, sum(len(turn.answer[:most]) for turn in turns if turn.kind != "chat"))
+        said = max(1, sum(len(turn.answer[:most]) for turn in turns if turn.kind == "chat"))
+        wrong: dict[int, bool] = {}
+        total = {"answer": 0.0, "from_base": 0.0}
+        for rows in self._lots(turns):
+            some = [turns[row] for row in rows]
+            chosen = [one.prompt + one.answer[:most] for one in some]
+            with self._learning(), self.model.attachment.hooks():
+                cache = MemoryCache(LessonSlots(self.bank, picked.of(rows)), len(self.model.attachment.layers))
+                hidden = self._hidden(chosen, past_key_values=cache, use_cache=True)
+                asked, told, turn_of = self._places(some, chat=False)
+                loss = hidden.new_zeros((), dtype=torch.float32)
+                if turn_of:
+                    logits = self.model.attachment.logits(hidden[asked]).float()
+                    losses = F.cross_entropy(logits, told, reduction="none")
+                    # Half of it counts every token alike, half every answer.
+                    sizes = torch.tensor([len(some[b].answer[:most]) for b in turn_of], device=self.device)
+                    loss = loss + (losses * 0.5 * (1 / answers + 1 / (sizes * len(turns)))).sum()
+                    total["answer"] += losses.sum().item() / answers
+                    for b, right in zip(turn_of, (logits.argmax(-1) == told).tolist(), strict=True):
+                        wrong[rows[b]] = wrong.get(rows[b], False) or not right
+                asked, _, turn_of = self._places(some, chat=True)
+                if turn_of:
+                    logits = self.model.attachment.logits(hidden[asked]).float().log_softmax(-1)
+            if turn_of:
+                apart = _divergence(logits, self._by_itself(some)).sum() / said
+                loss = loss + run.chat_weight * apart
+                total["from_base"] += apart.item()
+            loss.backward()
+        figures: dict[str, Any] = total | {"loss": total["answer"]}
+        kinds: dict[str, list[bool]] = {}
+        for row, missed in wrong.items():
+            kind = turns[row].kind if turns[row].told else "unknown"
+            kinds.setdefault(kind, []).append(not missed)
+            if turns[row].told:
+                kinds.setdefault("told", []).append(not missed)
+        right = {kind: sum(rights) / len(rights) for kind, rights in kinds.items()}
+        if "told" in right:
+            figures["known"] = right.pop("told")
+        if "unknown" in right:
+            figures["unknown"] = right.pop("unknown")
+        return figures | {f"known_{kind}": share for kind, share in sorted(right.items())}
+
+    def _hidden(self, rows: Sequence[list[int]], **options: Any) -> Tensor:
+        """The decoder's last hidden states of token rows, padded behind [B, T, D]."""
+        pad = self.model.tokenizer.pad_token_id or 0
+        width = -(-max(map(len, rows)) // 8) * 8
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
+        hidden: Tensor = self.model.attachment.decoder(ids, **options).last_hidden_state
+        return hidden
+
+    def _places(self, turns: Sequence[Turn], *, chat: bool) -> tuple[tuple[Tensor, Tensor], Tensor, list[int]]:
+        """Where the answers of turns are foretold (row, token), their tokens, and of each its row."""
+        rows, tokens, answers = list[int](), list[int](), list[int]()
+        for row, turn in enumerate(turns):
+            if (turn.kind == "chat") == chat:
+                answer = turn.answer[: self.settings.answer_tokens]
+                rows += [row] * len(answer)
+                tokens += range(len(turn.prompt) - 1, len(turn.prompt) - 1 + len(answer))
+                answers += answer
+        at = torch.tensor(rows, device=self.device), torch.tensor(tokens, device=self.device)
+        return at, torch.tensor(answers, device=self.device), rows
+
+    @torch.no_grad()
+    def _by_itself(self, turns: Sequence[Turn]) -> Tensor:
+        """What the base expects where it answers the turns that need no memory, as log-probabilities."""
+        alone = [turn for turn in turns if turn.kind == "chat"]
+        asked = [self.model.base_prompt_ids([], turn.text) for turn in alone]
+        most = self.settings.answer_tokens
+        with self.model.plain():
+            hidden = self._hidden(
+                [prompt + turn.answer[:most] for prompt, turn in zip(asked, alone, strict=True)], use_cache=False
+            )  # fmt: skip
+            parts = [
+                hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(turn.answer[:most])]
+                for row, (prompt, turn) in enumerate(zip(asked, alone, strict=True))
+            ]
+            return self.model.attachment.logits(torch.cat(parts)).float().log_softmax(-1)
+
+    def _prose(self, rng: random.Random) -> dict[str, Any]:
+        """Hold the reader to its base on prose, with nothing in memory; figures."""
+        tokens, characters, least = _PROSE
+        text = rng.choice(self.lessons.material.prose)
+        begin = rng.randrange(max(1, len(text) - characters))
+        ids = self.model.encode(text[begin : begin + characters])[:tokens]
+        starts = self.model.start_rows()
+        if len(ids) < least or starts is None:
+            return {}
+        with torch.no_grad(), self.model.plain():
+            plain = self._hidden([[self.model.first_token(), *ids]], use_cache=False)[0, 1 : 1 + len(ids)]
+            expected = self.model.attachment.logits(plain).float().log_softmax(-1)
+        with self._learning(), self.model.attachment.hooks():
+            nothing = VectorSlots(self.model.attachment, [start[None, None] for start in starts], whole=True)
+            cache = MemoryCache(nothing, len(starts))
+            hidden = self._hidden([ids], past_key_values=cache, use_cache=True)[0, : len(ids)]
+            logits = self.model.attachment.logits(hidden).float().log_softmax(-1)
+        apart = _divergence(logits, expected).mean()
+        (self.settings.prose_weight * apart).backward()
+        return {"prose_from_base": apart.item()}
+
+    def _mean(self, value: float) -> float:
+        """The mean over the processes."""
+        if self.world == 1:
+            return value
+        every = torch.tensor([value], device=self.device)
+        dist.all_reduce(every)
+        return every.item() / self.world
+
+    @property
+    def _factor(self) -> float:
+        """The learning rates' factor."""
+        warm = min(1.0, (self.step + 1) / self.settings.warmup) if self.settings.warmup else 1.0
+        return warm * max(0.0, 1 - self.progress)
+
+    def _update(self) -> dict[str, Any]:
+        """Average the gradients over the processes, clip them, and learn."""
+        parameters = list(self.named.values())
+        if self.world > 1:
+            for parameter in parameters:
+                if parameter.grad is None:  # a process may have had no use for it
+                    parameter.grad = torch.zeros_like(parameter)
+            flat = torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None])
+            dist.all_reduce(flat)
+            for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+                parameter.grad = (part / self.world).view_as(parameter)
+        norm, factor = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip), self._factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["most"] * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.merged is not None:
+            self.merged.refresh()
+        return {"norm": norm.item(), "lr": self.settings.lr * factor}
+
+    # A run ------------------------------------------------------------------------------------------------------------
+
+    def run(self, *, show: Show | None = None, stop: Callable[[], bool] | None = None) -> bool:
+        """Train to the end.
+
+        Args:
+            show: is called with each step's figures.
+            stop: whether to end after this step, with a checkpoint.
+
+        Returns:
+            Whether it came to the end.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._cut_log()
+        saved, window = time.monotonic(), list[dict[str, Any]]()
+        while self.progress < 1:
+            figures = self.train_step()
+            window.append(figures)
+            if show is not None:
+                show(figures)
+            end = self.progress >= 1
+            if self.step % self.settings.log_every == 0 or end:
+                self._log(window)
+                window = []
+            stopped = stop is not None and stop()
+            if end or stopped or time.monotonic() - saved > self.settings.save_every_s:
+                self.save()
+                saved = time.monotonic()
+            if stopped and not end:
+                return False
+        return True
+
+    def _log(self, window: list[dict[str, Any]]) -> None:
+        """A line of log.jsonl: the last step, and the means of the steps since the line before."""
+        if self.rank:
+            return
+        line = dict(window[-1])
+        for key in {key for figures in window for key in figures} - {
+            "stage",
+            "step",
+            "total",
+            "tokens",
+            "lr",
+            "writes",
+        }:
+            values = [figures[key] for figures in window if key in figures]
+            if isinstance(values[0], list):
+                line[key] = [round(sum(value[0] for value in values) / len(values), 4)]
+            else:
+                line[key] = round(sum(values) / len(values), 4)
+        line["elapsed_s"] = round(self.elapsed, 1)
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def _cut_log(self) -> None:
+        """Lines of steps that were lost with the process that made them are made again."""
+        path = self.folder / "log.jsonl"
+        if self.rank or not path.exists():
+            return
+        entries = map(logged, path.read_text(encoding="utf-8").splitlines())
+        kept = [entry for entry in entries if entry is not None and entry["total"] <= self.step]
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
+    def trained(self) -> dict[str, Tensor]:
+        """What was trained, by name, and what the search knows of words; on the CPU."""
+        words = {f"retriever.{name}": value for name, value in self.model.retriever.named_buffers()}
+        return {name: value.detach().cpu().contiguous() for name, value in (self.named | words).items()}
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all; only the first process does."""
+        if self.rank:
+            return
+        tensors = {f"weights.{name}": value for name, value in self.trained().items()}
+        for name, parameter in self.named.items():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{kind}.{name}"] = value.detach().cpu().contiguous()
+        place = {"step": self.step, "tokens": self.tokens, "elapsed": self.elapsed}
+        write_whole(
+            self.folder / CHECKPOINT, lambda path: save_file(tensors, path, metadata={"place": json.dumps(place)})
+        )
+
+    def resume(self) -> bool:
+        """Load the folder's checkpoint; False if there is none.
+
+        Raises:
+            ConfigError: a checkpoint of another model.
+        """
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return False
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            place = json.loads(file.metadata()["place"])
+        known = self.trained()
+        given = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+        wrong = sorted(known.keys() ^ given.keys()) or [n for n, t in known.items() if t.shape != given[n].shape]
+        if wrong:
+            raise ConfigError(f"{path} does not fit this model: {', '.join(wrong[:5])}; give another --out.")
+        with torch.no_grad():
+            for name, parameter in self.named.items():
+                parameter.copy_(given[name])
+                states = {kind: tensors.get(f"{kind}.{name}") for kind in ("step", "exp_avg", "exp_avg_sq")}
+                if states["step"] is not None:
+                    self.optimizer.state[parameter] = {
+                        kind: value if kind == "step" else value.to(parameter.device)
+                        for kind, value in states.items()
+                        if value is not None
+                    }
+            for name, value in self.model.retriever.named_buffers():
+                value.copy_(given[f"retriever.{name}"])
+        self._fresh, self._filled = False, False
+        self.step, self.tokens, self.elapsed = place["step"], place["tokens"], place["elapsed"]
+        return True
+
+
+def learning(model: MemoryDecoder) -> dict[str, torch.nn.Parameter]:
+    """What of a model learns, by name: the adapter for reading and the search, in float32. All else is frozen."""
+    model.requires_grad_(False)
+    found = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("retriever.") or ("lora_" in name and ".read." in name):
+            parameter.data = parameter.data.float()
+            found[name] = parameter.requires_grad_(True)
+    return found
+
+
+def _divergence(found: Tensor, expected: Tensor) -> Tensor:
+    """KL(expected || found) of log-probabilities, by place."""
+    return F.kl_div(found, expected, log_target=True, reduction="none").sum(-1)

@@ -1,0 +1,286 @@
+"""A run that trains reading, from its settings: builds the model and the lessons, trains, writes the trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import TypeAdapter
+from torch import Tensor
+from transformers import AutoConfig
+
+from ..config import MemoryConfig
+from ..core.attachment import trained_positions
+from ..core.search import Search
+from ..errors import ConfigError
+from ..files import write_text
+from ..models.pretrained import MemoryModel, saved_settings
+from .asking import PROMPT, without_preamble
+from .attention import GROUPED
+from .card import card
+from .lessons import Lessons, read_material
+from .reading import ReadingTrainer
+from .run import begun, lora_for, quieten, spawn, work
+from .settings import ReadingRun, changed
+
+_CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
+_STEPS = 3000  # of a run of which nobody said how long it should take
+
+
+def memory_for(config: Any) -> MemoryConfig:
+    """Verbatim memory with one search for a decoder of this config: smaller where it has few positions or layers.
+
+    Raises:
+        ConfigError: it has too few positions.
+    """
+    config = config.get_text_config()
+    positions, layers = trained_positions(config), config.num_hidden_layers
+    if positions < _LEAST_POSITIONS:
+        raise ConfigError(
+            f"a model trained on {positions} positions has no room for a memory; it takes {_LEAST_POSITIONS}."
+        )
+    chunk = min(_CHUNK, positions // 16)
+    return MemoryConfig.verbatim(
+        chunk_tokens=chunk, pool_tokens=2 * chunk, K0=4 * chunk, window_tokens=min(_WINDOW, positions - 6 * chunk - 1),
+        kept="keys_values", retriever="trained", score_layers="one",
+        search_layers=tuple(sorted({0, layers // 5, 2 * layers // 5})), search_hidden=256, retriever_dim=48,
+        key_group=2 - chunk % 2, score_bias=0.5, key_dtype="bfloat16", store_dtype="int4", base_answers=True,
+    )  # fmt: skip
+
+
+def reading_run(
+    model: str,
+    data: Sequence[str | Path],
+    *,
+    steps: int | None = None,
+    hours: float | None = None,
+    changes: Sequence[str] = (),
+) -> ReadingRun:
+    """The run that trains the reading of any decoder, or goes on with that of a model whose reading was trained.
+
+    Args:
+        model: folder or hub id.
+        data: files of lessons and texts.
+        steps, hours: how long.
+        changes: "key=value".
+
+    Raises:
+        ConfigError: no such model, or a change that cannot be.
+    """
+    files = tuple(str(Path(file).resolve()) for file in data)
+    if steps is None and hours is None:
+        steps = _STEPS
+    saved = saved_settings(model)
+    if saved is not None:
+        memory, lora = begun(saved)
+        if lora is None or memory.score_layers != "one":
+            raise ConfigError(f"{model} has a memory of another kind; begin with a decoder without memory weights.")
+        run = ReadingRun(model=model, data=files, memory=memory, lora=lora, steps=steps, hours=hours)
+        wanted = changed(run, changes)
+        if wanted.lora != lora:
+            raise ConfigError(f"--set lora: {model} has its adapter already; begin with a decoder without memory.")
+    else:
+        try:
+            config = AutoConfig.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot load model {model!r}: {str(error).splitlines()[0]}") from error
+        run = ReadingRun(model=model, data=files, memory=memory_for(config), steps=steps, hours=hours)
+        wanted = changed(run, changes)
+    wanted.check()
+    return wanted
+
+
+def load_run(out: Path) -> ReadingRun:
+    """Read `config.json`.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind of run.
+    """
+    try:
+        return TypeAdapter(ReadingRun).validate_json((out / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{out} holds no run that trains reading: {str(error).splitlines()[0]}") from error
+
+
+def build(run: ReadingRun, dtype: torch.dtype | None = None) -> tuple[MemoryModel, bool]:
+    """The model before training, and whether its search is untrained.
+
+    Args:
+        run: its settings.
+        dtype: of the base; None is that in which it is stored.
+
+    Raises:
+        ConfigError: no such model, or one that memory cannot be attached to.
+    """
+    torch.manual_seed(run.seed)
+    options = {} if dtype is None else {"dtype": dtype}
+    model = MemoryModel.from_pretrained(run.model, memory=run.memory, **options)
+    if saved_settings(run.model) is not None:
+        if "read" not in model.adapters or not isinstance(model.retriever, Search):
+            raise ConfigError(f"{run.model} has no adapter for reading; begin with a decoder without memory weights.")
+        return model, False
+    chat = bool(model.tokenizer.chat_template)
+    # A base that does not converse has no answers of its own to what needs no memory.
+    memory = run.memory if chat else replace(run.memory, base_answers=False)
+    built = MemoryModel(
+        model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
+        template=without_preamble(model.tokenizer), lora=lora_for(model.base, run.lora), adapters=("read",),
+    )  # fmt: skip
+    return built.eval(), True
+
+
+def number_format(precision: str, device: torch.device) -> torch.dtype:
+    """The number format of a run's base: bfloat16, if it is asked for or the machine computes fast in it."""
+    if precision != "auto":
+        return torch.bfloat16 if precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        able: Any = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
+
+
+def launch(
+    run: ReadingRun,
+    out: Path,
+    *,
+    processes: int = 1,
+    quiet: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train, or go on from the folder's checkpoint.
+
+    Under `torchrun` this process is one of several already, and `processes` says nothing.
+
+    Args:
+        run: its settings.
+        out: folder of the run.
+        processes: on this machine; each draws lessons and questions of its own.
+        quiet: no progress bar.
+        stop: with one process, whether to end after the step at hand, with a checkpoint.
+
+    Returns:
+        {"model": folder that `from_pretrained` takes, or None if the run was ended before, "steps": optimizer steps,
+        "last": the log's last line, or None}.
+
+    Raises:
+        ConfigError: the folder holds another run; or settings that do not fit.
+        InputError: files that cannot be read.
+        RemanenceError: a process failed; its last words are on stderr.
+    """
+    if (out / "config.json").exists():
+        if load_run(out) != run:
+            raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / "config.json", json.dumps(asdict(run), indent=2) + "\n")
+    done = True
+    if "RANK" in os.environ or processes == 1:
+        done = _train(run, out, quiet, stop)
+    else:
+        spawn("remanence.train.reading_run", out, processes, quiet)
+    log = out / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    last = json.loads(lines[-1]) if lines else None
+    model = str(out / "model") if done else None
+    return {"model": model, "steps": 0 if last is None else last["total"], "last": last}
+
+
+def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | None = None) -> bool:
+    """One process of the run; whether it came to the end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    quieten()
+    parent, rank, world = os.getppid(), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    device = torch.device("cpu")
+    if torch.accelerator.is_available():
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.accelerator.current_accelerator(check_available=True) or device
+    elif world > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+    lessons = Lessons(read_material(run.data))
+    model, fresh = build(run, number_format(run.precision, device))
+    if device.type != "cpu":
+        model.to(device)
+    elif _plain_attention(model):
+        model.base.set_attn_implementation(GROUPED)
+    if world > 1:
+        dist.init_process_group("gloo" if device.type == "cpu" else None)
+    try:
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=Console(stderr=True), disable=quiet or rank > 0) as progress:
+            bar = progress.add_task("what the base says by itself", total=1.0)
+
+            def waiting(done: int, total: int) -> None:
+                progress.update(bar, completed=done / total)
+
+            trainer = ReadingTrainer(
+                model, lessons, run, out, fresh=fresh, rank=rank, world=world, waiting=waiting
+            )  # fmt: skip
+            trainer.resume()
+            progress.reset(bar, description="writing the first lessons", completed=0, total=None)
+            trainer.fill()
+            progress.reset(bar, description="training", completed=trainer.progress, total=1.0)
+
+            def show(figures: dict[str, Any]) -> None:
+                progress.update(bar, completed=trainer.progress, description=_words(figures))
+                if os.getppid() != parent:
+                    raise SystemExit("the process that started this one is gone")
+
+            done = trainer.run(show=show, stop=stop)
+        if done and rank == 0:
+            write_model(run, out, trainer.trained())
+        if world > 1:
+            dist.barrier()
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+    return done
+
+
+def _plain_attention(model: MemoryModel) -> bool:
+    """Whether a base's attention is a softmax and nothing else, as `GROUPED` computes it."""
+    capped = getattr(model.attachment.config, "attn_logit_softcapping", None)
+    return capped is None and not any(name.endswith("sinks") for name, _ in model.base.named_parameters())
+
+
+def _words(figures: dict[str, Any]) -> str:
+    words = f"step {figures['step']}  loss {figures['loss']:.3f}"
+    words += f"  right {figures['known']:.2f}" if "known" in figures else ""
+    words += f"  recall {figures['recall'][0]:.2f}" if "recall" in figures else ""
+    return words + f"  {figures['tokens_per_s']:,.0f} tokens/s"
+
+
+def write_model(run: ReadingRun, out: Path, trained: dict[str, Tensor]) -> None:
+    """Write the trained model to the folder `model`, with its card. It is built anew: what trains may be rounded."""
+    model, _ = build(run)
+    result = model.load_state_dict(trained, strict=False)
+    if result.unexpected_keys:
+        raise ConfigError(f"trained weights do not fit the model: {', '.join(result.unexpected_keys[:5])}.")
+    model.save_pretrained(out / "model")
+    write_text(out / "model" / "README.md", card(out, run.model))
+
+
+def main(arguments: list[str]) -> None:
+    """One process of the run, as `spawn` starts it."""
+    out = Path(arguments[0])
+    try:
+        work(out, lambda: _train(load_run(out), out, "--quiet" in arguments))
+    except KeyboardInterrupt:  # the process that started this one says so
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
