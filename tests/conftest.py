@@ -95,6 +95,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.fixture(autouse=True)
+def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands under test use the toy, whatever their default is."""
+    monkeypatch.setenv("REMANENCE_MODEL", "tiny")
+
+
+@pytest.fixture(autouse=True)
 def _seeds() -> None:
     torch.manual_seed(0)
 

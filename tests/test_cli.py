@@ -19,8 +19,8 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from remanence import Memory, MemoryModel, MemoryStore
-from remanence.cli import main, reading, talk
+from remanence import Memory, MemoryModel, MemoryStore, documents
+from remanence.cli import main, talk
 from remanence.core.session import Session
 from remanence.errors import ConfigError, IncompatibleMemory
 
@@ -38,7 +38,6 @@ def home(tmp_path: Path) -> Path:
 def _as_before(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a command sets for its whole process, which here is that of the tests."""
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.delenv("REMANENCE_MODEL", raising=False)
     verbosity = logging.get_verbosity()
     # Tests that were started in the background, as by a script, ignore Ctrl-C; the commands under test must not.
     usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -424,7 +423,6 @@ def test_bad_input_is_one_line_and_code_2(home: Path, tmp_path: Path) -> None:
     latin.write_bytes(b"x" * (1 << 20) + "caf\xe9".encode("latin-1"))
     refused(run(home, "ask", "Who?", "--memory", "adb"), "adb", "ada")
     refused(run(home, "memorize", str(tmp_path / "none.txt"), "--memory", "ada"), "none.txt")
-    refused(run(home, "memorize", str(tmp_path), "--memory", "ada"), str(tmp_path))
     refused(run(home, "memorize", str(binary), "--memory", "ada"), "binary")
     refused(run(home, "memorize", str(latin), "--memory", "ada"), "UTF-8", f"byte {(1 << 20) + 3} is 0xe9")
     refused(run(home, "memorize", "--memory", "ada", stdin=b"caf\xe9"), "UTF-8", "byte 3 is 0xe9")
@@ -513,7 +511,7 @@ def test_a_file_of_any_name(home: Path, tmp_path: Path) -> None:
 
 def test_endless_and_large_input(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(run(home, "memorize", "/dev/zero"), "binary")
-    monkeypatch.setattr(reading, "MOST_BYTES", 3_000_000)
+    monkeypatch.setattr(documents, "MOST_BYTES", 3_000_000)
     large = tmp_path / "large.txt"
     large.write_text("a " * 1_600_000)
     refused(run(home, "memorize", str(large)), "0.003 GB", "split")

@@ -209,6 +209,8 @@ def test_the_tutorial_comes_out_as_it_says(tmp_path: Path) -> None:
     page = DOCS / "tutorial.md"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "REMANENCE_HOME": str(tmp_path / "tutorial" / "store")}
+    assert "export REMANENCE_MODEL=tiny" in page.read_text(encoding="utf-8")
+    environment["REMANENCE_MODEL"] = "tiny"
 
     def run(*command: str) -> list[str]:
         done = subprocess.run(

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, StorageError
+from ..models.names import CHOICES
 
 if TYPE_CHECKING:
     from ..models.pretrained import MemoryModel
     from ..store import MemoryStore
 
+MODELS = "tiny, smollm2, a folder, a .gguf file, or a hub id."
 Name = Annotated[str, typer.Option("--memory", "-m", help="The memory's name.")]
-Model = Annotated[str, typer.Option("--model", help="builtin, a folder, or a hub id.", envvar="REMANENCE_MODEL")]
+Model = Annotated[str, typer.Option("--model", help=MODELS, envvar="REMANENCE_MODEL")]
 Store = Annotated[str | None, typer.Option("--store", help="Folder of the store; else REMANENCE_HOME.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Print how this model's memory is sized, and end.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: KEY=VALUE. May be repeated.")]
@@ -114,15 +116,14 @@ def uncollected() -> Iterator[None]:
 def load_model(name: str, **options: Any) -> MemoryModel:
     """The model of `--model`, without the words of Hugging Face's libraries."""
     if not name:
-        raise ConfigError("--model is empty; give 'builtin', a folder or a hub id.")
+        raise ConfigError(f"--model is empty; give {CHOICES}.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with uncollected():
         from huggingface_hub.utils import logging as hub_logging
 
-        if name != "builtin":
-            from ..models.hub import download_options
+        from ..models.bases import check
 
-            download_options(name)  # refuses what cannot be before the long import
+        check(name)  # refuses what cannot be before the long import
         from transformers.utils import logging
 
         from ..models.pretrained import MemoryModel
@@ -160,21 +161,26 @@ def show_plan(name: str, as_json: bool) -> None:
 
 @contextmanager
 def bar(what: str) -> Iterator[Any]:
-    """A progress bar on stderr, if that is a terminal, with tokens per second; yields a callback (done, total)."""
+    """A progress bar on stderr, if that is a terminal, with tokens per second.
+
+    Yields a callback (done, total), in tokens; or in something else, with tokens done and words for it as keywords.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} / {task.total:,.0f} tokens"),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"),
         TextColumn("{task.fields[speed]}"), TimeRemainingColumn(),
     )  # fmt: skip
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(what, total=1, speed="", visible=False)
+        bar = progress.add_task(what, total=1, words="", speed="", visible=False)
         began = time.perf_counter()
 
-        def update(done: int, total: int) -> None:
-            speed = f"{done / max(1e-9, time.perf_counter() - began):,.0f} tokens/s"
-            progress.update(bar, completed=done, total=total, speed=speed, visible=True)
+        def update(done: float, total: float, *, tokens: int | None = None, words: str = "") -> None:
+            words = words or f"{done:,.0f} / {total:,.0f} tokens"
+            per_second = (done if tokens is None else tokens) / max(1e-9, time.perf_counter() - began)
+            speed = f"{per_second:,.0f} tokens/s"
+            progress.update(bar, completed=done, total=total, words=words, speed=speed, visible=True)
 
         yield update

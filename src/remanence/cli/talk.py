@@ -6,12 +6,13 @@ import re
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
+from ..models.names import DEFAULT_MODEL
 from .output import (
     Json,
     Model,
@@ -28,8 +29,9 @@ from .output import (
     show_plan,
     uncollected,
 )
-from .reading import check_text, read_line, read_text
+from .reading import Reader, check_text, read_line
 from .stopping import Stopped, stoppable
+from .telling import Place, Telling
 
 if TYPE_CHECKING:
     from ..core.memory import Memory
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from ..store import MemoryStore
 
 _SHORT, _LONG = 32, 192  # most tokens of an answer in chat: from memory; of a base that talks
-SAVE_SECONDS = 10.0  # of a long text, so that a process killed at any moment loses no more
+SAVE_SECONDS = 10.0  # of what is long, so that a process killed at any moment loses no more
 
 _HELP = (
     "What you say is remembered; what ends with a question mark is only answered.\n"
@@ -56,90 +58,111 @@ _FORGET = re.compile(
 # memorize -------------------------------------------------------------------------------------------------------------
 
 
-class _Cut(Exception):
-    """A text was not memorized to its end. left: tokens that were not. total: of the text, with what waited before."""
-
-    def __init__(self, left: int, total: int) -> None:
-        super().__init__(left, total)
-        self.left, self.total = left, total
-
-
 def memorize(
-    file: Annotated[str, typer.Argument(help="A text file, or - for standard input.")] = "-",
+    files: Annotated[list[str] | None, typer.Argument(help="Files and folders; - for standard input.")] = None,
     memory: Name = "default",
-    source: Annotated[str | None, typer.Option(help="A label that answers name; the file's name if not given.")] = None,
-    model: Model = "builtin",
+    source: Annotated[str | None, typer.Option(help="A label that answers name, in place of file and page.")] = None,
+    model: Model = DEFAULT_MODEL,
     store: Store = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Begin with this file, or FILE:PART: to go on after a stop.")
+    ] = None,
     last: Annotated[
-        int | None, typer.Option(min=1, help="Only so many tokens at the text's end: to go on after a stop.")
+        int | None, typer.Option(min=1, help="Only so many tokens at the end of the first text: to go on after a stop.")
     ] = None,
     plan: Plan = False,
     as_json: Json = False,
 ) -> None:
-    """Remember a text.
+    """Remember texts: plain text, Markdown, PDF and HTML files, whole folders of them, or standard input.
 
-    A long text is saved as it is read, every ten seconds. Ctrl-C keeps what was read and says how to go on.
+    What is long is saved as it is read, every ten seconds. Ctrl-C keeps what was read and says how to go on.
 
     Example: echo "The spare key is under the blue pot." | remanence memorize --memory ada
     """
     if plan:
         show_plan(model, as_json)
         return
-    text = read_text(file)
-    name = Path(file).name.encode(errors="surrogateescape").decode(errors="replace")  # of a file, any bytes
-    label = source if source is not None else ("stdin" if file == "-" else name)
-    check_text(label, "--source")
+    if source is not None:
+        check_text(source, "--source")
+    reader = Reader(files or ["-"], start, (lambda line: None) if as_json else lambda line: say(f"remanence: {line}"))
+    if last is not None and start is None and not reader.one_text:
+        raise ConfigError("--last counts tokens of one text; give --from, too, as the command that was stopped says.")
+    read = iter(reader)
+    first = next(read)  # what cannot be read at all is said before the model is loaded
     with stoppable() as stop:
         shelf, loaded = open_store(store), load_model(model)
-        began, cut = time.perf_counter(), None
+        began = time.perf_counter()
         with shelf.open(memory, loaded) as opened, bar("memorizing") as update:
-            waited = len(opened.pending_ids)
-            saved_at, saved_tokens = time.monotonic(), 0
-
-            def progress(done: int, total: int) -> None:
-                nonlocal saved_at, saved_tokens
-                update(done, total)
-                if total - done < loaded.config.chunk_tokens:  # all but done
-                    return
-                if stop.asked is not None:
-                    raise _Cut(total - done, total)
-                if time.monotonic() - saved_at >= SAVE_SECONDS:
-                    shelf.save(memory, opened)
-                    saved_at, saved_tokens = time.monotonic(), done - waited
-
-            stop.later = True  # what is being written becomes whole first
+            telling = Telling(
+                loaded, reader, source=source, last=last, save=lambda kept: shelf.save(memory, kept), every=SAVE_SECONDS
+            )
             try:
-                tokens = loaded.memorize(opened, text, source=label, progress=progress, last=last)
-            except _Cut as stopped:
-                cut, tokens = stopped, max(0, stopped.total - waited - stopped.left)
+                telling.tell(opened, chain([first], read), stop, update)
             except Stopped as stopped:  # asked twice
-                stopped.line = f"stopped at once; the first {saved_tokens:,} tokens are kept in {memory}."
+                stopped.line = _stopped_at_once_line(memory, telling, last is not None)
                 raise
         seconds = time.perf_counter() - began
     result = {
-        "memory": memory, "tokens": tokens, "memory_tokens": opened.tokens,
+        "memory": memory, "tokens": telling.tokens, "memory_tokens": opened.tokens,
         "pending_tokens": len(opened.pending_ids), "seconds": round(seconds, 4),
     }  # fmt: skip
-    if cut is not None and stop.asked is not None:
-        if as_json:
-            put_json(result | {"left_tokens": cut.left})
-        stop.asked.line = "" if as_json else _stopped_line(memory, opened, tokens, cut.total - waited, cut.left)
-        raise stop.asked
     if as_json:
-        put_json(result)
-    else:
-        say(f"{memory}: {tokens:,} tokens remembered in {seconds:.1f} s; {opened.tokens:,} in memory, "
+        put_json(result | _files_dict(telling) | (_place_dict(telling.cut, reader) if telling.cut else {}))
+    if telling.cut is not None and stop.asked is not None:
+        stop.asked.line = "" if as_json else _stopped_line(memory, opened, telling, last is not None)
+        raise stop.asked
+    if not as_json:
+        of = "" if len(telling.told) == 1 else f" of {len(telling.told):,} files"
+        say(f"{memory}: {telling.tokens:,} tokens{of} remembered in {seconds:.1f} s; {opened.tokens:,} in memory, "
              f"{len(opened.pending_ids)} waiting in the window.")  # fmt: skip
+    if reader.failed:
+        raise typer.Exit(2)  # a script must learn of it
 
 
-def _stopped_line(name: str, memory: Memory, kept: int, total: int, left: int) -> str:
-    """What was kept of a text that was not memorized to its end, and how to go on."""
+def _files_dict(telling: Telling) -> dict[str, Any]:
+    """What became of each file, as --json shows it."""
+    told, failed = telling.told, telling.reader.failed
+    files = []
+    for name in (file.name for file in telling.reader.to_read if file.name in told or file.name in failed):
+        entry: dict[str, Any] = {"file": name, "tokens": told.get(name, 0)}
+        files.append(
+            entry | ({"error": error_dict(type(failed[name]).__name__, str(failed[name]))} if name in failed else {})
+        )
+    return {"files": files, "skipped": [{"file": name, "why": why} for name, why in telling.reader.skipped]}
+
+
+def _place_dict(place: Place, reader: Reader) -> dict[str, Any]:
+    """Where to go on after a stop, as --json shows it."""
+    return {"left_tokens": place.left} | ({} if reader.one_text else {"from": place.start})
+
+
+def _stopped_line(name: str, memory: Memory, telling: Telling, had_last: bool) -> str:
+    """What was kept of what was not memorized to its end, and how to go on."""
+    cut, kept = telling.cut, telling.tokens
+    assert cut is not None
     words = (memory.writes[-1].text or "").split()[-6:] if memory.writes else []
     where = f', to "... {" ".join(words)}"' if words and kept else ""
+    if telling.reader.one_text:
+        return (
+            f"stopped. {kept:,} of {cut.total:,} tokens ({kept / max(1, cut.total):.0%}) are kept in {name}{where}. "
+            f"To go on, give the same command and --last {cut.left}"
+        )
     return (
-        f"stopped. {kept:,} of {total:,} tokens ({kept / max(1, total):.0%}) are kept in {name}{where}. "
-        f"To go on, give the same command and --last {left}"
+        f"stopped at {cut.start}, {telling.reader.count(cut.document)}. {kept:,} tokens are kept in {name}{where}. "
+        f"{_go_on(cut, had_last)}"
     )
+
+
+def _stopped_at_once_line(name: str, telling: Telling, had_last: bool) -> str:
+    """The same if nothing was saved since the last time that it was due."""
+    tokens, place = telling.saved or (0, None)
+    line = f"stopped at once; the first {tokens:,} tokens are kept in {name}."
+    return line if place is None or telling.reader.one_text else f"{line} {_go_on(place, had_last)}"
+
+
+def _go_on(place: Place, had_last: bool) -> str:
+    without = ", without --last" if had_last and place.left is None else ""
+    return f"To go on, give the same command and {place.options}{without}"
 
 
 # ask ------------------------------------------------------------------------------------------------------------------
@@ -155,7 +178,7 @@ def _source_dict(source: Any) -> dict[str, Any]:
 def ask(
     question: Annotated[str | None, typer.Argument(help="What you want to know.", show_default=False)] = None,
     memory: Name = "default",
-    model: Model = "builtin",
+    model: Model = DEFAULT_MODEL,
     store: Store = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
     sources: Annotated[bool, typer.Option(help="Show what was read.")] = False,
@@ -209,7 +232,7 @@ def _show_sources(sources: list[Any]) -> None:
 
 def chat(
     memory: Name = "default",
-    model: Model = "builtin",
+    model: Model = DEFAULT_MODEL,
     store: Store = None,
     plan: Plan = False,
     as_json: Json = False,

@@ -23,7 +23,7 @@ def train_builtin(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints, log and the model.")] = Path("runs/builtin"),
     prose: Annotated[Path, typer.Option(help="Text to train on, .txt or .txt.xz.")] = Path("data/prose_train.txt.xz"),
     resume: Annotated[bool, typer.Option(help="Go on from the folder's checkpoint.")] = True,
-    begin: Annotated[str | None, typer.Option("--from", help="Train a trained model on: builtin, or a folder.")] = None,
+    begin: Annotated[str | None, typer.Option("--from", help="Train a trained model on: tiny, or a folder.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 2,
     changes: Changes = None,
     fast: Fast = False,
@@ -48,7 +48,7 @@ def _stage_command(name: str, stages: list[str], about: str) -> None:
     """A command that trains some of the papers' stages."""
 
     def command(
-        model: Annotated[str, typer.Option(help="Folder or hub id of a decoder, or of a model with memory.")],
+        model: Annotated[str, typer.Option(help="A decoder, or a model with memory: a folder, a hub id, smollm2.")],
         data: Annotated[
             list[str] | None,
             typer.Option(help="A file (.jsonl, .txt, .parquet), hub dataset, recipe, or 'facts'. Give more to mix."),

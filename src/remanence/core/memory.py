@@ -163,12 +163,16 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes of vectors and keys, pool and store."""
-        K, G = self.config.K, self.config.keys_per_write
         kept = self.write_count - self.first_write if self.config.long_term else 0
+        return kept * self.bytes_per_write + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
+
+    @property
+    def bytes_per_write(self) -> int:
+        """Bytes that a write leaves in the long-term store: vectors, keys, and what is kept of its tokens."""
+        K, G = self.config.K, self.config.keys_per_write
         vectors = self.layers * K * self._row_width * self._row_dtype.itemsize
         keys = self.key_layers * G * self._keys_LGWR.shape[3] * self._keys_LGWR.element_size()
-        keys += sum(K * kept_WK.element_size() for kept_WK in self._of_tokens.values())
-        return kept * (vectors + keys) + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
+        return vectors + keys + sum(K * kept_WK.element_size() for kept_WK in self._of_tokens.values())
 
     # Writing ----------------------------------------------------------------------------------------------------------
 

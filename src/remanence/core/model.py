@@ -378,7 +378,7 @@ class MemoryDecoder(nn.Module):
 
     def _context(self, memory: Memory) -> Tensor:
         """What a chunk sees while it is written: the last K vectors of every layer, or the whole pool [L, n, D]."""
-        pool = memory.pool_LnD
+        pool = memory.pool_LnD.to(self.base.dtype)  # it may come from a machine that computes in another number format
         return pool[:, -self.config.K :] if self.config.write_context == "last" else pool
 
     def write_pass(self, ids_BT: Tensor, context: list[Tensor]) -> list[Tensor]:
@@ -657,8 +657,7 @@ class MemoryDecoder(nn.Module):
         alone = [r for r in rows if found is not None and self._base_answers(found[r])]
         answers: dict[int, Answer] = {}
         for row in alone:
-            ids = self._base_answer(questions[row], histories[row], max_new_tokens, options)
-            answers[row] = Answer(self._said(ids), [], 0.0, ids, [], recalled=False)
+            answers[row] = self.answer_alone(questions[row], histories[row], max_new_tokens=max_new_tokens, **options)
         rest = [r for r in rows if r not in answers]
         if rest:
             out, read = self.generate(
@@ -685,22 +684,30 @@ class MemoryDecoder(nn.Module):
         """Whether a turn is for the base alone."""
         return self.config.base_answers and not found.relevant and found.needs < 0
 
-    def _base_answer(
-        self, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int, options: dict[str, Any]
-    ) -> list[int]:
-        """What the base says by itself, with its own template."""
+    def answer_alone(
+        self, question: str, history: Sequence[tuple[str, str]] = (), *, max_new_tokens: int = 32, **options: Any
+    ) -> Answer:
+        """What the base answers by itself: its own chat template, no adapter, no memory.
+
+        Args:
+            question: any text.
+            history, max_new_tokens, options: as in `ask`.
+        """
+        if not question.strip():
+            raise InputError("the question is empty; ask something.")
         room = self.config.window_tokens - max_new_tokens
         turns = list(history)
         while len(prompt := self.base_prompt_ids(turns, question)) > room and turns:
             turns.pop(0)
         ids = torch.tensor([prompt], device=self.attachment.device)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        with self.plain() as base, torch.no_grad():
-            out = base.generate(
+        options = {"do_sample": False} | options
+        with self.plain(), torch.no_grad():
+            out = self.base.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, pad_token_id=pad, **options
             )
         made: list[int] = out[0, ids.shape[1] :].tolist()
-        return made
+        return Answer(self._said(made), [], 0.0, made, [], recalled=False)
 
     def base_prompt_ids(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
         """Token ids of a question as the base takes it without a memory."""

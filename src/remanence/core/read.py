@@ -155,7 +155,7 @@ class ReadSlots:
             entries.append((rows, scores, null))
         self.read.append(entries)
         fronts = model.attachment.slots(layer, front, positions, model.whole)
-        pools = [self._pool(layer, *each, front.device) for each in zip(self.memories, self._before, strict=True)]
+        pools = [self._pool(layer, *each, front) for each in zip(self.memories, self._before, strict=True)]
         keys = self._joined(fronts.keys, [pool.keys for pool in pools])
         values = self._joined(fronts.values, [pool.values for pool in pools])
         if repeats > 1:
@@ -173,21 +173,21 @@ class ReadSlots:
             self._again[row] = self.model.encode_again(memory, writes)
         return self._again[row][layer][(of_row * K + rows % K).to(self._again[row][layer].device)]
 
-    def _pool(self, layer: int, memory: Memory, first: int, device: torch.device) -> Slots:
-        """Slots of a memory's pool at positions from `first` on [1, H, n, E], on the device of the layer.
+    def _pool(self, layer: int, memory: Memory, first: int, like: Tensor) -> Slots:
+        """Slots of a memory's pool at positions from `first` on [1, H, n, E], computed as a tensor of the layer's is.
 
         Kept for the next question: a pool changes by writes only, which make a new tensor of it.
         """
-        model, pool_LnD = self.model, memory.pool_LnD
+        model, pool_LnD, device = self.model, memory.pool_LnD, like.device
         weights = [(p.data_ptr(), p._version) for p in model.attachment.layers[layer].parameters()]
-        state = first, device, pool_LnD._version, weights
+        state = first, device, like.dtype, pool_LnD._version, weights
         kept = model.pools.setdefault(memory, {})
         if layer in kept and not torch.is_grad_enabled():
             of_pool, of_state, slots = kept[layer]
             if of_pool is pool_LnD and of_state == state:
                 return slots
         positions = torch.arange(first, first + memory.pool_size, device=device)[None]
-        slots = model.attachment.slots(layer, pool_LnD[layer][None].to(device), positions, model.whole)
+        slots = model.attachment.slots(layer, pool_LnD[layer][None].to(like), positions, model.whole)
         if not torch.is_grad_enabled():
             kept[layer] = pool_LnD, state, slots
         return slots

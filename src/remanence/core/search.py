@@ -57,6 +57,9 @@ class Search(nn.Module):
         vocabulary: V.
     """
 
+    spelling: Tensor
+    rarity: Tensor
+
     def __init__(self, width: int, layers: int, dim: int, hidden: int, vocabulary: int) -> None:
         super().__init__()
         features = layers * width
@@ -68,9 +71,10 @@ class Search(nn.Module):
         for part in (self.null, self.needs):
             nn.init.zeros_(part.weight)
             nn.init.zeros_(part.bias)
-        self.weigh = nn.Sequential(nn.Linear(features, 32), nn.SiLU(), nn.Linear(32, 1))
-        nn.init.zeros_(self.weigh[2].weight)
-        nn.init.constant_(self.weigh[2].bias, _WORD_START)
+        weight = nn.Linear(32, 1)
+        nn.init.zeros_(weight.weight)
+        nn.init.constant_(weight.bias, _WORD_START)
+        self.weigh = nn.Sequential(nn.Linear(features, 32), nn.SiLU(), weight)
         # Tokens that spell the same word alike, such as " Rex" and "rex", have the number of the first of them.
         self.register_buffer("spelling", torch.arange(vocabulary, dtype=torch.int32))
         self.register_buffer("rarity", torch.ones(vocabulary))  # 0 for a token of every text, 1 for the rarest
@@ -88,13 +92,13 @@ class Search(nn.Module):
     def keys(self, features_KF: Tensor, group: int = 1) -> Tensor:
         """Keys of one write [G, R]; neighbours in groups share their sum."""
         if not torch.is_autocast_enabled(features_KF.device.type):  # which does with any number format
-            features_KF = features_KF.to(self.key[0].weight.dtype)
+            features_KF = features_KF.to(self.null.weight.dtype)
         made: Tensor = self.key(features_KF)
         return made if group == 1 else made.unflatten(-2, (-1, group)).sum(-2)
 
     def queries(self, features_TF: Tensor) -> Tensor:
         """Queries of a question's tokens [T, R]."""
-        made: Tensor = self.query(features_TF.to(self.query[0].weight.dtype))
+        made: Tensor = self.query(features_TF.to(self.null.weight.dtype))
         return made
 
     def words(self, ids: Tensor) -> Tensor:
@@ -104,7 +108,7 @@ class Search(nn.Module):
 
     def word_weights(self, ids_T: Tensor, features_TF: Tensor) -> Tensor:
         """How much each token of a question counts if a write has it, float32 [T]."""
-        weights = self.weigh(features_TF.to(self.weigh[0].weight.dtype)).float()[:, 0].exp()
+        weights = self.weigh(features_TF.to(self.null.weight.dtype)).float()[:, 0].exp()
         return weights * self.rarity[ids_T].float() * _WORDS * len(ids_T) ** -0.5
 
     def verdicts(self, features_BTF: Tensor, asks_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from ..config import MemoryConfig
 from ..core.memory import Memory
 from ..errors import ConfigError
 from .hub import download_options
+from .names import home, is_here
 from .published import Layout, is_published
 
 _FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "*.jinja")
@@ -33,9 +34,9 @@ def find(model: str | Path, **hub: Any) -> dict[str, Any] | None:
 
     `hub` here and below: options of a download (revision, token, cache_dir, local_files_only).
     """
-    folder = Path(model)
     try:
-        path = folder / "config.json" if folder.is_dir() else Path(hf_hub_download(str(model), "config.json", **hub))
+        here = home(model) / "config.json" if is_here(model) else None
+        path = here or Path(hf_hub_download(str(model), "config.json", **hub))
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # the caller's own attempt gives the better error
         return None

@@ -13,7 +13,9 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..errors import ConfigError
+from .names import CHOICES, SETTINGS, gguf_of, is_here
 
+HUB = ("revision", "token", "cache_dir", "local_files_only")  # options of a download
 _SECONDS = 3.0  # to reach the hub
 
 
@@ -21,20 +23,22 @@ def download_options(model: str | Path, **hub: Any) -> dict[str, Any]:
     """Options for a model's downloads: only what was downloaded before, if the hub is out of reach.
 
     Args:
-        model: a folder or hub id.
+        model: a short name, a file, a folder or a hub id.
         hub: options of a download that were asked for.
 
     Raises:
-        ConfigError: neither a folder nor a hub id, or not downloaded before and the hub cannot be reached.
+        ConfigError: neither something of this machine nor a hub id, or not downloaded before and the hub cannot be
+            reached.
     """
-    if Path(model).is_dir():
+    if is_here(model):
         return hub
+    gguf_of(model)  # a file that is not there is none of the hub's
     try:
         validate_repo_id(str(model))
     except HFValidationError as error:
         raise ConfigError(
             f"cannot load model {str(model)!r}: there is no such folder, and a hub id looks like owner/name. "
-            "Give 'builtin', a folder or a hub id of a decoder."
+            f"Give {CHOICES} of a decoder."
         ) from error
     if constants.HF_HUB_OFFLINE:  # then it refuses by itself, and at once
         return hub
@@ -43,20 +47,23 @@ def download_options(model: str | Path, **hub: Any) -> dict[str, Any]:
     if downloaded(model, **hub) is None:
         raise ConfigError(
             f"cannot load model {str(model)!r}: there is no such folder, it was not downloaded before, and the Hugging "
-            "Face hub cannot be reached now. Give 'builtin', a folder or a hub id of a decoder."
+            f"Face hub cannot be reached now. Give {CHOICES} of a decoder."
         )
     return hub | {"local_files_only": True}
 
 
 def downloaded(model: str | Path, **hub: Any) -> Path | None:
-    """The folder that holds what was downloaded of a model, by its config.json; None if there is none.
+    """The folder that holds what was downloaded of a model; None if there is none.
+
+    It is told by the config.json of a decoder, or by the settings of a model that was saved without one.
 
     Args:
         model, hub: as for `download_options`.
     """
     where = {name: hub[name] for name in ("cache_dir", "revision") if name in hub}
-    found = try_to_load_from_cache(str(model), "config.json", **where)
-    return Path(found).parent if isinstance(found, str) else None
+    names = "config.json", SETTINGS
+    found = (try_to_load_from_cache(str(model), name, **where) for name in names)
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)
 
 
 def reachable() -> bool:

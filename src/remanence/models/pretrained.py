@@ -15,7 +15,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -31,16 +30,24 @@ from ..core.model import MemoryDecoder
 from ..core.placement import stored
 from ..errors import ConfigError
 from ..files import half_saved, write_together
+from . import bases
 from .checkpoint import Checkpoint, fetch, find
-from .hub import download_options, downloaded
-from .published import BYTES, QUESTION, is_published
+from .decoders import TEMPLATE, digest, load_config, load_decoder
+from .hub import HUB, download_options
+from .names import BUILTIN as BUILTIN
+from .names import DEFAULT_MODEL, SETTINGS, home, is_here, is_name
+from .published import QUESTION, is_published
 
 FORMAT = 1
-SETTINGS, WEIGHTS, SHIPPED = "remanence.json", "memory.safetensors", "shipped.safetensors"
-BUILTIN = Path(__file__).parent / "builtin"
+WEIGHTS, SHIPPED = "memory.safetensors", "shipped.safetensors"
 # What an earlier save may have left and a new one may not write: it would be loaded with the new files, or instead.
-_REPLACED = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json", SHIPPED)
-_HUB = ("revision", "token", "cache_dir", "local_files_only")  # options of a download
+_REPLACED = (
+    "model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json", SHIPPED, TEMPLATE,
+)  # fmt: skip
+_BASE = (  # the same of the base and its tokenizer, where a model is saved without them
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
 
 
 class MemoryModel(MemoryDecoder):
@@ -50,31 +57,82 @@ class MemoryModel(MemoryDecoder):
     `MemoryDecoder`: `memorize`, `ask`, `generate`, `plain`.
     """
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    base_name: str | None = None  # by which the base was loaded; None if it came with the model, or from the caller
+
+    def save_pretrained(self, folder: str | Path, *, base: bool | str = True) -> None:
         """Write base model, tokenizer, memory weights and settings to a folder that `from_pretrained` takes.
 
         A model that is there already is replaced as a whole; other files stay. All is written beside it first, so
         there must be room for both. A save that fails or is killed while it writes leaves the old model as it was. One
         that is killed in the moment after, while the new files take the old ones' places, leaves a folder that
         `from_pretrained` refuses, with the advice to save once more; it never loads a mix of the two.
-        """
-        write_together(Path(folder), self._write, last=SETTINGS, stale=_REPLACED)
 
-    def _write(self, folder: Path) -> None:
-        """Everything that `save_pretrained` saves, to an empty folder."""
-        self._save_base(folder)
-        self.tokenizer.save_pretrained(folder)
-        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("base.") or "lora_" in k}
-        save_file(own, folder / WEIGHTS)
+        Args:
+            folder: made if there is none.
+            base: False leaves the base and its tokenizer out. The folder then holds memory weights, settings and the
+                base's name (and a chat template, if it is not the base's), and `from_pretrained` looks for the base by
+                its name. A text is that name, where it is another one than the base was loaded by: "smollm2", a hub
+                id, a folder or a .gguf file.
+
+        Raises:
+            ConfigError: to leave it out would lose something, as the base by that name has other weights or another
+                tokenizer; or it cannot be had; or no name of it is known.
+        """
+        out = None if base is True else self._left_out(base, Path(folder))
+        stale = _REPLACED if out is None else (*_REPLACED, *_BASE)
+        write_together(Path(folder), lambda new: self._write(new, out), last=SETTINGS, stale=stale)
+
+    def _write(self, folder: Path, out: tuple[str, str | None] | None) -> None:
+        """Everything that `save_pretrained` saves, to an empty folder. out: `_left_out`."""
         settings = {
             "format": FORMAT, "name": self.name, "prompt": self.prompt, "memory": self.config.to_dict(),
-            "lora": None if self.lora is None else _plain(self.lora.to_dict()), "adapters": list(self.adapters),
-            "template": self.template,
+            "lora": None if self.lora is None else _plain(self.lora.to_dict()),
         }  # fmt: skip
+        if self.template is not None:
+            settings["template"] = self.template
+        if self.adapters == ("read",):
+            settings["adapters"] = list(self.adapters)
+        if out is None:
+            self._save_base(folder)
+            self.tokenizer.save_pretrained(folder)
+        else:
+            settings["base"], template = out
+            if template is not None:
+                (folder / TEMPLATE).write_text(template, encoding="utf-8")
+        own = {k: v.contiguous() for k, v in self.state_dict().items() if not k.startswith("base.") or "lora_" in k}
+        save_file(own, folder / WEIGHTS)
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         if self.shipped is not None:
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.shipped.tensors().items()}
             save_file(tensors, folder / SHIPPED, metadata={"meta": json.dumps(self.shipped.meta())})
+
+    def _left_out(self, base: bool | str, folder: Path) -> tuple[str, str | None]:
+        """The name by which a base that is not saved can be loaded, and the chat template if it is not the base's.
+
+        Raises:
+            ConfigError: as `save_pretrained`.
+        """
+        name = bases.lasting(base) if isinstance(base, str) else self.base_name
+        if not name:
+            raise ConfigError("no name of this model's base is known; say it: base='smollm2', a hub id or a folder.")
+        place, hub = bases.fetch(name)
+        if Path(place).resolve() == folder.resolve():
+            raise ConfigError(f"{folder} is the base itself; save the model to another folder.")
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(place, dtype=self.base.dtype, **hub)
+            tokenizer = AutoTokenizer.from_pretrained(place, **hub)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot load the base {name!r}: {str(error).strip().splitlines()[0]}") from error
+        same_tokens = self.tokenizer.get_vocab() == tokenizer.get_vocab()
+        if not same_tokens or digest(self.base) != digest(loaded):
+            what = "weights" if same_tokens else "tokens"
+            raise ConfigError(f"this model's base has other {what} than {name!r}; save it too, with base=True.")
+        template = self.tokenizer.chat_template
+        if template == tokenizer.chat_template:
+            return name, None
+        if not isinstance(template, str | None):
+            raise ConfigError("several chat templates are not the base's; save the model with its base, base=True.")
+        return name, template or ""
 
     def push_to_hub(
         self,
@@ -84,6 +142,7 @@ class MemoryModel(MemoryDecoder):
         token: str | None = None,
         commit_message: str = "A model with its memory weights",
         card: str | None = None,
+        base: bool | str = True,
     ) -> str:
         """Upload what `save_pretrained` writes to a repository of the Hugging Face hub, made if there is none.
 
@@ -96,23 +155,27 @@ class MemoryModel(MemoryDecoder):
             token: of the hub; what `hf auth login` stored if None.
             commit_message: of the one commit.
             card: text of the model card, README.md; None uploads none, and one that is there stays.
+            base: as for `save_pretrained`. A base that is left out must have a name by which others can load it.
 
         Returns:
             The repository's address.
 
         Raises:
-            ConfigError: the hub refused, or cannot be reached.
+            ConfigError: the hub refused, or cannot be reached; or the base cannot be left out.
         """
+        name = bases.lasting(base) if isinstance(base, str) else self.base_name
+        if base is not True and name and is_here(name) and not is_name(name):
+            raise ConfigError(f"nobody else has the base {name}; say with base= how others find it, or base=True.")
         with _uploading(repo_id):  # refused before the work
             url = create_repo(repo_id, private=private, token=token, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            self.save_pretrained(folder, base=base)
             if card is not None:
                 (Path(folder) / "README.md").write_text(card, encoding="utf-8")
             with _uploading(repo_id):
                 upload_folder(
                     repo_id=url.repo_id, folder_path=folder, token=token, commit_message=commit_message,
-                    delete_patterns=list(_REPLACED),
+                    delete_patterns=list(_REPLACED if base is True else (*_REPLACED, *_BASE)),
                 )  # fmt: skip
         return str(url)
 
@@ -132,7 +195,7 @@ class MemoryModel(MemoryDecoder):
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path = "builtin",
+        model: str | Path = DEFAULT_MODEL,
         *,
         memory: MemoryConfig | None = None,
         settings: dict[str, Any] | None = None,
@@ -141,59 +204,70 @@ class MemoryModel(MemoryDecoder):
         """Load a model with its memory weights, or attach an untrained, verbatim memory to any decoder.
 
         Args:
-            model: "builtin", a folder or hub id of what `save_pretrained` or `push_to_hub` wrote, of a Hugging Face
-                decoder, or of a published MemoryLLM or M+ checkpoint ("YuWangX/mplus-8b").
+            model: "tiny" (the toy in the package; "builtin" is the same), "smollm2" (docs/smollm2.md), a .gguf file, or
+                a folder or hub id of what `save_pretrained` or `push_to_hub` wrote, of a Hugging Face decoder, or of a
+                published MemoryLLM or M+ checkpoint ("YuWangX/mplus-8b").
             memory: sizes and rules. If None, those that a model was trained with; for one without trained memory,
                 verbatim memory sized for its positions (`MemoryConfig.for_positions`).
             settings: fields of `MemoryConfig` to set otherwise than a published checkpoint has them.
             options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...);
-                revision, token, cache_dir and local_files_only are for everything that is downloaded.
+                revision, token, cache_dir and local_files_only are for everything that is downloaded; revision is the
+                model's, not that of a base which it does not hold. Without dtype, "smollm2", .gguf files and bases that
+                a model does not hold are in float32, or on a CPU with AMX in bfloat16 if they are stored in it; others
+                are as they are stored.
 
         Raises:
             ConfigError: no such model, or settings that this version does not know.
+            StorageError: a .gguf file was converted, and the disk refused to keep it.
         """
-        folder = BUILTIN if str(model) == "builtin" else Path(model)
-        hub = download_options(folder, **{name: options[name] for name in _HUB if name in options})
-        options = options | hub
+        folder = home(model)
+        hub = download_options(model, **{name: options[name] for name in HUB if name in options})
         if not (folder / SETTINGS).exists() and is_published(find(model, **hub) or {}):
             if memory is not None:
                 raise ConfigError(f"{str(model)!r} has its own memory; change single fields with settings=.")
-            return cls._from_checkpoint(Checkpoint(model, **hub), settings or {}, options)
+            return cls._from_checkpoint(Checkpoint(model, **hub), settings or {}, options | hub)
         if settings:
             raise ConfigError(f"settings= are for published checkpoints, and {str(model)!r} is none; use memory=.")
         saved = saved_settings(model, **hub)
-        if saved is not None:
-            folder = folder if folder.is_dir() else fetch(model, **hub)
-        if hub.get("local_files_only"):  # as an id, transformers asks the hub all the same
-            folder = downloaded(model, **hub) or folder
-        try:
-            base = AutoModelForCausalLM.from_pretrained(folder if folder.is_dir() else str(model), **options)
-            tokenizer = AutoTokenizer.from_pretrained(folder if folder.is_dir() else str(model), **hub)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(
-                f"cannot load model {str(model)!r}: {reason} Give 'builtin', a folder or a hub id of a decoder."
-            ) from error
+        if saved is not None and not is_here(model):
+            folder = fetch(model, **hub)
+        base, tokenizer = load_decoder(model, folder, saved, options, hub)
         base.eval()
         if saved is None:
             memory = memory or MemoryConfig.for_positions(trained_positions(base.config))
-            return cls(base, tokenizer, memory, name=str(model))
+            self = cls(base, tokenizer, memory, name=bases.title(model))
+            self.base_name = None if hub.get("revision") else bases.lasting(model)
+            return self
         config = memory or MemoryConfig.from_dict(saved["memory"])
         lora = _lora(saved.get("lora"))
         self = cls(
-            base, tokenizer, config, prompt=saved["prompt"], name=saved["name"], template=saved.get("template"),
-            lora=lora, adapters=tuple(saved.get("adapters") or ROLES),
-        )  # fmt: skip
+            base,
+            tokenizer,
+            config,
+            prompt=saved["prompt"],
+            name=saved["name"],
+            template=saved.get("template"),
+            lora=lora,
+            adapters=tuple(saved.get("adapters", ROLES)),
+        )
         own = load_file(folder / WEIGHTS)
         if config.retriever == "attention":  # the trained one, if any, is left aside
             own = {k: v for k, v in own.items() if not k.startswith("retriever.")}
-        result = self.load_state_dict(own, strict=False)
-        missing = [k for k in result.missing_keys if not k.startswith("base.") or "lora_" in k]
-        if missing or result.unexpected_keys:
+        known = self.state_dict()
+        missing = sorted(k for k in known.keys() - own.keys() if not k.startswith("base.") or "lora_" in k)
+        unexpected = sorted(own.keys() - known.keys())
+        other = sorted(k for k in own.keys() & known.keys() if own[k].shape != known[k].shape)
+        if missing or unexpected or other:
             raise ConfigError(
                 f"{folder / WEIGHTS} does not fit model {str(model)!r}: missing {missing or 'nothing'}, unexpected "
-                f"{result.unexpected_keys or 'nothing'}. Save the model again."
+                f"{unexpected or 'nothing'}, of another size {other or 'nothing'}. Save the model again."
             )
+        if self.adapters == ("read",):  # they compute as the base does, also where it is in bfloat16
+            for name, parameter in self.base.named_parameters():
+                if "lora_" in name:
+                    parameter.data = parameter.data.to(self.base.dtype)
+        self.load_state_dict(own, strict=False)
+        self.base_name = saved.get("base")
         if (folder / SHIPPED).exists():
             with safe_open(folder / SHIPPED, framework="pt") as file:
                 meta = json.loads(file.metadata()["meta"])
@@ -285,7 +359,7 @@ def _uploading(repository: str) -> Iterator[None]:
 
 
 def saved_settings(model: str | Path, **hub: Any) -> dict[str, Any] | None:
-    """What `save_pretrained` wrote beside a model's weights: format, name, prompt, memory, lora, adapters, template.
+    """What `save_pretrained` wrote beside a model's weights: format, name, prompt, memory, lora; base if left out.
 
     Args:
         model: as for `from_pretrained`; of a hub id the one file is downloaded.
@@ -297,9 +371,9 @@ def saved_settings(model: str | Path, **hub: Any) -> dict[str, Any] | None:
     Raises:
         ConfigError: they cannot be read, are of a later format, or stand beside those of another model.
     """
-    folder = BUILTIN if str(model) == "builtin" else Path(model)
+    folder = home(model)
     try:
-        file = folder / SETTINGS if folder.is_dir() else Path(hf_hub_download(str(model), SETTINGS, **hub))
+        file = folder / SETTINGS if is_here(model) else Path(hf_hub_download(str(model), SETTINGS, **hub))
     except (OSError, ValueError):  # no such file or repository; loading the decoder gives the better error
         return None
     if folder.is_dir() and half_saved(folder):
@@ -322,6 +396,8 @@ def saved_settings(model: str | Path, **hub: Any) -> dict[str, Any] | None:
         )
     if missing:
         raise ConfigError(f"{file} has no {', '.join(missing)}; save or download the model again.")
+    if "base" in saved and not (isinstance(saved["base"], str) and saved["base"]):
+        raise ConfigError(f"{file} has {saved['base']!r} for the name of its base; save or download the model again.")
     return saved
 
 
@@ -339,29 +415,23 @@ def plan(model: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such model, or too few positions.
     """
-    folder = BUILTIN if str(model) == "builtin" else Path(model)
-    hub = download_options(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder if folder.is_dir() else str(model), **hub).get_text_config()
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot load the config of model {str(model)!r}; give 'builtin', a folder or a hub id."
-        ) from error
+    hub = download_options(model)
     saved = saved_settings(model, **hub)
+    config = load_config(model, saved, **hub).get_text_config()
     positions = trained_positions(config)
     memory = MemoryConfig.from_dict(saved["memory"]) if saved else MemoryConfig.for_positions(positions)
-    keys = memory.retriever_dim
+    heads = config.num_attention_heads
+    of_heads = (getattr(config, "num_key_value_heads", None) or heads) * (
+        getattr(config, "head_dim", None) or config.hidden_size // heads
+    )
     if memory.retriever == "attention":
-        heads = config.num_attention_heads
-        keys = getattr(config, "num_key_value_heads", heads) * (
-            getattr(config, "head_dim", None) or config.hidden_size // heads
-        )
-    vector = memory.K * config.hidden_size * BYTES[memory.store_dtype]
-    a_write = vector + memory.keys_per_write * keys * BYTES[memory.key_dtype]
+        memory = memory.replace(retriever_dim=of_heads)
+    width = 2 * of_heads if memory.kept == "keys_values" else config.hidden_size
+    a_write = Memory(memory, layers=config.num_hidden_layers, width=width).bytes_per_write
     return {
         "model": str(model), "trained_memory": saved is not None, "positions": positions,
         "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),
-        "bytes_per_token": config.num_hidden_layers * a_write // memory.chunk_tokens,
+        "bytes_per_token": a_write // memory.chunk_tokens,
     }  # fmt: skip
 
 

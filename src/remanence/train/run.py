@@ -17,7 +17,7 @@ import torch
 from peft import LoraConfig
 from pydantic import TypeAdapter
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ..config import MemoryConfig
@@ -25,7 +25,8 @@ from ..core.attachment import trained_positions
 from ..errors import ConfigError, RemanenceError
 from ..facts.maker import UNKNOWN
 from ..files import write_text, write_together
-from ..models import checkpoint
+from ..models import bases, checkpoint
+from ..models.decoders import load_config
 from ..models.pretrained import MemoryModel, saved_settings
 from ..models.published import is_published
 from .attention import GROUPED
@@ -92,11 +93,7 @@ def _begin(model: str, prose: Path | None, fast: bool = False) -> tuple[MemoryCo
         return begun(saved)
     if is_published(checkpoint.find(model) or {}):
         raise ConfigError(f"{model} is a published checkpoint; write it as ours first: remanence convert {model} OUT")
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load model {model!r}: {str(error).splitlines()[0]}") from error
-    positions = trained_positions(config)
+    positions = trained_positions(load_config(model, None))
     memory = memory_for(min(positions, _FEW_POSITIONS) if fast else positions)
     return memory.replace(recency=3.0) if prose is not None else memory, Lora()  # facts change
 
@@ -177,7 +174,9 @@ def build(run: Run, out: Path) -> MemoryModel:
         return bare
     lora = lora_for(bare.base, run.lora)
     prompt = bare.prompt if run.data else PROMPT
-    return MemoryModel(bare.base, bare.tokenizer, run.memory, prompt=prompt, name=bare.name, lora=lora)
+    model = MemoryModel(bare.base, bare.tokenizer, run.memory, prompt=prompt, name=bare.name, lora=lora)
+    model.base_name = bare.base_name
+    return model
 
 
 def lora_for(base: Any, lora: Lora) -> LoraConfig:
@@ -354,7 +353,8 @@ def write_model(run: Run, out: Path, trained: dict[str, Tensor], stage: str) -> 
     folder = out / ("model" if last else f"model-{stage.replace(' ', '-')}")
     model.eval().save_pretrained(folder)
     if last:
-        base = "none: trained from scratch" if run.model == SCRATCH else run.model
+        known = bases.NAMED.get(run.model)
+        base = "none: trained from scratch" if run.model == SCRATCH else known.hub if known else run.model
         write_text(folder / "README.md", card(out, base))
 
 
