@@ -14,19 +14,20 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import Tensor
-from transformers import AutoConfig
 
 from ..config import MemoryConfig
 from ..core.attachment import trained_positions
 from ..core.search import Search
 from ..errors import ConfigError
 from ..files import write_text
+from ..models import bases
+from ..models.decoders import load_config
 from ..models.pretrained import MemoryModel, saved_settings
 from .asking import PROMPT, without_preamble
 from .attention import GROUPED
 from .card import card
 from .lessons import Lessons, read_material
-from .reading import ReadingTrainer
+from .reading import ReadingTrainer, learning
 from .run import begun, lora_for, quieten, spawn, work
 from .settings import ReadingRun, changed
 
@@ -87,11 +88,8 @@ def reading_run(
         if wanted.lora != lora:
             raise ConfigError(f"--set lora: {model} has its adapter already; begin with a decoder without memory.")
     else:
-        try:
-            config = AutoConfig.from_pretrained(model)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot load model {model!r}: {str(error).splitlines()[0]}") from error
-        run = ReadingRun(model=model, data=files, memory=memory_for(config), steps=steps, hours=hours)
+        memory = memory_for(load_config(model, None))
+        run = ReadingRun(model=model, data=files, memory=memory, steps=steps, hours=hours)
         wanted = changed(run, changes)
     wanted.check()
     return wanted
@@ -133,6 +131,7 @@ def build(run: ReadingRun, dtype: torch.dtype | None = None) -> tuple[MemoryMode
         model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
         template=without_preamble(model.tokenizer), lora=lora_for(model.base, run.lora), adapters=("read",),
     )  # fmt: skip
+    built.base_name = model.base_name
     return built.eval(), True
 
 
@@ -264,13 +263,18 @@ def _words(figures: dict[str, Any]) -> str:
 
 
 def write_model(run: ReadingRun, out: Path, trained: dict[str, Tensor]) -> None:
-    """Write the trained model to the folder `model`, with its card. It is built anew: what trains may be rounded."""
+    """Write the trained model to the folder `model`, with its card; a base that has a name is left out.
+
+    It is built anew, as the base that was trained on may be rounded.
+    """
     model, _ = build(run)
+    learning(model)  # in float32
     result = model.load_state_dict(trained, strict=False)
     if result.unexpected_keys:
         raise ConfigError(f"trained weights do not fit the model: {', '.join(result.unexpected_keys[:5])}.")
-    model.save_pretrained(out / "model")
-    write_text(out / "model" / "README.md", card(out, run.model))
+    known = bases.NAMED.get(run.model)
+    model.save_pretrained(out / "model", base=model.base_name is None)
+    write_text(out / "model" / "README.md", card(out, run.model if known is None else known.hub))
 
 
 def main(arguments: list[str]) -> None:
