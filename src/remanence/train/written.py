@@ -228,7 +228,7 @@ def pick(
     found_QS, found = best_allowed(scores_QW, outside_QW, times_QW, retrieved)
     # Where the pool is not full, what is missing of it goes in front as well.
     writes_QS, there_QS = torch.cat([found_QS, pool_QS], 1), torch.cat([found, there], 1)
-    order = there_QS.int().argsort(1, stable=True)
+    order = there_QS.int().argsort(dim=1, stable=True)
     writes_QS, there_QS = writes_QS.gather(1, order), there_QS.gather(1, order)
     scores_QS = scores_QW.gather(1, writes_QS)
     bias_QS = bias_of_slots(scores_QS.masked_fill(~there_QS, -torch.inf), null_Q[:, None], score_bias)
