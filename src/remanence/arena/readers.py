@@ -156,7 +156,7 @@ class BaseReader(_Remembering):
                     ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **self._options()
                 )
                 answers.append(self._said(out[0, len(prompt) :].tolist()))
-                cache.crop(alike)
+                cache.crop(alike - cache.get_seq_length())  # what was read and said after it
         return answers
 
 

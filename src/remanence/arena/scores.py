@@ -17,7 +17,8 @@ _ABSTAINS = re.compile(
     \b(?:i|we)\s(?:really\s|honestly\s|just\s)?(?:do\snot|don't|dont|cannot|can't|could\snot|couldn't)\s
         (?:actually\s|really\s)?(?:know|recall|remember|tell\b|say\b|find|answer|determine|see\sany)
     | \b(?:do\snot|don't|does\snot|doesn't|have\sno|has\sno)\s
-        (?:actually\s)?(?:have\s)?(?:any\s|enough\s|access\sto\s|that\s|this\s|specific\s|the\s)*
+        (?:actually\s)?(?:have\s)?
+        (?:any\s|enough\s|access\sto\s|that\s|this\s|specific\s|personal\s|the\s|your\s)*
         (?:information|details?|record|knowledge)
     | \bno\s(?:specific\s|such\s|relevant\s)?information\b
     | \b(?:is|are|was|were)?\s?(?:not|never)\s(?:explicitly\s|specifically\s|directly\s)?

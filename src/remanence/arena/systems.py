@@ -268,7 +268,7 @@ class ByMeaning(Ranked):
         rest = self.passages.rest
         vectors_PD = torch.cat([*self._vectors, *([self.encoder.encode([rest])] if rest else [])])
         scores_QP = self.encoder.encode(questions) @ vectors_PD.T
-        orders: list[list[int]] = scores_QP.flip(1).sort(1, descending=True, stable=True).indices.tolist()
+        orders: list[list[int]] = scores_QP.flip(1).sort(dim=1, descending=True, stable=True).indices.tolist()
         return [[len(vectors_PD) - 1 - i for i in order] for order in orders]
 
 

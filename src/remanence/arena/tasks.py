@@ -15,7 +15,9 @@ import lzma
 import random
 import re
 import tomllib
+import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -157,21 +159,27 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; give a .jsonl file, also packed as .gz, .xz or .zst.")
-    with path.open("rb") as raw:
-        packed: Any = raw
-        if path.suffix in (".gz", ".xz"):
-            packed = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else lzma.LZMAFile(raw)
+    damaged: tuple[type[Exception], ...] = (ValueError, OSError, EOFError, lzma.LZMAError, zlib.error)
+    with ExitStack() as open_:
+        packed: Any = open_.enter_context(path.open("rb"))
+        if path.suffix == ".gz":
+            packed = open_.enter_context(gzip.GzipFile(fileobj=packed))
+        elif path.suffix == ".xz":
+            packed = open_.enter_context(lzma.LZMAFile(packed))
         elif path.suffix == ".zst":
             try:
                 import zstandard
             except ImportError as error:
                 raise ConfigError(f"{path} needs the package zstandard: pip install zstandard") from error
-            packed = zstandard.ZstdDecompressor(max_window_size=1 << 31).stream_reader(raw)
+            damaged += (zstandard.ZstdError,)
+            unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+            packed = open_.enter_context(unpacker.stream_reader(packed))
+        lines = open_.enter_context(io.TextIOWrapper(packed, encoding="utf-8"))
         try:
-            for line in io.TextIOWrapper(packed, encoding="utf-8"):
+            for line in lines:
                 if line.strip():
                     yield json.loads(line)
-        except (ValueError, OSError, EOFError) as error:
+        except damaged as error:
             raise ConfigError(f"{path} is no .jsonl file, or it is damaged: {error}") from error
 
 
