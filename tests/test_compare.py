@@ -482,7 +482,7 @@ def test_a_whole_run(model: MemoryModel, encoder: Encoder) -> None:
     texts: dict[str, dict[int, str]] = {}
     seen: list[Result] = []
     results = run(model, [script.stream], systems, base=base, each=seen.extend, texts=texts)
-    assert seen == results and len(results) == 4 * len(systems) == 4 * (2 * (4 + 3 * 2) + 2)
+    assert seen == results and len(results) == 4 * len(systems) == 4 * (2 * (4 + 3 * 2) + 3)
     by = {(r.system, r.reader, r.question): r for r in results}
     assert by["none", "base", "cat"].read == [] and by["none", "base", "cat"].found == 0
     oracle = by["oracle", "base", "dog"]
@@ -497,6 +497,9 @@ def test_a_whole_run(model: MemoryModel, encoder: Encoder) -> None:
     answer = model.ask(memory, "my cat is?", max_new_tokens=4)
     assert ours.prediction == answer.text and ours.recalled is True
     assert set(ours.read) == {s.write if s.write >= 0 else len(memory.writes) for s in answer.sources}
+    forced = by["ours, forced", "", "cat"]
+    assert forced.found == 1 and 0 in forced.read
+    assert by["ours, forced", "", "fox"].read == by["ours", "", "fox"].read  # nothing is forced
     assert by["ours", "", "all"].base == base.alone("Name a fruit")
     table = summary(results)
     [row] = [r for r in table if (r["system"], r["reader"], r["kind"]) == ("replay", "base", "told")]
@@ -537,3 +540,21 @@ def test_ours_does_not_answer_what_does_not_fit(model: MemoryModel) -> None:
     short = Question("q", "why?", (), "k", "contains")
     replies = ours.answers([long, short])
     assert replies[0].text is None and replies[1].text is not None
+
+
+def test_an_untrained_memory_shares_the_base_without_its_adapter(make_decoder: Any, tokenizer: Any) -> None:
+    from peft import LoraConfig
+
+    from conftest import build_decoder
+
+    config = MemoryConfig.verbatim(**SIZES)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    ours = MemoryModel(build_decoder("llama", "sdpa"), tokenizer, config, lora=lora, adapters=("read",), name="ours")
+    shared = MemoryModel(ours.base, tokenizer, config, name="bare").eval()
+    apart = MemoryModel(build_decoder("llama", "sdpa"), tokenizer, config, name="bare").eval()
+    said = []
+    for model in (shared, apart, ours.eval()):
+        system = Ours(model, max_new_tokens=6)
+        system.observe(random_text(90, 3), "")
+        said.append(system.answer(Question("q", "what was it?", (), "k", "contains")).text)
+    assert said[0] == said[1] != said[2]

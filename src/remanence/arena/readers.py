@@ -203,7 +203,7 @@ def ask(model: MemoryModel, memories: Sequence[Memory], questions: Sequence[str]
 
 @contextmanager
 def roomy(model: MemoryModel) -> Iterator[None]:
-    """In the block the window takes any passages, and the base never answers alone."""
+    """In the block the window takes any text, and the base never answers alone."""
     own, _ = model.config, model.fingerprint  # which is of the settings as they were
     try:
         model.config = own.replace(window_tokens=_ROOMY, base_answers=False)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import ConfigError
 from ..models.pretrained import MemoryModel
 from .bm25 import BM25
 from .minilm import Encoder
 from .passages import Passages
-from .readers import Reader, batches
+from .readers import Reader, batches, roomy
 from .tasks import Question
 
 _FUSED = 100  # how many of each search's best are fused
@@ -85,17 +86,58 @@ class Ours(System):
         """Memorize a text."""
         self.model.memorize(self.memory, text, source=label, time=0.0)
 
-    def answers(self, questions: Sequence[Question]) -> list[Reply]:
-        """Ask the memory. A question that does not fit the window has no answer."""
+    def answers(self, questions: Sequence[Question], force: Sequence[int | None] | None = None) -> list[Reply]:
+        """Ask the memory. A question that does not fit the window has no answer.
+
+        Args:
+            questions: as in `System`.
+            force: for each, a write that is read whatever its score.
+        """
         replies = [Reply(None, [])] * len(questions)
         fit = [i for i, q in enumerate(questions) if self.model.fits(self.memory, q.text, self.max_new_tokens)]
         for lot in batches([self.model.config.slots + len(questions[i].text) // 3 for i in fit]):
             asked = [questions[fit[i]].text for i in lot]
-            made = self.model.ask_batch([self.memory] * len(asked), asked, max_new_tokens=self.max_new_tokens)
+            options = {} if force is None else {"force": [force[fit[i]] for i in lot]}
+            made = self.model.ask_batch(
+                [self.memory] * len(asked), asked, max_new_tokens=self.max_new_tokens, **options
+            )
             for i, answer in zip(lot, made, strict=True):
                 writes = {s.write if s.write >= 0 else self.memory.write_count for s in answer.sources}
                 replies[fit[i]] = Reply(answer.text, sorted(writes), answer.recalled)
         return replies
+
+
+class Forced(System):
+    """Ours, with the write that holds the answer always among those read: it tells errors of reading from errors of
+    finding. It reads the memory of `Ours`, which must be told everything first.
+
+    Args:
+        ours: whose memory.
+    """
+
+    name = "ours, forced"
+
+    def __init__(self, ours: Ours) -> None:
+        self.ours = ours
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget where what was told lies."""
+        self.passages = Passages(self.ours.model)
+
+    def observe(self, text: str, label: str) -> None:
+        """Note where a text lies."""
+        self.passages.add(text)
+
+    def answers(self, questions: Sequence[Question]) -> list[Reply]:
+        """Ask the memory. A question without evidence forces nothing."""
+        first, written = self.ours.memory.first_write, self.ours.memory.write_count
+        force: list[int | None] = []
+        for question in questions:
+            held = [p for gold in question.gold for p in self.passages.where(gold.told, *gold.answer)]
+            force.append(next((p for p in held if first <= p < written), None))
+        with roomy(self.ours.model):
+            return self.ours.answers(questions, force)
 
 
 # Text in the prompt ---------------------------------------------------------------------------------------------------
@@ -307,7 +349,7 @@ class Fused(Ranked):
         return orders
 
 
-SYSTEMS = ("none", "window", "replay", "bm25", "minilm", "fused", "ours", "ours-untrained", "oracle")
+SYSTEMS = ("none", "window", "replay", "bm25", "minilm", "fused", "ours", "ours-forced", "ours-untrained", "oracle")
 
 
 def build(
@@ -340,6 +382,10 @@ def build(
             continue
         if name == "ours":
             made.append(Ours(model, max_new_tokens=max_new_tokens))
+        elif name == "ours-forced":
+            if not made or not isinstance(made[-1], Ours):
+                raise ConfigError("ours-forced reads the memory of ours; compare ours too.")
+            made.append(Forced(made[-1]))
         elif name == "ours-untrained":
             if untrained is not None:
                 made.append(Ours(untrained(), name=name, max_new_tokens=max_new_tokens))
