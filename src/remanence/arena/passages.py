@@ -27,6 +27,7 @@ class Passages:
         self.tokens = 0
         self._first: list[int] = []  # by passage: tokens before it
         self._told: list[tuple[int, str]] = []  # by text: tokens before it, and the text as it was taken
+        self._held: dict[tuple[int, int, int], tuple[int, int]] = {}  # first and last token of characters asked for
         self._rest: list[int] = []
         self._recent: list[int] = []
 
@@ -82,13 +83,19 @@ class Passages:
             told: number of the text, in the order of `add`, from 0.
             start, end: characters, end excluded.
         """
-        first, text = self._told[told]
+        tokens = self._held.get((told, start, end)) or self._span(told, start, end)
+        self._held[told, start, end] = tokens
+        return list(range(self._of_token(tokens[0]), self._of_token(tokens[1]) + 1))
+
+    def _span(self, told: int, start: int, end: int) -> tuple[int, int]:
+        """The first and the last token of characters of a text."""
+        before, text = self._told[told]
         ahead = text.startswith("\n")  # the text is told apart from the one before
         encoded = self.model.tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         )
         inside = [i for i, (a, b) in enumerate(encoded.offset_mapping) if a < end + ahead and b > start + ahead]
-        return list(range(self._of_token(first + inside[0]), self._of_token(first + inside[-1]) + 1))
+        return before + inside[0], before + inside[-1]
 
     def _of_token(self, token: int) -> int:
         """The passage that holds a token."""

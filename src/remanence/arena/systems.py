@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -97,7 +98,7 @@ class Ours(System):
         fit = [i for i, q in enumerate(questions) if self.model.fits(self.memory, q.text, self.max_new_tokens)]
         for lot in batches([self.model.config.slots + len(questions[i].text) // 3 for i in fit]):
             asked = [questions[fit[i]].text for i in lot]
-            options = {} if force is None else {"force": [force[fit[i]] for i in lot]}
+            options: dict[str, Any] = {} if force is None else {"force": [force[fit[i]] for i in lot]}
             made = self.model.ask_batch(
                 [self.memory] * len(asked), asked, max_new_tokens=self.max_new_tokens, **options
             )
