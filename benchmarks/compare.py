@@ -2,6 +2,7 @@
 
     python benchmarks/compare.py --model runs/smol/model --tasks persons facts --books books.jsonl.zst
     python benchmarks/compare.py --model runs/smol/model --tasks squad --squad dev-v1.1.jsonl.gz --limit 50
+    python benchmarks/compare.py --rescore kept.json
 
 Every system is told the same texts and asked the same questions at the same moments (`remanence.arena`). Prints tables;
 `--json FILE` keeps every answer and what was read for it. Ctrl-C prints and keeps what was done.
@@ -27,7 +28,7 @@ from rich.table import Table
 import remanence
 from remanence import MemoryConfig, MemoryModel
 from remanence.arena import tasks
-from remanence.arena.compare import Result, run, summary
+from remanence.arena.compare import Result, run, scored, summary
 from remanence.arena.readers import READERS, BaseReader
 from remanence.arena.systems import SYSTEMS, build
 from remanence.arena.tasks import Stream
@@ -41,7 +42,7 @@ _SAVED_S = 60.0  # how often the results so far are kept
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="a folder or name for MemoryModel.from_pretrained")
+    parser.add_argument("--model", help="a folder or name for MemoryModel.from_pretrained")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=["persons"])
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(DEFAULT))
     parser.add_argument("--reader", choices=("base", "ours", "both"), default="base", help="who reads found text")
@@ -59,9 +60,15 @@ def main() -> None:
     parser.add_argument("--dtype", help="number format of the weights, if not as they are saved")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write every answer here")
+    parser.add_argument("--rescore", type=Path, help="score the answers of such a file again, and print tables only")
     options = parser.parse_args()
+    if not options.model and not options.rescore:
+        parser.error("give --model, or --rescore FILE.")
     try:
-        compare(options)
+        if options.rescore:
+            show(summary(rescored(options.rescore)))
+        else:
+            compare(options)
     except RemanenceError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
@@ -106,6 +113,17 @@ def compare(options: argparse.Namespace) -> None:
         console.print("stopped; this is what was done.")
     keep(force=True)
     show(summary(results))
+
+
+def rescored(path: Path) -> list[Result]:
+    """The results of a file that was kept, scored as now."""
+    try:
+        answers: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["answers"]
+        for row in answers:
+            row |= {name: tuple(row[name]) for name in ("answers", "stale")}
+        return [scored(Result(**row)) for row in answers]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise remanence.InputError(f"{path} is not what --json wrote: {error}") from error
 
 
 def untrained(model: MemoryModel) -> MemoryModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -20,11 +21,11 @@ from conftest import random_text
 from remanence import MemoryConfig, MemoryModel
 from remanence.arena import scores, tasks
 from remanence.arena.bm25 import BM25, words
-from remanence.arena.compare import Result, measure, run, summary
+from remanence.arena.compare import Result, run, scored, summary
 from remanence.arena.minilm import Encoder
 from remanence.arena.passages import Passages
 from remanence.arena.readers import BaseReader, OurReader, batches
-from remanence.arena.systems import SYSTEMS, ByMeaning, ByWords, Fused, Ours, Reply, build
+from remanence.arena.systems import SYSTEMS, ByMeaning, ByWords, Fused, Ours, build
 from remanence.arena.tasks import Ask, Gold, Question, Script, Stream, Tell
 from remanence.errors import ConfigError
 
@@ -95,7 +96,8 @@ def test_an_answer_is_contained_as_whole_words() -> None:
         "The text does not mention it.", "It is not mentioned in the text.", "No information available.", "Unknown.",
         "There is no information about that.", "I'm not sure.", "I don't have any information about your sister.",
         "You haven't told me.", "I do not have access to personal information.", "That cannot be determined.",
-        "The text doesn't say.", "Her name is not specified.",
+        "The text doesn't say.", "Her name is not specified.", "I'm sorry, but as a text-based language model, I",
+        "As an AI, I have no name for it.", "I am unable to say.",
     ],
 )  # fmt: skip
 def test_abstaining(text: str) -> None:
@@ -122,18 +124,27 @@ def test_locomo_scores() -> None:
     assert scores.locomo("a red car", "", 5) == 0
 
 
-def test_what_is_scored_how() -> None:
-    def asked(score: str, *answers: str, category: int = 0) -> Question:
-        return Question("q", "?", answers, "kind", score, category=category)
-
-    assert measure(asked("contains", "tea"), Reply("It is tea.", [])) == 1
-    assert measure(asked("squad", "green tea"), Reply("tea", [])) == pytest.approx(2 / 3)
-    assert measure(asked("abstains"), Reply("It is tea.", [])) == 0
-    assert measure(asked("abstains"), Reply("I don't know.", [])) == 1
-    assert measure(asked("locomo", "cars", category=4), Reply("a car", [])) == 1
-    assert measure(asked("same"), Reply("Canberra.", [], recalled=False), "Canberra.") == 1
-    assert measure(asked("same"), Reply("Canberra.", [], recalled=True), "Canberra.") == 0
-    assert measure(asked("same"), Reply("Canberra", [], recalled=False), "Canberra.") == 0
+@pytest.mark.parametrize(
+    ("by", "answers", "prediction", "score"),
+    [
+        ("contains", ("tea",), "It is tea.", 1), ("squad", ("green tea",), "tea", 2 / 3), ("abstains", (), "Tea.", 0),
+        ("abstains", (), "I don't know.", 1), ("locomo", ("cars",), "a car", 1), ("same", (), "Canberra.", 1),
+        ("same", (), "Canberra", 0), ("contains", ("tea",), None, 0),
+    ],
+)  # fmt: skip
+def test_what_is_scored_how(by: str, answers: tuple[str, ...], prediction: str | None, score: float) -> None:
+    result = Result(
+        task="t", stream="s", question="q", kind="k", distance=0, system="ours", reader="", asked="?", answers=answers,
+        stale=("milk",), prediction=prediction, read=[], read_tokens=0, found=None, recalled=False, score=9, exact=9,
+        f1=9, abstains=False, outdated=True, base="Canberra.", measure=by, category=4,
+    )  # fmt: skip
+    made = scored(result)
+    assert made.score == pytest.approx(score) and not made.outdated
+    assert made.abstains == (prediction == "I don't know.")
+    assert (made.exact is None) == (made.f1 is None) == (not answers)
+    recalled = dataclasses.replace(result, recalled=True)
+    assert scored(recalled).score == (0 if by == "same" else made.score)
+    assert scored(dataclasses.replace(result, prediction="It was milk.")).outdated
 
 
 # Searches -------------------------------------------------------------------------------------------------------------
@@ -527,6 +538,11 @@ def test_the_script(model: MemoryModel, tmp_path: Path, monkeypatch: pytest.Monk
     assert all(str(p) in kept["passages"][f"persons/{r['stream']}"] for r in kept["answers"] for p in r["read"])
     printed = capsys.readouterr().out
     assert "bm25 k=1" in printed and "never told" in printed
+    kept["answers"][0]["score"] = 7
+    out.write_text(json.dumps(kept), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--rescore", str(out)])
+    compare.main()
+    assert capsys.readouterr().out == printed
     monkeypatch.setattr(sys, "argv", [*arguments[:3], "--tasks", "squad"])
     with pytest.raises(SystemExit, match="2"):
         compare.main()

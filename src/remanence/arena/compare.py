@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,8 @@ class Result:
     passages that were read. read_tokens: how long they are. found: share of the evidence that was read whole; None
     without evidence. recalled: whether ours read its memory. score: how right it is, by the question's measure.
     exact, f1: SQuAD's, None without a right answer. abstains: whether it says that it does not know. outdated: whether
-    it says only what was right before. base: what the base says alone, where that is what is right.
+    it says only what was right before. base: what the base says alone, where that is what is right. measure,
+    category: how it is scored (`Question.score`, `Question.category`).
     """
 
     task: str
@@ -46,7 +48,9 @@ class Result:
     f1: float | None
     abstains: bool
     outdated: bool
-    base: str | None = None
+    base: str | None
+    measure: str
+    category: int
 
 
 def run(
@@ -99,43 +103,47 @@ def _scored(
     stream: Stream, system: System, question: Question, reply: Reply, passages: Passages, base: BaseReader | None
 ) -> Result:
     """A reply with its scores."""
-    said = reply.text or ""
     alone = base.alone(question.text) if question.score == "same" and base is not None else None
     found = None
     if question.gold:
         read = set(reply.read)
         whole = [set(passages.where(gold.told, *gold.answer)) <= read for gold in question.gold]
         found = sum(whole) / len(whole)
-    return Result(
+    unscored = Result(
         task=stream.task, stream=stream.name, question=question.name, kind=question.kind, distance=question.distance,
         system=system.name, reader=system.reader, asked=question.text, answers=question.answers, stale=question.stale,
         prediction=reply.text, read=reply.read, read_tokens=sum(passages.size(p) for p in reply.read), found=found,
-        recalled=reply.recalled, score=0.0 if reply.text is None else measure(question, reply, alone),
-        exact=scores.exact(said, question.answers) if question.answers else None,
-        f1=scores.f1(said, question.answers) if question.answers else None,
-        abstains=reply.text is not None and scores.abstains(said),
-        outdated=scores.contains(said, question.stale) and not scores.contains(said, question.answers), base=alone,
+        recalled=reply.recalled, score=0.0, exact=None, f1=None, abstains=False, outdated=False, base=alone,
+        measure=question.score, category=question.category,
     )  # fmt: skip
+    return scored(unscored)
 
 
-def measure(question: Question, reply: Reply, alone: str | None = None) -> float:
-    """How right a reply is, by the question's measure, from 0 to 1.
+def scored(result: Result) -> Result:
+    """A result with its scores computed from what it holds, also again, for results that were kept."""
+    said = result.prediction or ""
+    return dataclasses.replace(
+        result,
+        score=0.0 if result.prediction is None else measure(result),
+        exact=scores.exact(said, result.answers) if result.answers else None,
+        f1=scores.f1(said, result.answers) if result.answers else None,
+        abstains=result.prediction is not None and scores.abstains(said),
+        outdated=scores.contains(said, result.stale) and not scores.contains(said, result.answers),
+    )
 
-    Args:
-        question: whose `score` says how.
-        reply: with an answer.
-        alone: what the base says alone, for "same".
-    """
-    said = reply.text or ""
-    if question.score == "abstains":
+
+def measure(result: Result) -> float:
+    """How right a result is, by the measure of its question, from 0 to 1."""
+    said, answers = result.prediction or "", result.answers
+    if result.measure == "abstains":
         return float(scores.abstains(said))
-    if question.score == "same":  # word for word, and without having read the memory
-        return float(said == alone and not reply.recalled)
-    if question.score == "squad":
-        return scores.f1(said, question.answers)
-    if question.score == "locomo":
-        return scores.locomo(said, question.answers[0] if question.answers else "", question.category)
-    return float(scores.contains(said, question.answers))
+    if result.measure == "same":  # word for word, and without having read the memory
+        return float(said == result.base and not result.recalled)
+    if result.measure == "squad":
+        return scores.f1(said, answers)
+    if result.measure == "locomo":
+        return scores.locomo(said, answers[0] if answers else "", result.category)
+    return float(scores.contains(said, answers))
 
 
 def summary(results: Iterable[Result]) -> list[dict[str, Any]]:

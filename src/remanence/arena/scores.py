@@ -24,7 +24,8 @@ _ABSTAINS = re.compile(
     | \b(?:is|are|was|were)?\s?(?:not|never)\s(?:explicitly\s|specifically\s|directly\s)?
         (?:mentioned|specified|stated|provided|given|told|known|said)\b
     | \b(?:does\snot|doesn't|do\snot|don't)\s(?:explicitly\s|specifically\s)?(?:mention|say|state|tell|specify|provide)
-    | \bi(?:'m|\sam)\snot\s(?:sure|certain|aware)
+    | \bi(?:'m|\sam)\s(?:not\s(?:sure|certain|aware|able)|unable)
+    | \bas\san?\s(?:\w+\s)?(?:ai|text-based|language\smodel)\b
     | \b(?:have|has)(?:\snot|n't)\s(?:told|mentioned|said)
     | \bunknown\b | \b(?:cannot|can't)\sbe\s(?:determined|answered)
     """,
