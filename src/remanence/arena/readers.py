@@ -11,9 +11,9 @@ import torch
 from ..core.memory import Memory, Pending
 from ..models.pretrained import MemoryModel
 
-# Eight ways to put it to SmolLM2-135M-Instruct were tried on facts and passages that are in no task here: this one found
-# as many of 40 told facts as any (22), and abstained from a quarter of 24 that were not told. With five examples of
-# questions and answers before it, the model said to almost everything that it does not know.
+# Eight ways to put it to SmolLM2-135M-Instruct were tried on facts and passages that are in no task here: this one
+# found as many of 40 told facts as any (22), and abstained from a quarter of 24 that were not told. With five examples
+# of questions and answers before it, the model said to almost everything that it does not know.
 INSTRUCTION = (
     "Answer the question as briefly as you can, with what the text says. "
     'If the text does not tell, say "I don\'t know."'
