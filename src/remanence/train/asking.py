@@ -130,8 +130,8 @@ def replies(
         width = max(map(len, asked))
         ids = torch.tensor([[pad] * (width - len(one)) + one for one in asked], device=device)
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in asked], device=device)
-        with model.plain() as base:
-            out = base.generate(ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=pad)
+        with model.plain():
+            out = model.base.generate(ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=pad)
         for text, answer in zip(some, out[:, width:].tolist(), strict=True):
             stop = next((i for i, token in enumerate(answer) if token in ends), len(answer))
             made[text] = answer[: stop + 1]

@@ -698,7 +698,8 @@ def learning(model: MemoryDecoder) -> dict[str, torch.nn.Parameter]:
     for name, parameter in model.named_parameters():
         if name.startswith("retriever.") or ("lora_" in name and ".read." in name):
             parameter.data = parameter.data.float()
-            found[name] = parameter.requires_grad_(True)
+            parameter.requires_grad_(True)
+            found[name] = parameter
     return found
 
 

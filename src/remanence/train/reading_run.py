@@ -118,7 +118,7 @@ def build(run: ReadingRun, dtype: torch.dtype | None = None) -> tuple[MemoryMode
         ConfigError: no such model, or one that memory cannot be attached to.
     """
     torch.manual_seed(run.seed)
-    options = {} if dtype is None else {"dtype": dtype}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = MemoryModel.from_pretrained(run.model, memory=run.memory, **options)
     if saved_settings(run.model) is not None:
         if "read" not in model.adapters or not isinstance(model.retriever, Search):
@@ -231,7 +231,8 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
             trainer.resume()
             progress.reset(bar, description="writing the first lessons", completed=0, total=None)
             trainer.fill()
-            progress.reset(bar, description="training", completed=trainer.progress, total=1.0)
+            progress.reset(bar, description="training", total=1.0)
+            progress.update(bar, completed=trainer.progress)
 
             def show(figures: dict[str, Any]) -> None:
                 progress.update(bar, completed=trainer.progress, description=_words(figures))
