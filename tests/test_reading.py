@@ -33,6 +33,8 @@ from remanence.train.merged import Merged
 from remanence.train.reading import Past, ReadingTrainer, Turn, forbidden, search_scores, target
 from remanence.train.settings import Lora, ReadingRun, changed
 from remanence.train.written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, stream_of
+from test_cli import interrupt
+from test_cli import run as command
 
 CHUNK = 8
 MEMORY: dict[str, Any] = {
@@ -734,6 +736,40 @@ def test_from_files_to_a_model_that_remembers(base: Path, few: None, tmp_path: P
     again = reading_run.reading_run(done["model"], [tmp_path / "book.txt"], steps=1, changes=TINY[:6])
     assert again.memory == model.config and again.lora.r == 4
     assert reading_run.launch(again, tmp_path / "again", quiet=True)["steps"] == 1
+
+
+def test_the_command_trains_stops_and_goes_on(
+    base: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends it after the step at hand; the same command goes on; misuse is one line with exit code 2."""
+    book, changes = str(tmp_path / "book.txt"), [part for change in TINY for part in ("--set", change)]
+    usual = ["train", "reading", "--model", str(base), "--text", book, "--out", str(tmp_path / "out"), "--steps", "2"]
+    step = ReadingTrainer.train_step
+
+    def interrupted(self: ReadingTrainer) -> dict[str, Any]:
+        interrupt()
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReadingTrainer, "train_step", interrupted)
+        stopped = command("unused", *usual, *changes)
+    assert stopped.returncode == 130 and "stopped after step 1" in stopped.stderr, stopped.stderr
+    done = command("unused", *usual, *changes, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+    shown = command("unused", *usual, "--lessons", "x.jsonl", "--set", "asks=5", "--show")
+    assert json.loads(shown.stdout)["asks"] == 5 and len(json.loads(shown.stdout)["data"]) == 2
+    for arguments, words in {
+        ("--model", str(base)): "--text",
+        ("--model", str(base), "--text", "none.txt"): "no file",
+        ("--model", str(tmp_path / "none"), "--text", book): "cannot load",
+        ("--model", str(base), "--text", book, "--set", "ask=3"): "did you mean",
+        ("--model", str(base), "--text", book, "--steps", "0"): "above 0",
+        ("--model", "builtin", "--text", book): "another kind",
+    }.items():
+        refused = command("unused", "train", "reading", *arguments, "--out", str(tmp_path / "other"))
+        assert refused.returncode == 2 and words in refused.stderr, refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from .asking import PROMPT, without_preamble
 from .attention import GROUPED
 from .card import card
 from .lessons import Lessons, read_material
-from .reading import ReadingTrainer, learning
+from .reading import ReadingTrainer, learning, steps_done
 from .run import begun, lora_for, quieten, spawn, work
 from .settings import ReadingRun, changed
 
@@ -191,8 +191,7 @@ def launch(
     log = out / "log.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     last = json.loads(lines[-1]) if lines else None
-    model = str(out / "model") if done else None
-    return {"model": model, "steps": 0 if last is None else last["total"], "last": last}
+    return {"model": str(out / "model") if done else None, "steps": steps_done(out), "last": last}
 
 
 def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | None = None) -> bool:
