@@ -1,0 +1,108 @@
+"""The passages that text retrieval finds: cut where a memory cuts its writes, so that k passages are k writes' text."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from ..errors import ConfigError
+from ..models.pretrained import MemoryModel
+
+_RECENT = 1 << 15  # tokens at the end that can be had as one text
+
+
+class Passages:
+    """What was told, cut by the rules of `MemoryModel.memorize`. Passage i has the text of the memory's write i.
+
+    What does not fill a passage yet is `rest`; it counts as one passage more, at the end.
+
+    Args:
+        model: whose tokenizer and chunks.
+    """
+
+    def __init__(self, model: MemoryModel) -> None:
+        if model.config.short_chunks != "wait":
+            raise ConfigError('passages need short_chunks = "wait"; compare another model.')
+        self.model = model
+        self.texts: list[str] = []
+        self.tokens = 0
+        self._first: list[int] = []  # by passage: tokens before it
+        self._told: list[tuple[int, str]] = []  # by text: tokens before it, and the text as it was taken
+        self._held: dict[tuple[int, int, int], tuple[int, int]] = {}  # first and last token of characters asked for
+        self._rest: list[int] = []
+        self._recent: list[int] = []
+
+    def add(self, text: str) -> None:
+        """Take in one more text, which must not begin or end with white space."""
+        text = "\n" + text if text and self.tokens else text
+        ids = self.ids(text)
+        self._told.append((self.tokens, text))
+        self.tokens += len(ids)
+        self._rest += ids
+        self._recent = (self._recent + ids)[-_RECENT:]
+        size = self.model.config.chunk_tokens
+        at = 0
+        while len(self._rest) - at >= size:
+            chunk = self._rest[at : at + size]
+            chunk = chunk[: self.model._cut(chunk)]  # the very rule by which it writes
+            self._first.append(self.tokens - len(self._rest) + at)
+            self.texts.append(self.model.tokenizer.decode(chunk).strip())
+            at += len(chunk)
+        self._rest = self._rest[at:]
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text."""
+        found: list[int] = self.model.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        ).input_ids
+        return found
+
+    @property
+    def rest(self) -> str:
+        """The text that does not fill a passage yet."""
+        return str(self.model.tokenizer.decode(self._rest)).strip()
+
+    def __len__(self) -> int:
+        """Passages, with the rest if there is any."""
+        return len(self.texts) + bool(self._rest)
+
+    def text(self, passage: int) -> str:
+        """The text of a passage, or of the rest."""
+        return self.texts[passage] if passage < len(self.texts) else self.rest
+
+    def size(self, passage: int) -> int:
+        """Tokens of a passage, or of the rest."""
+        if passage >= len(self.texts):
+            return len(self._rest)
+        ends = self._first[passage + 1] if passage + 1 < len(self.texts) else self.tokens - len(self._rest)
+        return ends - self._first[passage]
+
+    def where(self, told: int, start: int, end: int) -> list[int]:
+        """The passages that hold the characters from `start` to `end` of a text.
+
+        Args:
+            told: number of the text, in the order of `add`, from 0.
+            start, end: characters, end excluded.
+        """
+        tokens = self._held.get((told, start, end)) or self._span(told, start, end)
+        self._held[told, start, end] = tokens
+        return list(range(self._of_token(tokens[0]), self._of_token(tokens[1]) + 1))
+
+    def _span(self, told: int, start: int, end: int) -> tuple[int, int]:
+        """The first and the last token of characters of a text."""
+        before, text = self._told[told]
+        ahead = text.startswith("\n")  # the text is told apart from the one before
+        encoded = self.model.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        inside = [i for i, (a, b) in enumerate(encoded.offset_mapping) if a < end + ahead and b > start + ahead]
+        return before + inside[0], before + inside[-1]
+
+    def _of_token(self, token: int) -> int:
+        """The passage that holds a token."""
+        if token >= self.tokens - len(self._rest):
+            return len(self.texts)
+        return bisect_right(self._first, token) - 1
+
+    def last(self, tokens: int) -> str:
+        """The text of the last so many tokens, 32,768 at most."""
+        return str(self.model.tokenizer.decode(self._recent[-tokens:] if tokens else [])).strip()

@@ -1,0 +1,121 @@
+"""How right an answer is: SQuAD's exact match and F1, LoCoMo's F1, and whether it says that it does not know."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_LOCOMO_ARTICLES = re.compile(r"\b(a|an|the|and)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_QUOTES = str.maketrans("‘’“”", "''\"\"")
+_ABSTAINS = re.compile(
+    r"""
+    \b(?:i|we)\s(?:really\s|honestly\s|just\s)?(?:do\snot|don't|dont|cannot|can't|could\snot|couldn't)\s
+        (?:actually\s|really\s)?(?:know|recall|remember|tell\b|say\b|find|answer|determine|see\sany)
+    | \b(?:do\snot|don't|does\snot|doesn't|have\sno|has\sno)\s
+        (?:actually\s)?(?:have\s)?
+        (?:any\s|enough\s|access\sto\s|that\s|this\s|specific\s|personal\s|the\s|your\s)*
+        (?:information|details?|record|knowledge)
+    | \bno\s(?:specific\s|such\s|relevant\s)?information\b
+    | \b(?:is|are|was|were)?\s?(?:not|never)\s(?:explicitly\s|specifically\s|directly\s)?
+        (?:mentioned|specified|stated|provided|given|told|known|said)\b
+    | \b(?:does\snot|doesn't|do\snot|don't)\s(?:explicitly\s|specifically\s)?(?:mention|say|state|tell|specify|provide)
+    | \bi(?:'m|\sam)\s(?:not\s(?:sure|certain|aware|able)|unable)
+    | \bas\san?\s(?:\w+\s)?(?:ai|text-based|language\smodel)\b
+    | \b(?:have|has)(?:\snot|n't)\s(?:told|mentioned|said)
+    | \bunknown\b | \b(?:cannot|can't)\sbe\s(?:determined|answered)
+    """,
+    re.VERBOSE,
+)
+
+
+def normalised(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction has the normal form of any answer, else 0."""
+    return float(normalised(prediction) in {normalised(answer) for answer in answers})
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """The best F1 over the words of the prediction and of an answer, in SQuAD's normal form; 0 without answers."""
+    said = normalised(prediction).split()
+    return max((_overlap(said, normalised(answer).split()) for answer in answers), default=0.0)
+
+
+def _overlap(said: list[str], right: list[str]) -> float:
+    """F1 of two bags of words."""
+    if not said or not right:
+        return float(said == right)
+    same = sum((Counter(said) & Counter(right)).values())
+    return 2 * same / (len(said) + len(right)) if same else 0.0
+
+
+def contains(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether any answer stands in the prediction as whole words, both in SQuAD's normal form."""
+    said = f" {normalised(prediction)} "
+    return any((right := normalised(answer)) and f" {right} " in said for answer in answers)
+
+
+def abstains(prediction: str) -> bool:
+    """Whether the prediction says that it does not know, in any of the usual ways; an empty one does too."""
+    text = " ".join(prediction.lower().translate(_QUOTES).split())
+    return not text or _ABSTAINS.search(text) is not None
+
+
+# LoCoMo ---------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def stemmer() -> Callable[[str], str]:
+    """Porter's stemmer, as it was published. The official evaluation uses NLTK's, which adds a few exceptions.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    try:
+        import snowballstemmer
+    except ImportError as error:
+        from ..errors import ConfigError
+
+        raise ConfigError("LoCoMo's scores need the package snowballstemmer: pip install snowballstemmer") from error
+    stem: Callable[[str], str] = snowballstemmer.stemmer("porter").stemWord
+    return cache(stem)
+
+
+def _stems(text: str) -> list[str]:
+    """Words of a text in LoCoMo's normal form, stemmed."""
+    plain = text.lower().translate(_PUNCTUATION)
+    return [stemmer()(word) for word in _LOCOMO_ARTICLES.sub(" ", plain).split()]
+
+
+def _stemmed_f1(prediction: str, answer: str) -> float:
+    said, right = _stems(prediction), _stems(answer)
+    return _overlap(said, right) if said and right else 0.0
+
+
+def locomo(prediction: str, answer: str, category: int) -> float:
+    """The score of LoCoMo's own evaluation, from 0 to 1.
+
+    Args:
+        prediction: of the system.
+        answer: the right one; of no matter for category 5.
+        category: 1 multi-hop: the answer's parts between commas, for each the best F1 of a part of the prediction,
+            averaged. 2 temporal, 3 open domain (what stands before a semicolon counts), 4 single hop: F1 of stemmed
+            words. 5 adversarial: 1 if the prediction abstains.
+    """
+    if category == 5:
+        return float(abstains(prediction))
+    if category == 1:
+        said = [part.strip() for part in prediction.split(",")]
+        parts = [max(_stemmed_f1(one, part.strip()) for one in said) for part in answer.split(",")]
+        return sum(parts) / len(parts)
+    if category == 3:
+        answer = answer.split(";")[0].strip()
+    return _stemmed_f1(prediction, answer)

