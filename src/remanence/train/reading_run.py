@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from .run import begun, lora_for, quieten, spawn, work
 from .settings import ReadingRun, changed
 
 _CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
+_PATIENCE = timedelta(hours=12)  # of processes that wait for what the first one does alone
 _STEPS = 3000  # of a run of which nobody said how long it should take
 
 
@@ -180,7 +182,7 @@ def launch(
     if (out / "config.json").exists():
         if load_run(out) != run:
             raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
-    else:
+    elif os.environ.get("RANK", "0") == "0":
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "config.json", json.dumps(asdict(run), indent=2) + "\n")
     done = True
@@ -215,7 +217,7 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
     elif _plain_attention(model):
         model.base.set_attn_implementation(GROUPED)
     if world > 1:
-        dist.init_process_group("gloo" if device.type == "cpu" else None)
+        dist.init_process_group("gloo" if device.type == "cpu" else None, timeout=_PATIENCE)
     try:
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         with Progress(*columns, console=Console(stderr=True), disable=quiet or rank > 0) as progress:
