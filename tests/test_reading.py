@@ -33,6 +33,8 @@ from remanence.train.merged import Merged
 from remanence.train.reading import Past, ReadingTrainer, Turn, forbidden, search_scores, target
 from remanence.train.settings import Lora, ReadingRun, changed
 from remanence.train.written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, stream_of
+from test_cli import interrupt
+from test_cli import run as command
 
 CHUNK = 8
 MEMORY: dict[str, Any] = {
@@ -516,9 +518,8 @@ def test_merged_adapters_are_pefts_own(tokenizer: Any) -> None:
         merged.refresh()
         logits_merged, grads_merged = found()
         close(logits_merged, logits)
-        assert grads and len(grads) == len(grads_merged)
-        for one, other in zip(grads_merged, grads, strict=True):
-            close(one, other, 1e-4)
+        assert grads and [grad.shape for grad in grads] == [grad.shape for grad in grads_merged]
+        close(*(torch.cat([grad.flatten() for grad in some]) for some in (grads_merged, grads)), 1e-4)
         with torch.no_grad():
             assert torch.equal(model.base(ids).logits, plain)
             with model.adapter("read"):
@@ -542,7 +543,7 @@ def run_of(**changes: Any) -> ReadingRun:
     """A tiny run."""
     memory = MemoryConfig.verbatim(**{**MEMORY, "chunk_tokens": 32, "pool_tokens": 64, "K0": 64, "window_tokens": 512})
     values: dict[str, Any] = {
-        "model": "tiny", "data": (), "memory": memory, "steps": 8, "lr": 5e-3, "warmup": 2, **SIZES,
+        "model": "tiny", "data": (), "memory": memory, "steps": 8, "lr": 0.03, "warmup": 2, **SIZES,
         "lora": Lora(r=4, alpha=8, dropout=0.0, targets=("all-linear",)),
     }  # fmt: skip
     return ReadingRun(**(values | changes))
@@ -560,12 +561,14 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def trainer_of(tokenizer: Any, few: None) -> Callable[..., ReadingTrainer]:
     """trainer_of(folder, chat, **settings): a trainer of a new tiny model."""
 
-    def make(folder: Path, chat: bool = True, **changes: Any) -> ReadingTrainer:
+    def make(
+        folder: Path, chat: bool = True, dtype: torch.dtype = torch.float32, family: str = "llama", **changes: Any
+    ) -> ReadingTrainer:
         run = run_of(**changes)
         talks = chatty(tokenizer, CHATML.replace("<|im_end|>", "<eos>")) if chat else tokenizer
         torch.manual_seed(run.seed)
         model = MemoryModel(
-            build_decoder("llama", "sdpa"), talks, run.memory, prompt=None if chat else PROMPT,
+            build_decoder(family, "sdpa").to(dtype), talks, run.memory, prompt=None if chat else PROMPT,
             lora=lora(init_lora_weights=True), adapters=("read",),
         ).eval()  # fmt: skip
         return ReadingTrainer(model, Lessons(material()), run, folder)
@@ -592,13 +595,14 @@ def test_a_run_learns_and_goes_on_as_if_never_stopped(
     learnt = {"retriever.key.0.weight", "retriever.needs.weight", "retriever.null.weight", "retriever.rarity"}
     assert learnt <= changed
     figures = log(tmp_path / "whole")
-    assert figures[-1]["loss"] < 0.8 * figures[0]["loss"]
+    assert figures[-1]["loss"] < 0.85 * figures[0]["loss"]
     assert figures[-1]["total"] == 8 and figures[-1]["stage"] == "reading"
     assert {"retriever", "need", "from_base", "prose_from_base", "recall", "norm", "lr"} <= set().union(*figures)
 
     stopped = trainer_of(tmp_path / "parts")
     assert not stopped.run(stop=lambda: stopped.step == 5)
-    (tmp_path / "parts" / "log.jsonl").open("a").write('{"total": 7, "loss": 1}\n{"tot')  # of lost steps
+    with (tmp_path / "parts" / "log.jsonl").open("a") as lines_of_lost_steps:
+        lines_of_lost_steps.write('{"total": 7, "loss": 1}\n{"tot')
     resumed = trainer_of(tmp_path / "parts")
     assert resumed.resume() and resumed.step == 5
     assert resumed.run()
@@ -622,6 +626,23 @@ def test_a_base_without_a_template_learns_too(trainer_of: Callable[..., ReadingT
     told = [turn for turn in turns if turn.kind != "chat"]
     assert len(told) < len(turns) == 12 and all(turn.answer[-1] == EOS for turn in told)
     assert all(bytes(turn.prompt).decode().endswith(f"Question: {turn.text}\nAnswer:") for turn in told)
+
+
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_bfloat16_trains_about_as_float32_does(
+    family: str, merge: bool, trainer_of: Callable[..., ReadingTrainer], tmp_path: Path
+) -> None:
+    """With adapters merged and as peft has them; what learns is float32."""
+    exact = trainer_of(tmp_path / "exact", family=family, steps=4)
+    rounded = trainer_of(tmp_path / "rounded", family=family, dtype=torch.bfloat16, steps=4, merge=merge)
+    assert (rounded.merged is not None) == merge and exact.merged is not None
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.named.values())
+    first, other = exact.train_step(), rounded.train_step()
+    for name in ("answer", "retriever", "need", "prose_from_base"):
+        assert other[name] == pytest.approx(first[name], rel=0.1, abs=0.02), name
+    assert other["norm"] == pytest.approx(first["norm"], rel=0.2)
+    assert rounded.train_step()["loss"] > 0
 
 
 def test_rates_rise_and_fall_to_zero(trainer_of: Callable[..., ReadingTrainer], tmp_path: Path) -> None:
@@ -684,7 +705,7 @@ def base(tokenizer: Any, tmp_path: Path) -> Path:
 
 TINY = [
     f"{name}={value}" for name, value in
-    {**SIZES, "memory.chunk_tokens": 32, "memory.K": 32, "memory.N": 64, "memory.K0": 64, "lora.r": 4}.items()
+    {**SIZES, "memory.K": 32, "memory.chunk_tokens": 32, "memory.N": 64, "memory.K0": 64, "lora.r": 4}.items()
 ]  # fmt: skip
 
 
@@ -715,6 +736,40 @@ def test_from_files_to_a_model_that_remembers(base: Path, few: None, tmp_path: P
     again = reading_run.reading_run(done["model"], [tmp_path / "book.txt"], steps=1, changes=TINY[:6])
     assert again.memory == model.config and again.lora.r == 4
     assert reading_run.launch(again, tmp_path / "again", quiet=True)["steps"] == 1
+
+
+def test_the_command_trains_stops_and_goes_on(
+    base: Path, few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C ends it after the step at hand; the same command goes on; misuse is one line with exit code 2."""
+    book, changes = str(tmp_path / "book.txt"), [part for change in TINY for part in ("--set", change)]
+    usual = ["train", "reading", "--model", str(base), "--text", book, "--out", str(tmp_path / "out"), "--steps", "2"]
+    step = ReadingTrainer.train_step
+
+    def interrupted(self: ReadingTrainer) -> dict[str, Any]:
+        interrupt()
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReadingTrainer, "train_step", interrupted)
+        stopped = command("unused", *usual, *changes)
+    assert stopped.returncode == 130 and "stopped after step 1" in stopped.stderr, stopped.stderr
+    done = command("unused", *usual, *changes, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 2
+    shown = command("unused", *usual, "--lessons", "x.jsonl", "--set", "asks=5", "--show")
+    assert json.loads(shown.stdout)["asks"] == 5 and len(json.loads(shown.stdout)["data"]) == 2
+    for arguments, words in {
+        ("--model", str(base)): "--text",
+        ("--model", str(base), "--text", "none.txt"): "no file",
+        ("--model", str(tmp_path / "none"), "--text", book): "cannot load",
+        ("--model", str(base), "--text", book, "--set", "ask=3"): "did you mean",
+        ("--model", str(base), "--text", book, "--steps", "0"): "above 0",
+        ("--model", "builtin", "--text", book): "another kind",
+    }.items():
+        refused = command("unused", "train", "reading", *arguments, "--out", str(tmp_path / "other"))
+        assert refused.returncode == 2 and words in refused.stderr, refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
 
 
 @pytest.mark.slow

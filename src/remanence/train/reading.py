@@ -703,6 +703,15 @@ def learning(model: MemoryDecoder) -> dict[str, torch.nn.Parameter]:
     return found
 
 
+def steps_done(folder: Path) -> int:
+    """Steps of the checkpoint in a folder; 0 if there is none."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as file:
+        return int(json.loads(file.metadata()["place"])["step"])
+
+
 def _divergence(found: Tensor, expected: Tensor) -> Tensor:
     """KL(expected || found) of log-probabilities, by place."""
     return F.kl_div(found, expected, log_target=True, reduction="none").sum(-1)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,12 @@ from .asking import PROMPT, without_preamble
 from .attention import GROUPED
 from .card import card
 from .lessons import Lessons, read_material
-from .reading import ReadingTrainer, learning
+from .reading import ReadingTrainer, learning, steps_done
 from .run import begun, lora_for, quieten, spawn, work
 from .settings import ReadingRun, changed
 
 _CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
+_PATIENCE = timedelta(hours=12)  # of processes that wait for what the first one does alone
 _STEPS = 3000  # of a run of which nobody said how long it should take
 
 
@@ -180,7 +182,7 @@ def launch(
     if (out / "config.json").exists():
         if load_run(out) != run:
             raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
-    else:
+    elif os.environ.get("RANK", "0") == "0":
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / "config.json", json.dumps(asdict(run), indent=2) + "\n")
     done = True
@@ -191,8 +193,7 @@ def launch(
     log = out / "log.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     last = json.loads(lines[-1]) if lines else None
-    model = str(out / "model") if done else None
-    return {"model": model, "steps": 0 if last is None else last["total"], "last": last}
+    return {"model": str(out / "model") if done else None, "steps": steps_done(out), "last": last}
 
 
 def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | None = None) -> bool:
@@ -216,7 +217,7 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
     elif _plain_attention(model):
         model.base.set_attn_implementation(GROUPED)
     if world > 1:
-        dist.init_process_group("gloo" if device.type == "cpu" else None)
+        dist.init_process_group("gloo" if device.type == "cpu" else None, timeout=_PATIENCE)
     try:
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
         with Progress(*columns, console=Console(stderr=True), disable=quiet or rank > 0) as progress:
