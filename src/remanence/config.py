@@ -310,7 +310,7 @@ class MemoryConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "search_layers": list(self.search_layers)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MemoryConfig:

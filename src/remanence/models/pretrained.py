@@ -424,10 +424,9 @@ def plan(model: str | Path) -> dict[str, Any]:
     of_heads = (getattr(config, "num_key_value_heads", None) or heads) * (
         getattr(config, "head_dim", None) or config.hidden_size // heads
     )
-    if memory.retriever == "attention":
-        memory = memory.replace(retriever_dim=of_heads)
+    kept = memory.replace(retriever_dim=of_heads) if memory.retriever == "attention" else memory
     width = 2 * of_heads if memory.kept == "keys_values" else config.hidden_size
-    a_write = Memory(memory, layers=config.num_hidden_layers, width=width).bytes_per_write
+    a_write = Memory(kept, layers=config.num_hidden_layers, width=width).bytes_per_write
     return {
         "model": str(model), "trained_memory": saved is not None, "positions": positions,
         "longest": memory.slots + memory.window_tokens, "memory": memory.to_dict(),
