@@ -404,7 +404,7 @@ def test_the_plan_of_a_model_on_the_hub(
     from transformers import AutoConfig
 
     read = AutoConfig.from_pretrained
-    monkeypatch.setattr("remanence.models.pretrained.AutoConfig.from_pretrained", lambda name: read(hub.folder / name))
+    monkeypatch.setattr("remanence.models.decoders.AutoConfig.from_pretrained", lambda name: read(hub.folder / name))
     hub.calls.clear()
     sizes = plan("ada/tiny")
     assert sizes["trained_memory"] and sizes["memory"] == small().to_dict()
