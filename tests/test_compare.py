@@ -543,7 +543,7 @@ def test_the_script(model: MemoryModel, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "argv", ["compare.py", "--rescore", str(out)])
     compare.main()
     assert capsys.readouterr().out == printed
-    monkeypatch.setattr(sys, "argv", [*arguments[:3], "--tasks", "squad"])
+    monkeypatch.setattr(sys, "argv", [*arguments[:3], "--tasks", "squad", "--systems", "ours"])
     with pytest.raises(SystemExit, match="2"):
         compare.main()
     assert "--squad FILE" in capsys.readouterr().err
