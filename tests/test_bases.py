@@ -238,6 +238,8 @@ def test_a_conversion_that_is_cut_short_is_done_again(
     assert len(quick) == 2
     assert not half_saved(folder) and not list(folder.glob(".saving*"))
     assert MemoryModel.from_pretrained(file).base.num_parameters() and len(quick) == 2
+    (folder / ".half-saved").touch()  # as after the last move, of which nobody knows whether it is on the disk
+    assert bases.converted(file) == folder and len(quick) == 3
 
 
 def test_a_conversion_without_room(
@@ -600,6 +602,14 @@ def test_pushed_without_its_base(plain: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("remanence.models.hub.reachable", lambda: False)
     offline = MemoryModel.from_pretrained("ada/mine", cache_dir=str(tmp_path / "downloads"))
     assert offline.fingerprint == model.fingerprint
+
+
+def test_the_revision_of_a_model_is_not_that_of_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are two repositories. Other options of a download are for both."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("remanence.models.hub.reachable", lambda: True)
+    found = decoders._find("ada/mine", "ada/base", {"base": "ada/base"}, {"revision": "v1", "token": "secret"})
+    assert found == ("ada/base", {"token": "secret"})
 
 
 def test_a_memory_of_a_machine_with_another_number_format(plain: Path, tmp_path: Path) -> None:
