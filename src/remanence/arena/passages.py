@@ -51,10 +51,7 @@ class Passages:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text."""
-        found: list[int] = self.model.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        ).input_ids
-        return found
+        return self.model.encode(text)
 
     @property
     def rest(self) -> str:

@@ -184,10 +184,7 @@ class OurReader(_Remembering):
     def _memory(self, passages: Sequence[str]) -> Memory:
         memory = self.model.new_memory(empty=True)
         if passages:
-            ids = self.model.tokenizer(
-                "\n".join(passages), add_special_tokens=False, split_special_tokens=True, verbose=False
-            ).input_ids
-            memory.pending.append(Pending("passages", 0.0, tuple(ids)))
+            memory.pending.append(Pending("passages", 0.0, tuple(self.model.encode("\n".join(passages)))))
         return memory
 
 
