@@ -188,7 +188,7 @@ def test_a_file_is_converted_once(
     assert began == "Converting my [own] model.gguf; this is done once and takes about half a minute."
     assert re.match(r"Converted in \d+ s; \d+ MB are kept in ", ended)
     assert first.name == "my [own] model"
-    (folder,) = (path for path in (cache / "bases-1").iterdir() if path.is_dir())
+    (folder,) = (path for path in (cache / "bases-2").iterdir() if path.is_dir())
     assert folder.name.startswith("my__own__model-")
     again = MemoryModel.from_pretrained(tmp_path / "in")
     moved = file.rename(tmp_path / "my [own] model.gguf")
@@ -197,7 +197,7 @@ def test_a_file_is_converted_once(
     moved.write_bytes(b"GGUF2")
     bases.converted(moved)
     assert len(quick) == 2
-    assert len([path for path in (cache / "bases-1").iterdir() if path.is_dir()]) == 2
+    assert len([path for path in (cache / "bases-2").iterdir() if path.is_dir()]) == 2
 
 
 def test_a_known_file_is_not_read_again(quick: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ from ..files import half_saved, write_text, write_together
 from .hub import download_options, downloaded
 from .names import gguf_of, home, is_here, is_name
 
-_FORMAT = 1  # of converted folders; raise it when the same file is to become something else
+_FORMAT = 2  # of converted folders; raise it when the same file is to become something else
 _LAST = "config.json"  # of a converted folder: is moved there last, so it is there when all is
 _SOURCE = "source.json"  # of a converted folder: which file it was made of
 _SMALL = 200_000_000  # bytes of a GGUF file that takes about half a minute

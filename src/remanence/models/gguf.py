@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import Digits, Sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ..errors import ConfigError
@@ -45,7 +46,19 @@ def load(file: Path) -> tuple[Any, Any]:
         model: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.bfloat16, quantization_config=plain
         )
-        return model, AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        if _splits_digits(file):  # which transformers does not read from the file
+            backend = tokenizer.backend_tokenizer
+            backend.pre_tokenizer = Sequence([Digits(individual_digits=True), backend.pre_tokenizer])
+        return model, tokenizer
+
+
+def _splits_digits(file: Path) -> bool:
+    """Whether the file says that numbers are cut into single digits before words are, as SmolLM's tokenizer does."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    return field is not None and field.contents() == "smollm"
 
 
 @contextmanager
