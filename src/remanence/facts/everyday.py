@@ -14,6 +14,7 @@ All of this is for training. What models are measured with must not be here.
 from __future__ import annotations
 
 import random
+import re
 import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ from pathlib import Path
 _HERE = Path(__file__).parent / "everyday"
 _CAPITAL_SHARE = 0.9  # of sentences that begin with a capital letter, whatever the wording does
 _STOP_SHARE = 0.5  # of sentences without a stop that get one
+_SHORT = {
+    "you": "u", "your": "ur", "because": "cos", "going to": "gonna", "want to": "wanna", "please": "pls", "though": "tho",
+    "people": "ppl", "birthday": "bday", "tomorrow": "tmrw", "favourite": "fav", "favorite": "fav",
+}  # fmt: skip
+_SHORT_FORMS = re.compile(r"\b(" + "|".join(sorted(_SHORT, key=len, reverse=True)) + r")\b")
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,20 @@ def ask(topic: Topic, rng: random.Random, name: str = "") -> str:
         name: of whom or what; empty for the speaker.
     """
     return _begun(rng.choice(topic.asked_of if name else topic.asked).replace("{n}", name), rng)
+
+
+def casual(fact: Told, short: bool = False) -> Told:
+    """A fact as some people type it (`typed`), without a stop at the end."""
+    begin = fact.end + 1 - len(fact.value)
+    before, after = typed(fact.text[:begin], short), typed(fact.text[fact.end + 1 :], short)
+    value = typed(fact.value)
+    return Told(before + value + after.rstrip("."), value, len(before) + len(value) - 1)
+
+
+def typed(text: str, short: bool = False) -> str:
+    """Text as some people type it: no capital letters, no apostrophes; and short forms of common words, if wished."""
+    low = text.lower().replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
+    return _SHORT_FORMS.sub(lambda found: _SHORT[found[0]], low) if short else low
 
 
 def _begun(sentence: str, rng: random.Random) -> str:

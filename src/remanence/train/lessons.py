@@ -18,18 +18,19 @@ import lzma
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
 from ..errors import InputError
-from ..facts.everyday import ask, tell, topics
+from ..facts.everyday import ask, casual, tell, topics, typed
 from ..facts.maker import RELATIONS, UNKNOWN, Fact, FactMaker, Subject
 
 # How often each kind of lesson is drawn, of the kinds that there is material for.
 _SHARES = {"everyday": 0.40, "made_up": 0.06, "passages": 0.36, "story": 0.08, "prose": 0.10}
+_CARELESS = 0.15  # share of the lessons of everyday life that are typed without care
 _LONG = 1900  # characters from which on no passage is added
 _PROSE = 2300  # characters of prose
 _PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -248,6 +249,7 @@ class Lessons:
         here, there = rng.sample(_FRIENDS, 2)  # who talk in a dialogue
         people = [maker.subject("person").name for _ in range(rng.choice([1, 2, 2, 3]))]
         few = rng.sample(self._of_persons, 4) if rng.random() < 0.5 else self._of_persons
+        careless, short = rng.random() < _CARELESS, rng.random() < 0.5  # whether all is typed so
         page, values = _Page(), dict[str, list[str]]()
         for _ in range(count):
             who = about if about != "mix" else rng.choice(["self", "self", "other", "other", "thing"])
@@ -266,6 +268,7 @@ class Lessons:
                 self.topics[topic], rng, "" if who == "self" else name, change=change, but=values.get(key, [])[-1:]
             )  # fmt: skip
             values.setdefault(key, []).append(fact.value)
+            fact = casual(fact, short) if careless else fact
             said = f"other|{name}|{topic}" if who == "self" and name else key
             if form == "dialogue":
                 mine = name == here if who == "self" else rng.random() < 0.5
@@ -284,7 +287,7 @@ class Lessons:
             who, name, topic = key.split("|")
             who = "other" if who == "self" and name else who
             at = page.says[f"{who}|{name}|{topic}"]
-            asks.append(self._ask(who, name, topic, rng, told[-1], at))
+            asks.append(self._ask(who, name, topic, rng, typed(told[-1]) if careless else told[-1], at))
         for _ in range(2):  # of the same people or kinds of facts, and not told
             who = "thing" if rng.random() < 0.2 else rng.choice(["self", "other"])
             others = people if rng.random() < 0.6 else [maker.subject("person").name]
@@ -294,6 +297,8 @@ class Lessons:
             if f"{who}|{name}|{topic}" not in page.says:
                 asks.append(self._ask(who, name, topic, rng))
         rng.shuffle(asks)
+        if careless:
+            asks = [replace(asked, question=typed(asked.question, short)) for asked in asks]
         return Lesson(page.text, asks, page.says)
 
     def _subject(self, who: str, rng: random.Random, people: list[str], few: list[str]) -> tuple[str, str]:

@@ -7,7 +7,9 @@ questions about all of them. Each question
   them holds the answer, or that none does (a contrastive loss with "nothing relevant" as one more class). Writes of
   other lessons that say the same are forbidden: they would make a right answer look wrong. Older answers to the
   question get a share of the target, as they cannot be told from the newest by what they say.
-* reads the best of them and a pool, as in use, and the adapter learns the answer.
+* reads the best of them and a pool, as in use, and the adapter learns the answer. Where the search missed the right
+  write, either that write is read with the others, or the answer to learn is that nothing is known: to learn an answer
+  that cannot be read would be to learn to invent.
 
 Turns that need no memory are mixed in. The search learns to tell them, and the reader is held to what the base says by
 itself; so it is on plain prose with nothing in memory.
@@ -24,7 +26,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,8 @@ _EMPTY = 0.03  # share of turns without need that read an empty memory
 _FORCE_END = 0.1
 _REPLY_TOKENS = 40
 _PROSE = 128, 800, 32  # tokens of prose that are read, the characters they are taken of, and the least
-_PROSE_EVERY = 2  # steps
+_PROSE_EVERY = 3  # steps
+_MISSED_READ = 0.6  # share of the right writes the search missed that are read all the same
 _SHORTEST = 500  # characters of a lesson
 _TRIES = 200  # lessons that may be too short, a stream
 _SAMPLE = 500  # lessons by which it is told how rare words are
@@ -78,7 +81,8 @@ class Turn:
     """What is put to the reader.
 
     words: the tokens that are searched with. prompt, answer: tokens. stream: the place in the bank of the lesson that
-    is in its memory. asked: the question about it, if it is one. kind: as `Ask.kind`; "chat" needs no memory.
+    is in its memory. asked: the question about it, if it is one. kind: as `Ask.kind`; "chat" needs no memory. seen:
+    the answer stands in the prompt.
     """
 
     text: str
@@ -88,6 +92,7 @@ class Turn:
     stream: int
     asked: Asked | None
     kind: str
+    seen: bool = False
 
     @property
     def told(self) -> bool:
@@ -309,14 +314,15 @@ class ReadingTrainer:
         turns = []
         for i, asked in rng.choices(asks, weights, k=run.asks - unknown - chat) if asks else ():
             question, stream = asked.ask.question, streams[i]
-            prompt = self.asking.prompt(question)
+            prompt, seen = self.asking.prompt(question), asked.at == IN_WINDOW
             if asked.at == IN_WINDOW or rng.random() < run.waiting:
                 prompt = stream.rest + prompt
             elif asked.chunk is not None and self.asking.chat and rng.random() < run.told:
                 before = stream.chunks[asked.chunk - 1][-_PIECE:] if asked.chunk else []
                 said = self.model.tokenizer.decode(before + stream.chunks[asked.chunk])
-                prompt = self.asking.prompt(question, [(said, rng.choice(_NOTED))])
-            turns.append(self._turn(question, prompt, self.asking.answer(asked.ask.answer), i, asked, asked.ask.kind))
+                prompt, seen = self.asking.prompt(question, [(said, rng.choice(_NOTED))]), True
+            answer = self.asking.answer(asked.ask.answer)
+            turns.append(self._turn(question, prompt, answer, i, asked, asked.ask.kind, seen))
         for _ in range(unknown):
             question = rng.choice(lines("personal_unknown"))
             answer = self.asking.answer(UNKNOWN)
@@ -330,9 +336,10 @@ class ReadingTrainer:
         return turns
 
     def _turn(
-        self, text: str, prompt: list[int], answer: list[int], stream: int, asked: Asked | None, kind: str
-    ) -> Turn:
-        return Turn(text, self.model.encode(text.strip()), prompt, answer, stream, asked, kind)
+        self, text: str, prompt: list[int], answer: list[int], stream: int, asked: Asked | None, kind: str,
+        seen: bool = False,
+    ) -> Turn:  # fmt: skip
+        return Turn(text, self.model.encode(text.strip()), prompt, answer, stream, asked, kind, seen)
 
     # A step -----------------------------------------------------------------------------------------------------------
 
@@ -378,6 +385,7 @@ class ReadingTrainer:
         forced = (torch.rand(len(turns), generator=generator) < force) & (past.gold_Q >= 0)
         best_Q = torch.maximum(scores_QW.masked_fill(~past.allowed_QW, -torch.inf).amax(1), null_Q)
         scores_QW[forced, past.gold_Q[forced]] = best_Q[forced] + 1
+        turns = self._with_missed(turns, past, scores_QW, generator)
         picked = pick(
             scores_QW, null_Q, past.allowed_QW & ~past.empty_Q[:, None],
             [[] if empty else pool for pool, empty in zip(past.pools, past.empty_Q.tolist(), strict=True)],
@@ -396,6 +404,29 @@ class ReadingTrainer:
             "stage": "reading", "step": self.step, "total": self.step, "writes": len(self.bank),
             "tokens": self.tokens, "tokens_per_s": tokens / seconds, "s": seconds,
         }  # fmt: skip
+
+    def _with_missed(
+        self, turns: Sequence[Turn], past: Past, scores_QW: Tensor, generator: torch.Generator
+    ) -> list[Turn]:
+        """The turns as they are learnt from where the search missed the right write, and no pool has it either.
+
+        The write gets just the score to be read, in place; or the answer becomes that nothing is known.
+        """
+        config, unknown = self.model.config, self.asking.answer(UNKNOWN)
+        open_QW = scores_QW.masked_fill(~past.allowed_QW, -torch.inf)
+        for row, pool in enumerate(past.pools):
+            open_QW[row, pool] = -torch.inf
+        last_Q = open_QW.topk(min(config.K0 // config.K, open_QW.shape[1]), 1).values[:, -1]
+        read_Q = torch.rand(len(turns), generator=generator) < _MISSED_READ
+        learnt = list(turns)
+        for row, gold in enumerate(past.gold_Q.tolist()):
+            if gold < 0 or gold in past.pools[row] or scores_QW[row, gold] >= last_Q[row]:
+                continue
+            if read_Q[row]:
+                scores_QW[row, gold] = last_Q[row] + 1e-3
+            elif not turns[row].seen:
+                learnt[row] = replace(turns[row], answer=unknown, asked=None)
+        return learnt
 
     def _search(self, turns: list[Turn], past: Past) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """Search for all turns and learn from it; scores and null without gradient, and figures."""
@@ -567,14 +598,15 @@ class ReadingTrainer:
             dist.all_reduce(flat)
             for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
                 parameter.grad = (part / self.world).view_as(parameter)
-        norm, factor = torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip), self._factor
-        for group in self.optimizer.param_groups:
+        factor, norms = self._factor, []
+        for group in self.optimizer.param_groups:  # each by itself: the search's gradients are the larger ones
+            norms.append(torch.nn.utils.clip_grad_norm_(group["params"], self.settings.clip).item())
             group["lr"] = group["most"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.merged is not None:
             self.merged.refresh()
-        return {"norm": norm.item(), "lr": self.settings.lr * factor}
+        return {"norm": norms[0], "norm_search": norms[1], "lr": self.settings.lr * factor}
 
     # A run ------------------------------------------------------------------------------------------------------------
 

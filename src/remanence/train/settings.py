@@ -150,7 +150,7 @@ class ReadingRun:
 
     Learning
         lr: of the adapter; lr_search: of the search. Both rise over `warmup` steps, then fall to zero at the end.
-        weight_decay: of the search. clip: most norm of all gradients.
+        weight_decay: of the search. clip: most norm of the gradients of the adapter, and of those of the search.
         need_weight: of the loss of the sense for turns that need a memory; chat_weight, prose_weight: of the losses
             that hold such turns and plain prose to the base, KL(base || reader). The search's own has weight 1.
         lot_tokens: about how many tokens of prompts and answers are read at once.
@@ -165,27 +165,27 @@ class ReadingRun:
     lora: Lora = field(default_factory=lambda: Lora(r=32, alpha=32, dropout=0.0, targets=("all-linear",)))
     steps: int | None = None
     hours: float | None = None
-    streams: int = 8
+    streams: int = 3
     chunks: int = 8
-    queue: int = 16
-    before: int = 6
-    asks: int = 80
+    queue: int = 40
+    before: int = 15
+    asks: int = 32
     unknown: float = 0.05
-    chat: float = 0.13
+    chat: float = 0.1
     waiting: float = 0.12
     told: float = 0.03
     older: float = 0.3
     force: float = 0.6
     force_steps: int = 75
     answer_tokens: int = 24
-    lr: float = 6e-4
+    lr: float = 2e-3
     lr_search: float = 1.5e-3
     warmup: int = 30
     weight_decay: float = 0.01
     clip: float = 1.0
     need_weight: float = 0.3
     chat_weight: float = 0.5
-    prose_weight: float = 0.3
+    prose_weight: float = 1.0
     lot_tokens: int = 768
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     merge: bool = True
