@@ -452,7 +452,7 @@ class MemoryDecoder(nn.Module):
         """
         asked = [ids[:_ASKED] for ids in questions]
         first = [self.first_token()] if self.start is not None else []
-        device, width = self.attachment.device, max(map(len, asked)) + len(first)
+        device, width = self.attachment.device, -(-(max(map(len, asked)) + len(first)) // 8) * 8
         ids_BT = torch.zeros(len(asked), width, dtype=torch.long, device=device)
         asks_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
         for row, ids in enumerate(asked):

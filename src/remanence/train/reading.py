@@ -460,15 +460,10 @@ class ReadingTrainer:
         return scores_QW.detach(), null_Q.detach(), figures
 
     def _lots(self, turns: list[Turn]) -> list[list[int]]:
-        """Turns that are read at once: of about the same length, and together about `lot_tokens`."""
-        most, lots = self.settings.answer_tokens, list[list[int]]()
-        lengths = [len(turn.prompt) + len(turn.answer[:most]) for turn in turns]
+        """Turns that are read at once: `lot` of them, of about the same length."""
+        lengths = [len(turn.prompt) + len(turn.answer[: self.settings.answer_tokens]) for turn in turns]
         order = sorted((row for row in range(len(turns)) if turns[row].answer), key=lengths.__getitem__)
-        for row in order:
-            if not lots or (len(lots[-1]) + 1) * lengths[row] > self.settings.lot_tokens:
-                lots.append([])
-            lots[-1].append(row)
-        return lots
+        return [order[i : i + self.settings.lot] for i in range(0, len(order), self.settings.lot)]
 
     def _read(self, turns: list[Turn], picked: Picked) -> dict[str, Any]:
         """Read and answer, and learn from it; figures."""
@@ -480,13 +475,14 @@ class ReadingTrainer:
         for rows in self._lots(turns):
             some = [turns[row] for row in rows]
             chosen = [one.prompt + one.answer[:most] for one in some]
+            spare = run.lot - len(rows)  # the last lot is filled up, so that all have one shape
             with self._learning(), self.model.attachment.hooks():
-                cache = MemoryCache(LessonSlots(self.bank, picked.of(rows)), len(self.model.attachment.layers))
-                hidden = self._hidden(chosen, past_key_values=cache, use_cache=True)
+                cache = MemoryCache(LessonSlots(self.bank, picked.of(rows + rows[-1:] * spare)), len(self.model.attachment.layers))
+                hidden = self._hidden(chosen + chosen[-1:] * spare, past_key_values=cache, use_cache=True)
                 asked, told, turn_of = self._places(some, chat=False)
                 loss = hidden.new_zeros((), dtype=torch.float32)
                 if turn_of:
-                    logits = self.model.attachment.logits(hidden[asked]).float()
+                    logits = self._logits(hidden[asked])
                     losses = F.cross_entropy(logits, told, reduction="none")
                     # Half of it counts every token alike, half every answer.
                     sizes = torch.tensor([len(some[b].answer[:most]) for b in turn_of], device=self.device)
@@ -496,7 +492,7 @@ class ReadingTrainer:
                         wrong[rows[b]] = wrong.get(rows[b], False) or not right
                 asked, _, turn_of = self._places(some, chat=True)
                 if turn_of:
-                    logits = self.model.attachment.logits(hidden[asked]).float().log_softmax(-1)
+                    logits = self._logits(hidden[asked]).log_softmax(-1)
             if turn_of:
                 apart = _divergence(logits, self._by_itself(some)).sum() / said
                 loss = loss + run.chat_weight * apart
@@ -517,12 +513,24 @@ class ReadingTrainer:
         return figures | {f"known_{kind}": share for kind, share in sorted(right.items())}
 
     def _hidden(self, rows: Sequence[list[int]], **options: Any) -> Tensor:
-        """The decoder's last hidden states of token rows, padded behind [B, T, D]."""
+        """The decoder's last hidden states of token rows, padded behind [B, T, D].
+
+        There are few widths, since a CPU's library makes a kernel for every new shape of a product, which takes longer
+        than the product.
+        """
         pad = self.model.tokenizer.pad_token_id or 0
-        width = -(-max(map(len, rows)) // 8) * 8
+        longest = max(map(len, rows))
+        step = 8 if longest <= 64 else 32
+        width = -(-longest // step) * step
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
         hidden: Tensor = self.model.attachment.decoder(ids, **options).last_hidden_state
         return hidden
+
+    def _logits(self, hidden_AD: Tensor) -> Tensor:
+        """Logits of hidden states, float32 [A, V]; their number is rounded up for the same reason."""
+        padded = F.pad(hidden_AD, (0, 0, 0, -len(hidden_AD) % 16))
+        logits: Tensor = self.model.attachment.logits(padded)[: len(hidden_AD)].float()
+        return logits
 
     def _places(self, turns: Sequence[Turn], *, chat: bool) -> tuple[tuple[Tensor, Tensor], Tensor, list[int]]:
         """Where the answers of turns are foretold (row, token), their tokens, and of each its row."""
@@ -543,14 +551,13 @@ class ReadingTrainer:
         asked = [self.model.base_prompt_ids([], turn.text) for turn in alone]
         most = self.settings.answer_tokens
         with self.model.plain():
-            hidden = self._hidden(
-                [prompt + turn.answer[:most] for prompt, turn in zip(asked, alone, strict=True)], use_cache=False
-            )  # fmt: skip
+            whole = [prompt + turn.answer[:most] for prompt, turn in zip(asked, alone, strict=True)]
+            hidden = self._hidden(whole + whole[-1:] * (-len(whole) % 4), use_cache=False)
             parts = [
                 hidden[row, len(prompt) - 1 : len(prompt) - 1 + len(turn.answer[:most])]
                 for row, (prompt, turn) in enumerate(zip(asked, alone, strict=True))
             ]
-            return self.model.attachment.logits(torch.cat(parts)).float().log_softmax(-1)
+            return self._logits(torch.cat(parts)).log_softmax(-1)
 
     def _prose(self, rng: random.Random) -> dict[str, Any]:
         """Hold the reader to its base on prose, with nothing in memory; figures."""

@@ -153,7 +153,7 @@ class ReadingRun:
         weight_decay: of the search. clip: most norm of the gradients of the adapter, and of those of the search.
         need_weight: of the loss of the sense for turns that need a memory; chat_weight, prose_weight: of the losses
             that hold such turns and plain prose to the base, KL(base || reader). The search's own has weight 1.
-        lot_tokens: about how many tokens of prompts and answers are read at once.
+        lot: turns that are read at once.
         precision: "auto" is bfloat16 where the machine computes fast in it, else float32.
         merge: on a CPU, add the adapter to the weights once a step (`train/merged.py`).
         log_every: steps. save_every_s: seconds between checkpoints. seed: of weights and data.
@@ -169,10 +169,10 @@ class ReadingRun:
     chunks: int = 8
     queue: int = 40
     before: int = 15
-    asks: int = 32
+    asks: int = 48
     unknown: float = 0.05
     chat: float = 0.1
-    waiting: float = 0.12
+    waiting: float = 0.08
     told: float = 0.03
     older: float = 0.3
     force: float = 0.6
@@ -186,7 +186,7 @@ class ReadingRun:
     need_weight: float = 0.3
     chat_weight: float = 0.5
     prose_weight: float = 1.0
-    lot_tokens: int = 768
+    lot: int = 8
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     merge: bool = True
     log_every: int = 10
@@ -199,7 +199,7 @@ class ReadingRun:
             raise ConfigError("say how long to train: --steps or --hours.")
         if (self.steps is not None and self.steps < 1) or (self.hours is not None and self.hours <= 0):
             raise ConfigError(f"steps = {self.steps} and hours = {self.hours} must be above 0.")
-        for name in ("streams", "chunks", "queue", "asks", "answer_tokens", "lot_tokens", "force_steps", "log_every"):
+        for name in ("streams", "chunks", "queue", "asks", "answer_tokens", "lot", "force_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1.")
         memory = self.memory
