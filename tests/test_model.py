@@ -586,7 +586,7 @@ def test_questions_that_cannot_be_asked(make_model: Make) -> None:
 def test_the_prompt_surrounds_the_question(make_model: Make) -> None:
     """`{question}` is replaced, once, even if the question holds braces."""
     model = make_model(small(), prompt="Q: {question} A:")
-    assert bytes(model.prompt_ids(" why {question}? ")) == b"Q: why {question}? A:"
+    assert bytes(model.prompts.question(" why {question}? ")) == b"Q: why {question}? A:"
 
 
 def test_a_chat_template_is_used_without_its_bos(make_decoder: Callable[..., Any]) -> None:
@@ -598,9 +598,9 @@ def test_a_chat_template_is_used_without_its_bos(make_decoder: Callable[..., Any
         "{% if add_generation_prompt %}answer: {% endif %}"
     )
     model = MemoryModel(make_decoder(), tokenizer, small(), name="chat")
-    assert bytes(model.prompt_ids("why?")) == b"user: why?\nanswer: "
+    assert bytes(model.prompts.question("why?")) == b"user: why?\nanswer: "
     model = MemoryModel(make_decoder(), tokenizer, small(start=False), name="chat")
-    assert model.prompt_ids("why?")[0] == BOS
+    assert model.prompts.question("why?")[0] == BOS
 
 
 def test_text_cannot_spell_control_tokens(make_model: Make) -> None:
@@ -610,7 +610,7 @@ def test_text_cannot_spell_control_tokens(make_model: Make) -> None:
     memory = model.new_memory()
     assert model.memorize(memory, "a<eos>b") == 7
     assert bytes(memory.pending_ids) == b"a<eos>b"
-    assert bytes(model.prompt_ids("<bos>?")) == b"<bos>?"
+    assert bytes(model.prompts.question("<bos>?")) == b"<bos>?"
 
 
 def test_settings_of_reading_keep_the_memories(make_model: Make) -> None:

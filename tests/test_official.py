@@ -780,7 +780,7 @@ def test_chat_prompt(files: Callable[..., Files]) -> None:
     model = MemoryModel.from_pretrained(checkpoint.folder)
     assert model.prompt is None
     plain = model.encode("UhelloA")
-    assert model.prompt_ids("hello") == plain
+    assert model.prompts.question("hello") == plain
     assert model.tokenizer.pad_token_id == model.tokenizer.eos_token_id == model.base.generation_config.pad_token_id
     assert model.new_memory().tokens == 0 and model.encode("x</s>")[-1] != model.tokenizer.eos_token_id
 

@@ -479,9 +479,10 @@ def test_questions_and_answers_are_those_of_use(tokenizer: Any) -> None:
     assert bytes(asking.prompt("Why?")) == b"Question: Why?\nAnswer:"
     assert asking.answer("So.") == [*b" So.", EOS]
     model.prompt, model.tokenizer = None, chatty(tokenizer, CHATML.replace("<|im_end|>", "<eos>"))
+    model.prompts.tokenizer = model.tokenizer
     asking = Asking(model)
     assert asking.chat and asking.end == [EOS]
-    assert asking.prompt("Why?") == model.prompt_ids("Why?")
+    assert asking.prompt("Why?") == model.prompts.question("Why?")
     assert asking.answer("So.") == [*b"So.", EOS]
     history = bytes(token for token in asking.prompt("Why?", [("Rex is my dog.", "Noted.")]) if token < 256).decode()
     assert history.index("Rex is my dog.") < history.index("Noted.") < history.index("Why?")
@@ -724,7 +725,7 @@ def test_from_files_to_a_model_that_remembers(base: Path, few: None, tmp_path: P
     memory = model.new_memory()
     model.memorize(memory, "The spare key is under the blue pot. " * 20)
     assert model.ask(memory, "Where is the spare key?", max_new_tokens=3).text is not None
-    question = bytes(token for token in model.prompt_ids("Where?") if token < 256)
+    question = bytes(token for token in model.prompts.question("Where?") if token < 256)
     assert b"helpful" not in question and b"Where?" in question
     card = (out / "model" / "README.md").read_text(encoding="utf-8")
     assert "reading" in card and "book.txt" in card and str(tmp_path) not in card

@@ -368,7 +368,7 @@ def test_the_model_asks_and_encodes_as_it_was_trained(
     """The prompt's tokens in use are those in training."""
     model, streams = make(), Streams(prose, tokenizer)
     for asked in ("What is Marla Quist's car?", "Where do I live?"):
-        assert model.prompt_ids(asked) == streams.question(asked, "x").prompt
+        assert model.prompts.question(asked) == streams.question(asked, "x").prompt
         assert model.encode(asked) == streams.encode(asked)
 
 

@@ -27,10 +27,14 @@ from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
+from .prompts import Prompts
 from .read import ReadSlots, Source
 from .retriever import Retriever, attention_keys, block_scores
 from .search import Found, Search, word_scores
+from .write import PrecedingSlots
+from .write import at_once as write_together
 
+_AT_ONCE = 512  # tokens that are encoded at once
 _ASKED = 64  # tokens of a question that are searched with
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
 
@@ -92,8 +96,8 @@ class MemoryDecoder(nn.Module):
         if attention:  # keys are as wide as the layers' own
             config = config.replace(retriever_dim=self.attachment.key_heads * self.attachment.head_dim)
         self.config = config
-        self.template = template
-        self.prompt, self.name = prompt, name or base.config.name_or_path or base.config.model_type
+        self.prompts = Prompts(tokenizer, prompt, template, config.start)
+        self.name = name or base.config.name_or_path or base.config.model_type
         if config.rotary_dtype != "float32":
             self.attachment.round_rotary(getattr(torch, config.rotary_dtype))
         layers, width = len(self.attachment.layers), self.attachment.width
@@ -134,13 +138,22 @@ class MemoryDecoder(nn.Module):
     def _start_as_bos(self) -> None:
         """An untrained start vector is the BOS token's hidden state at each layer, so the attention sink stays."""
         assert self.start is not None
-        entering = self.attachment.inputs(torch.tensor([[self.first_token()]], device=self.attachment.device))
+        entering = self.attachment.inputs(torch.tensor([[self.prompts.first_token()]], device=self.attachment.device))
         self.start.copy_(torch.stack([hidden[0, 0].to(self.start.device) for hidden in entering]))
 
-    def first_token(self) -> int:
-        """The token that begins a text."""
-        first = self.tokenizer.bos_token_id
-        return int(first if first is not None else self.tokenizer.eos_token_id or 0)
+    @property
+    def prompt(self) -> str | None:
+        """The text around a question, if there is one."""
+        return self.prompts.prompt
+
+    @prompt.setter
+    def prompt(self, prompt: str | None) -> None:
+        self.prompts.prompt = prompt
+
+    @property
+    def template(self) -> str | None:
+        """The chat template in which questions are put to a memory, if it is not the tokenizer's own."""
+        return self.prompts.template
 
     @property
     def lora(self) -> Any:
@@ -260,6 +273,7 @@ class MemoryDecoder(nn.Module):
         ids = self._tokens(memory, text, last)
         waiting, taken, done = len(memory.pending_ids), 0, 0  # what waits already is written first
         total = waiting + len(ids)
+        ready: list[tuple[Tensor, Tensor | None]] = []  # the vectors and keys of the next chunks
         at_once = self.config.short_chunks == "complete"
         while total - done >= self.config.chunk_tokens or (at_once and self._writable(memory, total - done)):
             before = memory.pending_ids
@@ -267,7 +281,10 @@ class MemoryDecoder(nn.Module):
             chunk = chunk[: self.config.chunk_tokens]
             chunk = chunk[: self._cut(chunk)]
             label = memory.pending[0] if memory.pending else Pending(source, time, ())
-            self.write(memory, chunk, source=label.source, time=label.time)
+            if not ready:
+                behind = taken + max(0, len(chunk) - len(before))
+                ready = self._encoded(memory, [chunk, *self._following(memory, ids[behind : behind + _AT_ONCE])])
+            self.write(memory, chunk, source=label.source, time=label.time, encoded=ready.pop(0))
             memory.take_pending(len(chunk))
             taken += max(0, len(chunk) - len(before))
             done += len(chunk)
@@ -293,7 +310,7 @@ class MemoryDecoder(nn.Module):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a user's text, which cannot spell control tokens."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+        return self.prompts.encode(text)
 
     def _cut(self, chunk: list[int]) -> int:
         """Where to end a chunk: after the last sentence end that leaves at least K tokens."""
@@ -310,33 +327,71 @@ class MemoryDecoder(nn.Module):
         return len(chunk)
 
     @torch.no_grad()
-    def write(self, memory: Memory, chunk: list[int], *, source: str = "", time: float = 0.0) -> None:
-        """Write one chunk of K to `chunk_tokens` tokens at once; `memorize` cuts texts into such chunks."""
+    def write(
+        self,
+        memory: Memory,
+        chunk: list[int],
+        *,
+        source: str = "",
+        time: float = 0.0,
+        encoded: tuple[Tensor, Tensor | None] | None = None,
+    ) -> None:
+        """Write one chunk of K to `chunk_tokens` tokens at once; `memorize` cuts texts into such chunks.
+
+        Args:
+            memory: takes the chunk.
+            chunk: token ids.
+            source, time: as for `memorize`.
+            encoded: the chunk's vectors and retriever keys, as `Memory.add` takes them, if they are known already.
+        """
         self.check(memory)
         if not self._writable(memory, len(chunk)):
             raise ConfigError(
                 f"a chunk of {len(chunk)} tokens cannot be written; it takes {self.config.K} to "
                 f"{self.config.chunk_tokens}. `memorize` cuts texts into chunks."
             )
-        device = self.attachment.device
-        ids = torch.tensor([chunk], device=device)
-        kept = self.write_pass(ids, [p[None] for p in self._context(memory)])
-        states_LKD = torch.cat([states_BKD.to(device) for states_BKD in kept])
-        vectors_LKD = states_LKD
-        if self.whole:
-            with self.adapter("write"):
-                vectors_LKD = torch.stack([self.attachment.keys_values(l, each) for l, each in enumerate(states_LKD)])
-        if self.offset is not None and self.unread(memory.pool_size):
-            vectors_LKD[:-1] += self.offset.to(vectors_LKD)  # as the published code does
-        keys = self.retriever_keys(states_LKD) if self.config.long_term else None
+        vectors, keys = encoded or self._encoded(memory, [chunk])[0]
+        ids_K = torch.tensor(chunk, device=self.attachment.device)
         text = self.tokenizer.decode(chunk).strip() if self.config.keep_text else None
         of_tokens: dict[str, Tensor] = {}
         if self.config.score_layers == "one" and keys is not None:
-            of_tokens["words"] = self.retriever.words(ids[0]).cpu()
+            of_tokens["words"] = self.retriever.words(ids_K).cpu()
         if self.config.store_dtype == "tokens":
-            of_tokens["ids"] = ids[0].cpu()
+            of_tokens["ids"] = ids_K.cpu()
         write = Write(memory.write_count, source, time, memory.tokens, len(chunk), text)
-        memory.add(vectors_LKD, keys, write, of_tokens)
+        memory.add(vectors, keys, write, of_tokens)
+
+    def _following(self, memory: Memory, ids: list[int]) -> list[list[int]]:
+        """The chunks at the beginning of these tokens that can be encoded together with the one before them."""
+        K, full = self.config.K, memory.pool_size == self.config.N
+        count = min(_AT_ONCE // K - 1, len(ids) // K) if full and write_together(self.config) else 0
+        return [ids[i * K : (i + 1) * K] for i in range(count)]
+
+    @torch.no_grad()
+    def _encoded(self, memory: Memory, chunks: list[list[int]]) -> list[tuple[Tensor, Tensor | None]]:
+        """The vectors [L, K, X] and the retriever keys of chunks that are written one after the other."""
+        device = self.attachment.device
+        ids, context = torch.tensor(chunks, device=device), self._context(memory)
+        if len(chunks) == 1:
+            kept = self.write_pass(ids, [p[None] for p in context])
+        else:
+            starts = self.start_rows()
+            assert starts is not None, "write_together asks for one"
+            slots = PrecedingSlots(self.attachment, starts, context, self.whole)
+            cache = WriteCache(slots, len(context), self.config.K, self.config.tap, None)
+            with self.attachment.hooks(), self.adapter("write"):
+                self.attachment.decoder(ids, past_key_values=cache, use_cache=True)
+            kept = cache.kept
+        kept = [states_CKD.to(device) for states_CKD in kept]
+        states_CLKD, made = torch.stack(kept, 1), kept
+        if self.whole:
+            with self.adapter("write"):
+                made = [self.attachment.keys_values(layer, states_CKD) for layer, states_CKD in enumerate(kept)]
+        vectors_CLKX = torch.stack(made, 1) if self.whole else states_CLKD
+        if self.offset is not None and self.unread(memory.pool_size):
+            vectors_CLKX[:, :-1] += self.offset.to(vectors_CLKX)  # as the published code does
+        keys = [self.retriever_keys(each) if self.config.long_term else None for each in states_CLKD]
+        return list(zip(vectors_CLKX, keys, strict=True))
 
     @torch.no_grad()
     def encode_again(self, memory: Memory, writes: Tensor) -> list[Tensor]:
@@ -353,7 +408,7 @@ class MemoryDecoder(nn.Module):
         if not len(writes):
             return [memory.pool_LnD[layer][:0] for layer in range(memory.layers)]
         ids_WK, at = memory.of_tokens("ids").long(), writes - memory.first_write
-        first = self.first_token()
+        first = self.prompts.first_token()
         before = ids_WK[(at - 1).clamp_min(0)]
         ids = torch.cat([torch.full((len(at), 1), first), before, ids_WK[at]], 1)
         begins = at == 0  # nothing is before it: its own tokens only
@@ -451,7 +506,7 @@ class MemoryDecoder(nn.Module):
             features of all of them [B, T, F], with their gradient where one is taken.
         """
         asked = [ids[:_ASKED] for ids in questions]
-        first = [self.first_token()] if self.start is not None else []
+        first = [self.prompts.first_token()] if self.start is not None else []
         device, width = self.attachment.device, -(-(max(map(len, asked)) + len(first)) // 8) * 8
         ids_BT = torch.zeros(len(asked), width, dtype=torch.long, device=device)
         asks_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
@@ -693,11 +748,9 @@ class MemoryDecoder(nn.Module):
             question: any text.
             history, max_new_tokens, options: as in `ask`.
         """
-        if not question.strip():
-            raise InputError("the question is empty; ask something.")
         room = self.config.window_tokens - max_new_tokens
         turns = list(history)
-        while len(prompt := self.base_prompt_ids(turns, question)) > room and turns:
+        while len(prompt := self.prompts.alone(turns, question)) > room and turns:
             turns.pop(0)
         ids = torch.tensor([prompt], device=self.attachment.device)
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
@@ -709,16 +762,9 @@ class MemoryDecoder(nn.Module):
         made: list[int] = out[0, ids.shape[1] :].tolist()
         return Answer(self._said(made), [], 0.0, made, [], recalled=False)
 
-    def base_prompt_ids(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
-        """Token ids of a question as the base takes it without a memory."""
-        if self.tokenizer.chat_template:
-            return self.turns_ids(history, question, None)
-        first = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
-        return first + self.encode(question.strip())
-
     def _whole_prompt(self, memory: Memory, question: str, max_new_tokens: int) -> tuple[list[int], int]:
         """What waits in the window and the question; and how many tokens of it ask."""
-        pending, asked = memory.pending_ids, self.prompt_ids(question)
+        pending, asked = memory.pending_ids, self.prompts.question(question)
         if len(pending) + len(asked) + max_new_tokens > self.config.window_tokens:
             raise InputError(
                 f"the question takes {len(asked)} tokens; with {len(pending)} waiting to be written "
@@ -729,32 +775,6 @@ class MemoryDecoder(nn.Module):
 
     def fits(self, memory: Memory, question: str, max_new_tokens: int = 32) -> bool:
         """Whether a question fits the window with what is pending and the answer."""
-        return len(memory.pending_ids) + len(self.prompt_ids(question)) + max_new_tokens <= self.config.window_tokens
-
-    def prompt_ids(self, question: str) -> list[int]:
-        """Token ids of a question."""
-        if not question.strip():
-            raise InputError("the question is empty; ask something.")
-        if self.prompt is None and self.tokenizer.chat_template:
-            ids = self.turns_ids([], question, self.template)
-            first = self.tokenizer.bos_token_id
-            # The start vector stands for a token that begins the text, but not for one that begins every turn.
-            return ids[1:] if self.start is not None and ids[:1] == [first] and first not in ids[1:] else ids
-        text = (self.prompt or "{question}").replace("{question}", question.strip())
-        return self.encode(text)
-
-    def turns_ids(self, history: Sequence[tuple[str, str]], question: str, template: str | None) -> list[int]:
-        """Turns of a conversation in a chat template; what people wrote cannot spell its control tokens."""
-        said = [text.strip() for turn in history for text in turn] + [question.strip()]
-        roles = ("user", "assistant")
-        marks = [f"\x02{i}\x03" for i in range(len(said))]
-        turns = [{"role": roles[i % 2], "content": mark} for i, mark in enumerate(marks)]
-        rendered: str = self.tokenizer.apply_chat_template(
-            turns, chat_template=template, tokenize=False, add_generation_prompt=True
+        return (
+            len(memory.pending_ids) + len(self.prompts.question(question)) + max_new_tokens <= self.config.window_tokens
         )
-        ids: list[int] = []
-        for mark, text in zip(marks, said, strict=True):
-            before, _, rendered = rendered.partition(mark)
-            ids += self.tokenizer(before, add_special_tokens=False).input_ids + self.encode(text)
-        ids += self.tokenizer(rendered, add_special_tokens=False).input_ids
-        return ids

@@ -109,6 +109,9 @@ class ReadSlots:
         self._padding = torch.tensor([self.length - n for n in own], device=device)
         self._sums: list[Tensor] = [torch.zeros(())] * len(memories)  # by row: scores, summed over the layers so far
         self._candidates: list[Tensor | None] = [None] * len(memories)  # by row: writes that are scored; None: all
+        # By row, what was ranked last. One search and pools that are alike in all layers make one ranking of all.
+        self._ranked: dict[int, tuple[Tensor, Tensor, float, Tensor | None]] = {}
+        self._ranks_once = found is not None and config.drop == "oldest"
         self._again: dict[int, list[Tensor]] = {}  # by row: what was encoded again, a layer each
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
 
@@ -131,28 +134,18 @@ class ReadSlots:
         positions = torch.zeros(len(self.memories), width, dtype=torch.long, device=front.device)
         entries = []
         for b, memory in enumerate(self.memories):
-            scores, null = self._scores(layer, b, hidden_BTD[b, asks_BT[b]])
-            if (forced := self._force[b]) is not None:
-                per_write = len(scores) // (memory.write_count - memory.first_write)
-                at = (forced - memory.first_write) * per_write
-                scores[at : at + per_write] = max(float(scores.max()), null) + _FORCED
-            rows = memory.best_rows(layer, scores) if self._long[b] else torch.zeros(0, dtype=torch.long)
+            if b not in self._ranked or not self._ranks_once:
+                self._ranked[b] = self._rank(layer, b, hidden_BTD[b, asks_BT[b]])
+            rows, scores, null, own_bias = self._ranked[b]
             start, own = self._starts[b], self._before[b]
             positions[b, width - own :] = torch.arange(own, device=front.device)
             if self._start_rows is not None and start:
                 front[b, width - own] = self._start_rows[layer].to(front)
             if len(rows):
                 front[b, width - len(rows) :] = self._vectors(b, layer, rows).to(front)
-            rows = torch.cat([rows, memory.pool_rows_Ln[layer]])
-            if bias is not None and len(rows):
-                pad = int(self._padding[b])
-                own_bias = bias_of_slots(self._of_rows(memory, scores, rows), torch.tensor(null), config.score_bias)
-                if config.recency and len(scores):
-                    writes, of_row = torch.unique(rows // config.K, return_inverse=True)
-                    of_write = self._of_rows(memory, scores, writes * config.K)
-                    own_bias[1:] -= config.recency * superseded(of_write, torch.ones_like(of_write).bool())[of_row]
-                bias[b, pad:] = own_bias[1 - start :].to(bias)
-            entries.append((rows, scores, null))
+            if bias is not None and own_bias is not None:
+                bias[b, int(self._padding[b]) :] = own_bias[1 - start :].to(bias)
+            entries.append((torch.cat([rows, memory.pool_rows_Ln[layer]]), scores, null))
         self.read.append(entries)
         fronts = model.attachment.slots(layer, front, positions, model.whole)
         pools = [self._pool(layer, *each, front) for each in zip(self.memories, self._before, strict=True)]
@@ -162,6 +155,25 @@ class ReadSlots:
             keys, values = (t.repeat_interleave(repeats, 0) for t in (keys, values))
             bias = None if bias is None else bias.repeat_interleave(repeats, 0)
         return Slots(keys, values, bias)
+
+    def _rank(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, Tensor, float, Tensor | None]:
+        """Long-term rows that a layer reads, scores of writes, null, and the bias of [nothing; these rows; the pool]."""
+        memory, config = self.memories[row], self.model.config
+        scores, null = self._scores(layer, row, hidden_TD)
+        if (forced := self._force[row]) is not None:
+            per_write = len(scores) // (memory.write_count - memory.first_write)
+            at = (forced - memory.first_write) * per_write
+            scores[at : at + per_write] = max(float(scores.max()), null) + _FORCED
+        rows = memory.best_rows(layer, scores) if self._long[row] else torch.zeros(0, dtype=torch.long)
+        read = torch.cat([rows, memory.pool_rows_Ln[layer]])
+        if not (config.score_bias or config.recency) or not len(read):
+            return rows, scores, null, None
+        bias = bias_of_slots(self._of_rows(memory, scores, read), torch.tensor(null), config.score_bias)
+        if config.recency and len(scores):
+            writes, of_row = torch.unique(read // config.K, return_inverse=True)
+            of_write = self._of_rows(memory, scores, writes * config.K)
+            bias[1:] -= config.recency * superseded(of_write, torch.ones_like(of_write).bool())[of_row]
+        return rows, scores, null, bias
 
     def _vectors(self, row: int, layer: int, rows: Tensor) -> Tensor:
         """Long-term vectors of a row's memory [len(rows), D]; if only tokens are kept, encoded at the first layer."""

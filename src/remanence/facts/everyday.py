@@ -25,8 +25,8 @@ _HERE = Path(__file__).parent / "everyday"
 _CAPITAL_SHARE = 0.9  # of sentences that begin with a capital letter, whatever the wording does
 _STOP_SHARE = 0.5  # of sentences without a stop that get one
 _SHORT = {
-    "you": "u", "your": "ur", "because": "cos", "going to": "gonna", "want to": "wanna", "please": "pls", "though": "tho",
-    "people": "ppl", "birthday": "bday", "tomorrow": "tmrw", "favourite": "fav", "favorite": "fav",
+    "you": "u", "your": "ur", "because": "cos", "going to": "gonna", "want to": "wanna", "please": "pls",
+    "though": "tho", "people": "ppl", "birthday": "bday", "tomorrow": "tmrw", "favourite": "fav", "favorite": "fav",
 }  # fmt: skip
 _SHORT_FORMS = re.compile(r"\b(" + "|".join(sorted(_SHORT, key=len, reverse=True)) + r")\b")
 

@@ -49,8 +49,8 @@ class Asking:
     def prompt(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """A question, behind the turns before it if there are any."""
         if not history:
-            return self.model.prompt_ids(question)
-        return self.model.turns_ids(history, question, self.model.template)
+            return self.model.prompts.question(question)
+        return self.model.prompts.turns(history, question, self.model.template)
 
     def answer(self, text: str) -> list[int]:
         """An answer and its end."""
@@ -126,7 +126,7 @@ def replies(
     ordered = sorted(set(prompts), key=lambda text: (len(text), text))
     for begin in range(0, len(ordered), _AT_ONCE):
         some = ordered[begin : begin + _AT_ONCE]
-        asked = [model.base_prompt_ids([], text) for text in some]
+        asked = [model.prompts.alone([], text) for text in some]
         width = max(map(len, asked))
         ids = torch.tensor([[pad] * (width - len(one)) + one for one in asked], device=device)
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in asked], device=device)

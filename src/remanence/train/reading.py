@@ -477,7 +477,9 @@ class ReadingTrainer:
             chosen = [one.prompt + one.answer[:most] for one in some]
             spare = run.lot - len(rows)  # the last lot is filled up, so that all have one shape
             with self._learning(), self.model.attachment.hooks():
-                cache = MemoryCache(LessonSlots(self.bank, picked.of(rows + rows[-1:] * spare)), len(self.model.attachment.layers))
+                cache = MemoryCache(
+                    LessonSlots(self.bank, picked.of(rows + rows[-1:] * spare)), len(self.model.attachment.layers)
+                )
                 hidden = self._hidden(chosen + chosen[-1:] * spare, past_key_values=cache, use_cache=True)
                 asked, told, turn_of = self._places(some, chat=False)
                 loss = hidden.new_zeros((), dtype=torch.float32)
@@ -548,7 +550,7 @@ class ReadingTrainer:
     def _by_itself(self, turns: Sequence[Turn]) -> Tensor:
         """What the base expects where it answers the turns that need no memory, as log-probabilities."""
         alone = [turn for turn in turns if turn.kind == "chat"]
-        asked = [self.model.base_prompt_ids([], turn.text) for turn in alone]
+        asked = [self.model.prompts.alone([], turn.text) for turn in alone]
         most = self.settings.answer_tokens
         with self.model.plain():
             whole = [prompt + turn.answer[:most] for prompt, turn in zip(asked, alone, strict=True)]
@@ -569,7 +571,7 @@ class ReadingTrainer:
         if len(ids) < least or starts is None:
             return {}
         with torch.no_grad(), self.model.plain():
-            plain = self._hidden([[self.model.first_token(), *ids]], use_cache=False)[0, 1 : 1 + len(ids)]
+            plain = self._hidden([[self.model.prompts.first_token(), *ids]], use_cache=False)[0, 1 : 1 + len(ids)]
             expected = self.model.attachment.logits(plain).float().log_softmax(-1)
         with self._learning(), self.model.attachment.hooks():
             nothing = VectorSlots(self.model.attachment, [start[None, None] for start in starts], whole=True)
