@@ -132,15 +132,8 @@ class BaseReader(_Remembering):
     @torch.no_grad()
     def _generated(self, prompts: Sequence[list[int]]) -> list[str]:
         """Answers to prompts in one go."""
-        options, width = self._options(), max(map(len, prompts))
-        ids = torch.full((len(prompts), width), options["pad_token_id"], device=self.model.device)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt, device=ids.device)
-            mask[row, width - len(prompt) :] = 1
-        with self.model.plain() as base:
-            out: Any = base.generate(ids, attention_mask=mask, **options)  # type: ignore[operator]
-        return [self._said(row) for row in out[:, width:].tolist()]
+        made = self.model.generate_alone(prompts, max_new_tokens=self.max_new_tokens)
+        return [self._said(row) for row in made]
 
     @torch.no_grad()
     def _after_one_text(self, prompts: Sequence[list[int]]) -> list[str]:

@@ -752,15 +752,27 @@ class MemoryDecoder(nn.Module):
         turns = list(history)
         while len(prompt := self.prompts.alone(turns, question)) > room and turns:
             turns.pop(0)
-        ids = torch.tensor([prompt], device=self.attachment.device)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        options = {"do_sample": False} | options
-        with self.plain(), torch.no_grad():
-            out = self.base.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, pad_token_id=pad, **options
-            )
-        made: list[int] = out[0, ids.shape[1] :].tolist()
+        [made] = self.generate_alone([prompt], max_new_tokens=max_new_tokens, **options)
         return Answer(self._said(made), [], 0.0, made, [], recalled=False)
+
+    @torch.no_grad()
+    def generate_alone(self, prompts: Sequence[list[int]], **options: Any) -> list[list[int]]:
+        """What the base by itself says to prompts: the new tokens of each; behind the end of an answer comes padding.
+
+        Args:
+            prompts: token ids.
+            options: for Hugging Face's `generate`; greedy by default.
+        """
+        width, device = max(map(len, prompts)), self.attachment.device
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        ids = torch.tensor([[pad] * (width - len(one)) + one for one in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
+        with self.plain() as base:
+            out: Any = base.generate(  # type: ignore[operator]
+                ids, attention_mask=mask, pad_token_id=pad, **({"do_sample": False} | options)
+            )
+        made: list[list[int]] = out[:, width:].tolist()
+        return made
 
     def _whole_prompt(self, memory: Memory, question: str, max_new_tokens: int) -> tuple[list[int], int]:
         """What waits in the window and the question; and how many tokens of it ask."""

@@ -157,7 +157,7 @@ class ReadSlots:
         return Slots(keys, values, bias)
 
     def _rank(self, layer: int, row: int, hidden_TD: Tensor) -> tuple[Tensor, Tensor, float, Tensor | None]:
-        """Long-term rows that a layer reads, scores of writes, null, and the bias of [nothing; these rows; the pool]."""
+        """Long-term rows that a layer reads, scores of writes, null, and the bias of [nothing; the rows; the pool]."""
         memory, config = self.memories[row], self.model.config
         scores, null = self._scores(layer, row, hidden_TD)
         if (forced := self._force[row]) is not None:

@@ -120,19 +120,13 @@ def replies(
         most: tokens of an answer.
         show: is called with (prompts done, in all).
     """
-    device, ends = model.attachment.device, set(ends_of(model))
-    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else 0
+    ends = set(ends_of(model))
     made: dict[str, list[int]] = {}
     ordered = sorted(set(prompts), key=lambda text: (len(text), text))
     for begin in range(0, len(ordered), _AT_ONCE):
         some = ordered[begin : begin + _AT_ONCE]
-        asked = [model.prompts.alone([], text) for text in some]
-        width = max(map(len, asked))
-        ids = torch.tensor([[pad] * (width - len(one)) + one for one in asked], device=device)
-        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in asked], device=device)
-        with model.plain():
-            out = model.base.generate(ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=pad)
-        for text, answer in zip(some, out[:, width:].tolist(), strict=True):
+        answers = model.generate_alone([model.prompts.alone([], text) for text in some], max_new_tokens=most)
+        for text, answer in zip(some, answers, strict=True):
             stop = next((i for i, token in enumerate(answer) if token in ends), len(answer))
             made[text] = answer[: stop + 1]
         if show is not None:
