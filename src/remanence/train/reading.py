@@ -65,6 +65,7 @@ _FORCE_END = 0.1
 _REPLY_TOKENS = 40
 _PROSE = 128, 800, 32  # tokens of prose that are read, the characters they are taken of, and the least
 _PROSE_EVERY = 3  # steps
+_ALL_EVERY = 3  # steps; in the others half as many writes are read, which takes less time
 _MISSED_READ = 0.6  # share of the right writes the search missed that are read all the same
 _SHORTEST = 500  # characters of a lesson
 _TRIES = 200  # lessons that may be too short, a stream
@@ -385,11 +386,14 @@ class ReadingTrainer:
         forced = (torch.rand(len(turns), generator=generator) < force) & (past.gold_Q >= 0)
         best_Q = torch.maximum(scores_QW.masked_fill(~past.allowed_QW, -torch.inf).amax(1), null_Q)
         scores_QW[forced, past.gold_Q[forced]] = best_Q[forced] + 1
-        turns = self._with_missed(turns, past, scores_QW, generator)
+        retrieved = config.K0 // config.K
+        if step % _ALL_EVERY:
+            retrieved = -(-retrieved // 2)
+        turns = self._with_missed(turns, past, scores_QW, retrieved, generator)
         picked = pick(
             scores_QW, null_Q, past.allowed_QW & ~past.empty_Q[:, None],
             [[] if empty else pool for pool, empty in zip(past.pools, past.empty_Q.tolist(), strict=True)],
-            config.K0 // config.K, pooled, score_bias=config.score_bias, recency=config.recency,
+            retrieved, pooled, score_bias=config.score_bias, recency=config.recency,
         )  # fmt: skip
         figures |= self._read(turns, picked)
         if step % _PROSE_EVERY == 0 and run.prose_weight:
@@ -406,17 +410,17 @@ class ReadingTrainer:
         }  # fmt: skip
 
     def _with_missed(
-        self, turns: Sequence[Turn], past: Past, scores_QW: Tensor, generator: torch.Generator
+        self, turns: Sequence[Turn], past: Past, scores_QW: Tensor, retrieved: int, generator: torch.Generator
     ) -> list[Turn]:
         """The turns as they are learnt from where the search missed the right write, and no pool has it either.
 
         The write gets just the score to be read, in place; or the answer becomes that nothing is known.
         """
-        config, unknown = self.model.config, self.asking.answer(UNKNOWN)
+        unknown = self.asking.answer(UNKNOWN)
         open_QW = scores_QW.masked_fill(~past.allowed_QW, -torch.inf)
         for row, pool in enumerate(past.pools):
             open_QW[row, pool] = -torch.inf
-        last_Q = open_QW.topk(min(config.K0 // config.K, open_QW.shape[1]), 1).values[:, -1]
+        last_Q = open_QW.topk(min(retrieved, open_QW.shape[1]), 1).values[:, -1]
         read_Q = torch.rand(len(turns), generator=generator) < _MISSED_READ
         learnt = list(turns)
         for row, gold in enumerate(past.gold_Q.tolist()):
@@ -522,7 +526,7 @@ class ReadingTrainer:
         """
         pad = self.model.tokenizer.pad_token_id or 0
         longest = max(map(len, rows))
-        step = 8 if longest <= 64 else 32
+        step = 4 if longest <= 48 else 8 if longest <= 64 else 32
         width = -(-longest // step) * step
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=self.device)
         hidden: Tensor = self.model.attachment.decoder(ids, **options).last_hidden_state

@@ -25,7 +25,7 @@ from ..models import bases
 from ..models.decoders import load_config
 from ..models.pretrained import MemoryModel, saved_settings
 from .asking import PROMPT, without_preamble
-from .attention import GROUPED
+from .attention import READING
 from .card import card
 from .lessons import Lessons, read_material
 from .reading import ReadingTrainer, learning, steps_done
@@ -215,7 +215,7 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
     if device.type != "cpu":
         model.to(device)
     elif _plain_attention(model):
-        model.base.set_attn_implementation(GROUPED)
+        model.base.set_attn_implementation(READING)
     if world > 1:
         dist.init_process_group("gloo" if device.type == "cpu" else None, timeout=_PATIENCE)
     try:
@@ -252,7 +252,7 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
 
 
 def _plain_attention(model: MemoryModel) -> bool:
-    """Whether a base's attention is a softmax and nothing else, as `GROUPED` computes it."""
+    """Whether a base's attention is a softmax and nothing else, as `READING` computes it."""
     capped = getattr(model.attachment.config, "attn_logit_softcapping", None)
     return capped is None and not any(name.endswith("sinks") for name, _ in model.base.named_parameters())
 
