@@ -9,6 +9,7 @@ import lzma
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -421,6 +422,46 @@ def test_the_target_is_the_newest_answer_and_a_share_of_the_older(tokenizer: Any
     assert target(question("m", None), bank, 0.3) == {-1: 1.0}
     assert target(turn_of([1]), bank, 0.3) == {-1: 1.0}
     assert target(question("k", IN_WINDOW, 0), bank, 0.3) == {}
+
+
+def test_a_withheld_answer_is_nowhere(tokenizer: Any) -> None:
+    """Nor beside the chunk it ends in, and the search is to find nothing."""
+    bank = crowd(tokenizer)
+    withheld = replace(question("k", 2, 0), withheld=True)
+    assert not withheld.told
+    assert forbidden(withheld, bank) == {0, 1, 2, 3, 5}
+    assert target(withheld, bank, 0.3) == {-1: 1.0}
+    generator = torch.Generator().manual_seed(0)
+    past = Past.draw([withheld] * 20, bank, random.Random(0), generator, pooled=2, older=0.3)
+    assert not past.allowed_QW[:, [0, 1, 2, 3, 5]].any() and (past.gold_Q == -1).all() and past.counted_Q.all()
+
+
+def test_what_the_search_missed_is_read_or_unknown(
+    trainer_of: Callable[..., ReadingTrainer], tokenizer: Any, tmp_path: Path
+) -> None:
+    """It gets just the score to be read, or the answer is that nothing is known; what was found or seen stays."""
+    trainer, bank = trainer_of(tmp_path), crowd(tokenizer)
+    turn = replace(question("k", 2), answer=[7])
+    turns = [turn] * 60 + [replace(turn, seen=True)] * 60
+    allowed = torch.ones(len(turns), len(bank), dtype=torch.bool)
+    none = torch.zeros(len(turns), dtype=torch.bool)
+    past = Past(allowed, [[8]] * len(turns), none, torch.zeros(len(turns), 1 + len(bank)), ~none,
+                torch.full((len(turns),), 2))  # fmt: skip
+    row = torch.tensor([0.0, 1.0, -5.0, 3.0, 2.0, 1.5, 0.5, 0.2, 9.0])
+    generator = torch.Generator().manual_seed(0)
+    scores = row.repeat(len(turns), 1)
+    learnt = trainer._with_missed(turns, past, scores, 2, generator)
+    read = scores[:, 2] > 2.0
+    assert 20 < int(read[:60].sum()) < 50 and (scores[:, 2] < 3.0).all()
+    unknown = trainer.asking.answer(UNKNOWN)
+    for place, (before, after) in enumerate(zip(turns, learnt, strict=True)):
+        if read[place] or before.seen:
+            assert after is before
+        else:
+            assert after.answer == unknown and after.asked is None and not after.told
+    found = row.repeat(len(turns), 1)
+    found[:, 2] = 2.5
+    assert trainer._with_missed(turns, past, found, 2, generator) == turns and (found[:, 2] == 2.5).all()
 
 
 def test_a_past_has_what_it_may_have(tokenizer: Any) -> None:

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-UNKNOWN = "I don't know."
+from ..config import UNKNOWN as _UNKNOWN
+
+UNKNOWN = _UNKNOWN
 """The answer to a question about something that was never stated."""
 
 ACKNOWLEDGE = "Noted."

@@ -7,6 +7,8 @@ questions about all of them. Each question
   them holds the answer, or that none does (a contrastive loss with "nothing relevant" as one more class). Writes of
   other lessons that say the same are forbidden: they would make a right answer look wrong. Older answers to the
   question get a share of the target, as they cannot be told from the newest by what they say.
+* is sometimes withheld its answer: what says it is left out of its memory. So the same questions are answered and not
+  answered, and whether one was told cannot be guessed from the question.
 * reads the best of them and a pool, as in use, and the adapter learns the answer. Where the search missed the right
   write, either that write is read with the others, or the answer to learn is that nothing is known: to learn an answer
   that cannot be read would be to learn to invent.
@@ -83,7 +85,7 @@ class Turn:
 
     words: the tokens that are searched with. prompt, answer: tokens. stream: the place in the bank of the lesson that
     is in its memory. asked: the question about it, if it is one. kind: as `Ask.kind`; "chat" needs no memory. seen:
-    the answer stands in the prompt.
+    the answer stands in the prompt. withheld: what answers it is left out of its memory, so that it was never told.
     """
 
     text: str
@@ -94,18 +96,22 @@ class Turn:
     asked: Asked | None
     kind: str
     seen: bool = False
+    withheld: bool = False
 
     @property
     def told(self) -> bool:
         """Whether its answer was told."""
-        return self.asked is not None and self.asked.at is not None
+        return self.asked is not None and self.asked.at is not None and not self.withheld
 
 
 def forbidden(turn: Turn, bank: Bank) -> set[int]:
     """Writes that must not be in the memory of a turn: they answer it too, or what is to be unknown."""
     if turn.asked is None:
         return set()
-    said = bank.said.get(turn.asked.ask.key, set())
+    said, own = bank.said.get(turn.asked.ask.key, set()), bank.streams[turn.stream].writes
+    if turn.withheld and turn.asked.chunk is not None:  # and what is beside it: a passage goes on there
+        at = turn.asked.chunk
+        return said | set(own[max(0, at - 1) : at + 2])
     return said - set(bank.streams[turn.stream].writes) if turn.told else said
 
 
@@ -116,7 +122,7 @@ def target(turn: Turn, bank: Bank, older: float) -> dict[int, float]:
         turn, bank: the question, and what it is asked about.
         older: the share of older answers.
     """
-    if turn.asked is None or turn.asked.at is None:
+    if not turn.told or turn.asked is None:
         return {-1: 1.0}
     if turn.asked.chunk is None:
         return {}
@@ -175,7 +181,7 @@ class Past:
             counted[row] = bool(wanted)
             for write, part in wanted.items():
                 targets[row, 1 + write] = part
-            if turn.asked is not None and turn.asked.chunk is not None:
+            if turn.told and turn.asked is not None and turn.asked.chunk is not None:
                 gold[row] = own.writes[turn.asked.chunk]
         return cls(allowed, pools, empty, targets, counted, gold)
 
@@ -322,8 +328,10 @@ class ReadingTrainer:
                 before = stream.chunks[asked.chunk - 1][-_PIECE:] if asked.chunk else []
                 said = self.model.tokenizer.decode(before + stream.chunks[asked.chunk])
                 prompt, seen = self.asking.prompt(question, [(said, rng.choice(_NOTED))]), True
-            answer = self.asking.answer(asked.ask.answer)
-            turns.append(self._turn(question, prompt, answer, i, asked, asked.ask.kind, seen))
+            withheld = asked.chunk is not None and not seen and rng.random() < run.withheld
+            answer = self.asking.answer(UNKNOWN if withheld else asked.ask.answer)
+            turn = self._turn(question, prompt, answer, i, asked, asked.ask.kind, seen)
+            turns.append(replace(turn, withheld=withheld))
         for _ in range(unknown):
             question = rng.choice(lines("personal_unknown"))
             answer = self.asking.answer(UNKNOWN)

@@ -267,13 +267,16 @@ def _words(figures: dict[str, Any]) -> str:
 def write_model(run: ReadingRun, out: Path, trained: dict[str, Tensor]) -> None:
     """Write the trained model to the folder `model`, with its card; a base that has a name is left out.
 
-    It is built anew, as the base that was trained on may be rounded.
+    It is built anew, as the base that was trained on may be rounded. What was trained is rounded to the base's own
+    number format, in which it will compute.
     """
     model, _ = build(run)
-    learning(model)  # in float32
+    learned = learning(model)  # in float32
     result = model.load_state_dict(trained, strict=False)
     if result.unexpected_keys:
         raise ConfigError(f"trained weights do not fit the model: {', '.join(result.unexpected_keys[:5])}.")
+    for parameter in learned.values():
+        parameter.data = parameter.data.to(model.base.dtype)
     known = bases.NAMED.get(run.model)
     model.save_pretrained(out / "model", base=model.base_name is None)
     write_text(out / "model" / "README.md", card(out, run.model if known is None else known.hub))

@@ -140,7 +140,8 @@ class ReadingRun:
         streams: lessons of a step and process. chunks: most of a lesson. queue: steps whose lessons are in memory.
         before: steps of lessons that are written before the first one learns.
         asks: questions of a step and process.
-        unknown: share of them about the person who asks, never told. chat: share of turns that need no memory.
+        unknown: share of them about the person who asks, of things that no lesson tells. withheld: share of the others
+            whose answer is left out of the memory they are put to. chat: share of turns that need no memory.
         waiting: share of the questions that are asked while the end of their lesson waits in the window.
         told: share of the questions whose answer is also in the conversation.
         older: what the search's target gives older answers to a question.
@@ -170,7 +171,8 @@ class ReadingRun:
     queue: int = 40
     before: int = 15
     asks: int = 48
-    unknown: float = 0.05
+    unknown: float = 0.0
+    withheld: float = 0.15
     chat: float = 0.1
     waiting: float = 0.08
     told: float = 0.03
