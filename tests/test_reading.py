@@ -436,6 +436,24 @@ def test_a_withheld_answer_is_nowhere(tokenizer: Any) -> None:
     assert not past.allowed_QW[:, [0, 1, 2, 3, 5]].any() and (past.gold_Q == -1).all() and past.counted_Q.all()
 
 
+def test_a_model_that_is_trained_on_learns_other_lessons(
+    trainer_of: Callable[..., ReadingTrainer], tmp_path: Path
+) -> None:
+    """Those of a new model follow from the seed; those of a trained one also from what it has learnt."""
+    first, second = (trainer_of(tmp_path / name) for name in "ab")
+    assert first._streams(3)[0].chunks == second._streams(3)[0].chunks
+
+    def trained_on(by: float) -> ReadingTrainer:
+        model = trainer_of(tmp_path / "c").model
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.data += by
+        return ReadingTrainer(model, first.lessons, first.settings, tmp_path / "d", fresh=False)
+
+    drawn = [trained_on(by)._streams(3)[0].chunks for by in (0.1, 0.1, 0.2)]
+    assert drawn[0] == drawn[1] != drawn[2] and first._streams(3)[0].chunks not in drawn
+
+
 def test_what_the_search_missed_is_read_or_unknown(
     trainer_of: Callable[..., ReadingTrainer], tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import json
 import random
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -259,6 +260,8 @@ class ReadingTrainer:
     ) -> None:
         self.model, self.lessons, self.settings, self.folder = model, lessons, run, folder
         self.rank, self.world, self._fresh = rank, world, fresh
+        # A model that is trained on must not be taught the lessons again that it has learnt already.
+        self._seed = run.seed if fresh else run.seed + digest(model)
         self.asking = Asking(model)
         self.device = model.attachment.device
         self._half = model.base.dtype == torch.bfloat16
@@ -298,7 +301,7 @@ class ReadingTrainer:
 
     def _streams(self, step: int) -> list[Stream]:
         """The lessons of a step."""
-        rng, streams = random.Random(f"{self.settings.seed}.lessons.{step}.{self.rank}"), list[Stream]()
+        rng, streams = random.Random(f"{self._seed}.lessons.{step}.{self.rank}"), list[Stream]()
         for _ in range(_TRIES * self.settings.streams):
             lesson = self.lessons.draw(rng)
             if len(lesson.text) > _SHORTEST:
@@ -381,8 +384,8 @@ class ReadingTrainer:
         if not self._filled:
             self.fill()
         began, run, step = time.perf_counter(), self.settings, self.step
-        rng = random.Random(f"{run.seed}.asks.{step}.{self.rank}")
-        generator = torch.Generator().manual_seed((run.seed << 32) + step * self.world + self.rank)
+        rng = random.Random(f"{self._seed}.asks.{step}.{self.rank}")
+        generator = torch.Generator().manual_seed((self._seed << 32) + step * self.world + self.rank)
         streams = self._streams(step)
         self.bank.add(streams)
         turns = self.draw(rng)
@@ -754,6 +757,15 @@ def learning(model: MemoryDecoder) -> dict[str, torch.nn.Parameter]:
             parameter.requires_grad_(True)
             found[name] = parameter
     return found
+
+
+def digest(model: MemoryDecoder) -> int:
+    """A number that tells one trained adapter from another."""
+    found = 0
+    for name, parameter in learning(model).items():
+        if "lora_B" in name:
+            found = zlib.crc32(parameter.detach().cpu().numpy().tobytes(), found)
+    return found & 0x7FFFFFFF  # a seed has 63 bits, with the step's
 
 
 def steps_done(folder: Path) -> int:
