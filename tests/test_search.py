@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from conftest import BOS, build_decoder, close, random_ids, random_text
 from remanence import MemoryModel, MemoryStore
-from remanence.config import UNKNOWN, MemoryConfig
+from remanence.config import MemoryConfig
 from remanence.core.memory import Memory
 from remanence.core.quantise import decode, encode, row_bytes
 from remanence.core.search import Search, word_scores
@@ -300,49 +299,3 @@ def test_a_memory_of_tokens_is_small_saved_and_asked(tokenizer: Any, tmp_path: P
     loaded, other = store.load("ada"), told(model, 7, 3)
     answers = model.ask_batch([loaded, other], ["Where?", "Who?"], max_new_tokens=4)
     assert answers[0].ids == answer.ids and answers[1].ids == model.ask(other, "Who?", max_new_tokens=4).ids
-
-
-# Looking again --------------------------------------------------------------------------------------------------------
-
-
-def naive_odds(model: MemoryModel, memory: Memory, question: str, write: int) -> float:
-    """Log odds that the first token is another than that of "I don't know.", with a write forced to be read."""
-    prompt, plain = model.prompts.question(question), model.config.replace(recheck=0)
-    own, model.config = model.config, plain
-    try:
-        found = model.search([memory], [model.encode(question)])
-        with torch.no_grad(), model.reading([memory], found=found, force=[write]) as cache:
-            logits = model.base(torch.tensor([prompt]), past_key_values=cache).logits[0, -1]
-    finally:
-        model.config = own
-    share = logits.double().softmax(-1)[model.encode(UNKNOWN)[0]].item()
-    return math.log1p(-share) - math.log(share)
-
-
-def test_rechecked_scores_are_those_of_the_definition(tokenizer: Any) -> None:
-    """The best writes' scores rise by the odds; the others' stay, and so does the score of nothing."""
-    model = model_of(tokenizer, score_bias=0.5, recheck=3, recheck_weight=0.7)
-    memory, question = told(model, 9), random_text(5, 3)
-    [found] = model.search([memory], [model.encode(question)])
-    again = model._rechecked(memory, model.prompts.question(question), found)
-    best = found.scores.topk(3).indices.tolist()
-    expected = found.scores.clone()
-    for write in best:
-        expected[write] += 0.7 * naive_odds(model, memory, question, write)
-    close(again.scores, expected)
-    assert (again.null, again.needs) == (found.null, found.needs)
-
-
-def test_rechecking_changes_reading_only_by_scores(tokenizer: Any) -> None:
-    """An answer is that of reading with the new scores, alone and in a batch; with nothing remembered there is none."""
-    model = model_of(tokenizer, score_bias=0.5, recheck=4)
-    memories, questions = [told(model, 9), model.new_memory(), told(model, 5, 1)], ["one?", "two", "three..?"]
-    together = model.ask_batch(memories, questions, max_new_tokens=4)
-    for memory, question, answer in zip(memories, questions, together, strict=True):
-        alone = model.ask(memory, question, max_new_tokens=4)
-        assert (alone.text, alone.read) == (answer.text, answer.read)
-        prompt = model.prompts.question(question)
-        [found] = model.search([memory], [model.encode(question)])
-        found = model._rechecked(memory, prompt, found)
-        out, _ = model.generate([memory], [prompt], found=[found], max_new_tokens=4, do_sample=False)
-        assert out[0].tolist() == answer.ids

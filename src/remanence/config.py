@@ -36,11 +36,7 @@ PUBLISHED = (
 # Settings that came later. While they have their defaults, fingerprints do not depend on them either.
 LATER = ("kept", "search_layers", "search_hidden")
 # Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
-READING = (
-    "score_layers", "candidates", "score_bias", "recency", "null_slope", "base_answers", "recheck", "recheck_weight",
-)  # fmt: skip
-# What a trained reader answers to what it was never told.
-UNKNOWN = "I don't know."
+READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope", "base_answers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +85,6 @@ class MemoryConfig:
             it may be an update (block scores only; see `retrieval.superseded`).
         base_answers: a turn for which the one search finds nothing relevant, and which asks for nothing that only a
             memory can tell, is answered by the base as it was: its own template, no adapter, no memory.
-        recheck: of the writes that the one search finds best, so many are looked at by the reader, each as if it were
-            by far the best, before it reads: the odds that it would answer, and not say "I don't know.", count with
-            the write's score. Takes a pass of as many prompts. 0 leaves the search's scores as they are.
-        recheck_weight: of the logarithm of these odds.
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
 
     Storage
@@ -148,8 +140,6 @@ class MemoryConfig:
     score_bias: float = 0.0
     recency: float = 0.0
     base_answers: bool = False
-    recheck: int = 0
-    recheck_weight: float = 1.0
     null_slope: float = 0.0
 
     store_dtype: str = "float32"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import LATER, PUBLISHED, READING, UNKNOWN, MemoryConfig
+from ..config import LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory, InputError
 from .adapters import ROLES, Adapters
 from .attachment import Attachment, VectorSlots
@@ -28,7 +28,7 @@ from .cache import MemoryCache, WriteCache
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
 from .prompts import Prompts
-from .read import EachSlots, ReadSlots, Source
+from .read import ReadSlots, Source
 from .retriever import Retriever, attention_keys, block_scores
 from .search import Found, Search, word_scores
 from .write import PrecedingSlots
@@ -714,9 +714,6 @@ class MemoryDecoder(nn.Module):
         for row in alone:
             answers[row] = self.answer_alone(questions[row], histories[row], max_new_tokens=max_new_tokens, **options)
         rest = [r for r in rows if r not in answers]
-        if found is not None and self.config.recheck:
-            for r in rest:
-                found[r] = self._rechecked(memories[r], prompts[r], found[r])
         if rest:
             out, read = self.generate(
                 [memories[r] for r in rest],
@@ -732,23 +729,6 @@ class MemoryDecoder(nn.Module):
                 best = max(scores, default=0.0)
                 answers[row] = Answer(self._said(ids), sources, best, ids, read.writes_read(place))
         return [answers[row] for row in rows]
-
-    @torch.no_grad()
-    def _rechecked(self, memory: Memory, prompt: list[int], found: Found) -> Found:
-        """What was found, after the reader has looked at the best writes one by one (`MemoryConfig.recheck`)."""
-        places = found.scores.topk(min(self.config.recheck, len(found.scores))).indices
-        if not len(places):
-            return found
-        writes = (places + memory.first_write).tolist()
-        ids = torch.tensor([prompt] * len(writes), device=self.attachment.device)
-        with self.attachment.hooks(), self.adapter("read"):
-            slots = EachSlots(ReadSlots(self, [memory], found=[found]), writes)
-            cache = MemoryCache(slots, len(self.attachment.layers))
-            hidden = self.attachment.decoder(ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-            says = self.attachment.logits(hidden).float().log_softmax(-1)[:, self.encode(UNKNOWN)[0]].cpu()
-        odds = (-says.expm1()).clamp_min(1e-6).log() - says.clamp_min(math.log(1e-6))
-        scores = found.scores.index_add(0, places, self.config.recheck_weight * odds)
-        return Found(scores, found.null, found.needs)
 
     def _said(self, ids: list[int]) -> str:
         """The text of generated tokens."""

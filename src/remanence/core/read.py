@@ -74,28 +74,6 @@ class Reader(Protocol):
         ...
 
 
-class EachSlots:
-    """The `SlotProvider` of one question that is read several times, each time with another write as if it were best.
-
-    Args:
-        read: the question's own slots, of one memory and one search for all layers.
-        writes: each is a row of the batch.
-    """
-
-    def __init__(self, read: ReadSlots, writes: Sequence[int]) -> None:
-        self._read, self._writes, self.length = read, writes, read.length
-        self._bias: Tensor | None = None
-
-    def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
-        """The same slots for all rows, each with its own bias."""
-        one = self._read.slots(layer, hidden_BTD[:1])
-        if self._bias is None:
-            self._bias = self._read.biases(0, self._writes)
-        rows = len(self._writes)
-        bias = None if self._bias is None else self._bias.to(hidden_BTD)
-        return Slots(one.keys.expand(rows, -1, -1, -1), one.values.expand(rows, -1, -1, -1), bias)
-
-
 class ReadSlots:
     """The `SlotProvider` of a read (M+ §3.2): per row and layer [start; retrieved, oldest first; pool].
 
@@ -183,29 +161,19 @@ class ReadSlots:
         memory, config = self.memories[row], self.model.config
         scores, null = self._scores(layer, row, hidden_TD)
         if (forced := self._force[row]) is not None:
-            scores = self._with_best(memory, scores, null, forced)
+            per_write = len(scores) // (memory.write_count - memory.first_write)
+            at = (forced - memory.first_write) * per_write
+            scores[at : at + per_write] = max(float(scores.max()), null) + _FORCED
         rows = memory.best_rows(layer, scores) if self._long[row] else torch.zeros(0, dtype=torch.long)
         read = torch.cat([rows, memory.pool_rows_Ln[layer]])
         if not (config.score_bias or config.recency) or not len(read):
             return rows, scores, null, None
-        return rows, scores, null, self._bias(memory, read, scores, null)
-
-    def _with_best(self, memory: Memory, scores: Tensor, null: float, write: int) -> Tensor:
-        """Scores of which that of a write is by far the best."""
-        per_write = len(scores) // (memory.write_count - memory.first_write)
-        at = (write - memory.first_write) * per_write
-        best = max(float(scores.max()), null) + _FORCED
-        return torch.cat([scores[:at], torch.full((per_write,), best), scores[at + per_write :]])
-
-    def _bias(self, memory: Memory, read: Tensor, scores: Tensor, null: float) -> Tensor:
-        """The bias of [nothing; rows that are read]."""
-        config = self.model.config
         bias = bias_of_slots(self._of_rows(memory, scores, read), torch.tensor(null), config.score_bias)
         if config.recency and len(scores):
             writes, of_row = torch.unique(read // config.K, return_inverse=True)
             of_write = self._of_rows(memory, scores, writes * config.K)
             bias[1:] -= config.recency * superseded(of_write, torch.ones_like(of_write).bool())[of_row]
-        return bias
+        return rows, scores, null, bias
 
     def _vectors(self, row: int, layer: int, rows: Tensor) -> Tensor:
         """Long-term vectors of a row's memory [len(rows), D]; if only tokens are kept, encoded at the first layer."""
@@ -303,15 +271,6 @@ class ReadSlots:
         per_write = len(scores) // (memory.write_count - memory.first_write)
         at = (rows // (memory.config.K // per_write) - memory.first_write * per_write).clamp_min(0)
         return scores[at]
-
-    def biases(self, row: int, writes: Sequence[int]) -> Tensor | None:
-        """The bias of a row's slots if each of these writes had by far the best score [len(writes), own slots]."""
-        memory, [rows, scores, null, bias] = self.memories[row], self._ranked[row]
-        if bias is None:
-            return None
-        read = torch.cat([rows, memory.pool_rows_Ln[0]])
-        made = [self._bias(memory, read, self._with_best(memory, scores, null, write), null) for write in writes]
-        return torch.stack(made)[:, 1 - self._starts[row] :]
 
     def writes_read(self, row: int) -> list[set[int]]:
         """Per layer, the writes that have a vector among the slots of a row."""

@@ -22,9 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import UNKNOWN as _UNKNOWN
-
-UNKNOWN = _UNKNOWN
+UNKNOWN = "I don't know."
 """The answer to a question about something that was never stated."""
 
 ACKNOWLEDGE = "Noted."
