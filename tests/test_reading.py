@@ -750,7 +750,7 @@ def test_memory_fits_a_decoder(positions: int, layers: int) -> None:
     run_of(memory=memory).check()
     assert memory.slots + memory.window_tokens <= positions and memory.search_layers[-1] < layers
     if positions == 8192:
-        assert (memory.K, memory.N, memory.K0, memory.window_tokens) == (64, 128, 512, 1024)
+        assert (memory.K, memory.N, memory.K0, memory.window_tokens) == (64, 128, 256, 1024)
         assert memory.search_layers == (0, 6, 12) and memory.key_group == 2 and memory.base_answers
 
 
