@@ -34,7 +34,7 @@ from .search import Found, Search, word_scores
 from .write import PrecedingSlots
 from .write import at_once as write_together
 
-_AT_ONCE = 512  # tokens that are encoded at once
+_AT_ONCE = 1024  # tokens that are encoded at once
 _ASKED = 64  # tokens of a question that are searched with
 _SENTENCE_END = re.compile(r"""[.!?…]["'”’)\]]*$|\n""")
 
