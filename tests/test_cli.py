@@ -372,12 +372,12 @@ def test_an_answer_that_nobody_wants_ends(home: Path) -> None:
 
 def test_what_is_no_fact_is_not_remembered(home: Path) -> None:
     """Commands, their misspellings and wishes that cannot be fulfilled."""
-    wishes = "Please forget my sister.\nforget it\n/forget Rex\nDelete everything you know.\n"
+    wishes = "Please forget my sister.\nforget it\n/forget Rex\nDelete everything you know.\n"  # of nothing, the third
     lines = f"/help\n/nonsense\n{wishes}quit\nToo late.\n"
     said = run(home, "chat", "--memory", "ada", stdin=lines)
     assert said.stdout == ""
     assert "/sources" in said.stderr and "/nonsense is no command" in said.stderr
-    assert said.stderr.count("cannot be forgotten yet") == 4 and "remanence memory delete ada" in said.stderr
+    assert said.stderr.count("/forget WORDS") == 4 and said.stderr.count("nothing is remembered yet") == 1
     assert said.stderr.splitlines()[-1] == "Ended. (/quit does the same.)"
     assert said.returncode == 2  # four wishes were refused
     assert not MemoryStore(home).exists("ada")

@@ -104,7 +104,17 @@ def tracked() -> list[Path]:
 
 
 def test_exports() -> None:
-    things = {"MemoryModel", "Memory", "MemoryStore", "MemoryConfig", "Answer", "Source", "__version__"}
+    things = {
+        "MemoryModel",
+        "Forgotten",
+        "Wanted",
+        "Memory",
+        "MemoryStore",
+        "MemoryConfig",
+        "Answer",
+        "Source",
+        "__version__",
+    }
     assert set(remanence.__all__) == things | ERRORS
     assert len(remanence.__all__) == len(set(remanence.__all__))
     for name in remanence.__all__:

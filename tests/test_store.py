@@ -647,7 +647,7 @@ def test_open_reads_nothing_again_that_is_known(store: MemoryStore, monkeypatch:
     assert read != []
 
 
-STORE_1 = TESTS / "goldens" / "store-1"
+STORES = TESTS / "goldens"
 
 
 def alike(found: Memory, expected: Memory) -> None:
@@ -660,10 +660,11 @@ def alike(found: Memory, expected: Memory) -> None:
             assert torch.equal(one, other), key
 
 
-def test_format_1_is_read_and_brought_forward(tmp_path: Path) -> None:
-    """A store that version 0.1.0 wrote before rows had digests."""
+@pytest.mark.parametrize("format", [1, 2])
+def test_older_formats_are_read_and_brought_forward(format: int, tmp_path: Path) -> None:
+    """A store from before rows had digests (1), and from before writes had pieces (2)."""
     root = tmp_path / "store"
-    shutil.copytree(STORE_1, root)
+    shutil.copytree(STORES / f"store-{format}", root)
     store, ada = MemoryStore(root), add(start(), 6)
     ada.pending.append(Pending("a label", 12.5, (1, 2, 3)))
     add(ada, 3)
@@ -1264,7 +1265,7 @@ def test_newer_versions_are_refused(store: MemoryStore) -> None:
     seal_again(store)
     with pytest.raises(IncompatibleMemory, match="upgrade"):
         store.load("ada")
-    query(store, "PRAGMA user_version = 3")
+    query(store, "PRAGMA user_version = 4")
     for call in (store.list, lambda: store.load("ada"), lambda: store.save("ada", start())):
-        with pytest.raises(IncompatibleMemory, match="format 3, this version reads up to 2; upgrade"):
+        with pytest.raises(IncompatibleMemory, match="format 4, this version reads up to 3; upgrade"):
             call()

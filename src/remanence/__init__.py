@@ -26,6 +26,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .config import MemoryConfig
+    from .core.forgetting import Forgotten, Wanted
     from .core.memory import Memory
     from .core.model import Answer
     from .core.read import Source
@@ -37,16 +38,19 @@ __version__ = "0.1.0"
 # Names that need torch are imported when they are first used, so that `remanence --help` stays quick.
 _HOMES = {
     "Answer": "core.model",
+    "Forgotten": "core.forgetting",
     "Memory": "core.memory",
     "MemoryConfig": "config",
     "MemoryModel": "models.pretrained",
     "MemoryStore": "store",
     "Source": "core.read",
+    "Wanted": "core.forgetting",
 }
 
 __all__ = [
     "Answer",
     "ConfigError",
+    "Forgotten",
     "IncompatibleMemory",
     "InputError",
     "Memory",
@@ -59,6 +63,7 @@ __all__ = [
     "Source",
     "StorageError",
     "UnknownMemory",
+    "Wanted",
     "__version__",
 ]
 

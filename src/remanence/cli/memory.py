@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -45,7 +46,12 @@ def memory_show(
     shelf = open_store(store)
     info, meta = shelf.info(name), shelf.meta(name)
     last = [
-        {"write": w["index"], "source": w["source"], "time": w["time"], "text": w["text"]}
+        {
+            "write": w["index"],
+            "source": w["source"],
+            "time": w["time"],
+            "text": None if w["text"] is None else w["text"].strip(),
+        }
         for w in meta["writes"][-_LAST:]
     ]
     if as_json:
@@ -56,6 +62,44 @@ def memory_show(
             put(f"{key:>15}  {value}")
     for write in last:
         put(f"{'write ' + str(write['write']):>15}  [{write['source']}] {write['text']}")
+
+
+@app.command("history")
+def memory_history(
+    name: Annotated[str, typer.Argument(help="The memory's name.")], store: Store = None, as_json: Json = False
+) -> None:
+    """What was told when and from where, and that something was forgotten.
+
+    Example: remanence memory history ada
+    """
+    events = _events(open_store(store).meta(name))
+    if as_json:
+        put_json({"memory": name, "events": events})
+        return
+    for event in events:
+        when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M")
+        much = f"{event['tokens']:>9,} tokens"
+        if event["what"] == "forgotten":
+            put(f"{when}  forgotten  {much}")
+            continue
+        first, last = event["writes"]
+        writes = "waiting" if first is None else f"write {first}" + (f" to {last}" if last > first else "")
+        put(f"{when}  told       {much}  {writes:<18}  {event['source']}")
+
+
+def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was told, neighbours of one source and time as one, and what was forgotten; in the order of time."""
+    told: list[dict[str, Any]] = []
+    pieces = [(w["source"], w["time"], w["tokens"], w["index"]) for w in meta["writes"]]
+    pieces += [(p["source"], p["time"], len(p["ids"]), None) for p in meta["pending"]]
+    for source, time, tokens, write in pieces:
+        if told and (told[-1]["source"], told[-1]["time"]) == (source, time) and write is not None:
+            told[-1]["tokens"] += tokens
+            told[-1]["writes"][1] = write
+        else:
+            told.append({"what": "told", "time": time, "tokens": tokens, "source": source, "writes": [write, write]})
+    gone = [{"what": "forgotten", **one} for one in meta.get("forgotten", ())]
+    return sorted(told + gone, key=lambda event: event["time"])
 
 
 def _info(info: Any) -> dict[str, Any]:

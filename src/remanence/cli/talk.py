@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,6 +46,7 @@ SAVE_SECONDS = 10.0  # of what is long, so that a process killed at any moment l
 _HELP = (
     "What you say is remembered; what ends with a question mark is only answered.\n"
     "/sources  what the last answer was read from\n"
+    "/forget WORDS  forgets every sentence in which these words stand\n"
     "/help     this\n"
     "/quit     ends; so do quit, exit and Ctrl-D"
 )
@@ -301,10 +303,12 @@ class _Chat:
                 _show_sources(self.last.sources if self.last else [])
             elif line == "/help":
                 say(_HELP)
+            elif line == "/forget" or line.startswith("/forget "):
+                self._forget(line.removeprefix("/forget").strip())
             elif _FORGET.match(line):
                 raise InputError(
-                    "single facts cannot be forgotten yet; nothing was changed. A whole memory can: "
-                    f"remanence memory delete {self.name}"
+                    "that is not done by talking; nothing was changed. To forget every sentence with some words: "
+                    "/forget WORDS"
                 )
             elif line.startswith("/"):
                 say(f"{line.split()[0]} is no command; /help lists them. Nothing was remembered.")
@@ -341,16 +345,41 @@ class _Chat:
         else:
             put("" if shown and session.answer else said.strip() if session.answer else "(remembered)")
 
+    def _forget(self, words: str) -> None:
+        """Forget all sentences with these words, for good; the turns of this session are no longer shown either."""
+        from ..core.forgetting import Wanted
+
+        wanted, session = Wanted(containing=words), self.session
+        wanted.check()
+        if not self.shelf.exists(self.name):
+            raise InputError("nothing is remembered yet.")
+        with self._open("forgotten") as opened:
+            found = self.model.forget(opened, wanted)
+        session.turns.clear()  # the base would still see them
+        self.last = None
+        if self.as_json:
+            put_json({"forgotten": bool(found.texts), "tokens": found.tokens, "memory_tokens": session.memory.tokens})
+        elif found.texts:
+            say("Forgotten: " + " / ".join(found.texts))
+        else:
+            say("Nothing of the kind is remembered.")
+
     def _keep(self, line: str) -> None:
         """Remember a turn for good."""
+        with self._open("remembered"):
+            self.session.keep(line)
+
+    @contextmanager
+    def _open(self, done: str) -> Iterator[Memory]:
+        """Hold the session's memory; what is done to it is saved. `done`: what was not, if that fails."""
         session = self.session
         try:
             with self.shelf.open(self.name, self.model, known=session.memory) as opened:
                 session.memory = opened  # another one if somebody saved it since
-                session.keep(line)
+                yield opened
         except MemoryBusy as error:
             raise MemoryBusy(
-                f"memory {self.name!r} is open for writing elsewhere, so that was not remembered; say it again later."
+                f"memory {self.name!r} is open for writing elsewhere, so that was not {done}; say it again later."
             ) from error
         except StorageError as error:
-            raise StorageError(f"that was not remembered: {error}") from error
+            raise StorageError(f"that was not {done}: {error}") from error

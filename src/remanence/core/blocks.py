@@ -56,6 +56,14 @@ class Blocks:
         parts = [part for part in parts if part.shape[1]] or parts[:1]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
+    def until(self, rows: int) -> Blocks:
+        """The first rows as blocks of their own. They share the memory of these, and each may grow by itself."""
+        ends = [min(block.shape[1], rows - start) for start, block in zip(self._starts, self._blocks, strict=True)]
+        parts = [block[:, :end] for end, block in zip(ends, self._blocks, strict=True) if end > 0]
+        shared = Blocks(self._blocks[0][:, :0])
+        shared._blocks, shared.size = parts or shared._blocks, rows
+        return shared
+
     def cut(self, rows: int) -> None:
         """Let the first rows go; the memory that they took is free once their whole block has gone."""
         self.size -= rows

@@ -47,7 +47,9 @@ class Write:
     """What is known of one write.
 
     index: its number, from 0. source: the label it was given. time: seconds since the epoch.
-    first_token: how many tokens were remembered before it. tokens: how many it holds. text: its text, or None.
+    first_token: how many tokens were remembered before it. tokens: how many it holds. text: its text, with the white
+    space at its ends, or None. pieces: where it holds the end of one text and the beginning of others, the label, time
+    and number of characters of each; its own label and time are then those of the first.
     """
 
     index: int
@@ -56,6 +58,12 @@ class Write:
     first_token: int
     tokens: int
     text: str | None
+    pieces: tuple[tuple[str, float, int], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Where all of it is from."""
+        return "; ".join(dict.fromkeys(source for source, _, _ in self.pieces)) or self.source
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,8 @@ class Memory:
         self._keys_LGWR = torch.zeros(shape, dtype=_DTYPES[config.key_dtype])
         self._of_tokens = {name: torch.zeros(0, config.K, dtype=dtype) for name, dtype in _of_tokens(config).items()}
         self._generator = torch.Generator().manual_seed(seed)
+        self.forgotten: list[dict[str, float]] = []  # that something was forgotten, "time" and "tokens"; not what
+        self.cuts: list[int] = []  # since it was made: from these writes on, others took the place of those before
         self.ledger = Ledger(config, layers) if config.keeps_ledger else None
 
     @property
@@ -216,6 +226,61 @@ class Memory:
         self.writes.append(write)
         self._expire()
 
+    # Forgetting -------------------------------------------------------------------------------------------------------
+
+    def before(self, write: int) -> Memory:
+        """The memory as it was before a write. It shares the store with this one, and either may go on.
+
+        The pool comes from the store, and is drawn anew if it drops vectors at random. With `store_dtype="tokens"` its
+        vectors are zeros; those of writes that have left the store are missing.
+        """
+        K, kept = self.config.K, max(0, write - self._base)
+        earlier = Memory(self.config, layers=self.layers, width=self.width, model=self.model)
+        earlier._generator.set_state(self._generator.get_state())
+        earlier.writes, earlier.forgotten = self.writes[:write], list(self.forgotten)
+        earlier._base, earlier.first_write = min(self._base, write), min(self.first_write, write)
+        if self.config.long_term:
+            earlier._store = self._store.until(kept * K)
+            earlier._keys_LGWR = self._keys_LGWR[:, :, :kept]
+            earlier._of_tokens = {name: kept_WK[:kept] for name, kept_WK in self._of_tokens.items()}
+        earlier.pool_LnD = self.pool_LnD[:, :0]
+        if kept and self.config.long_term:
+            rows = earlier.pool_rows_Ln = earlier._drawn_pool(
+                max(earlier._base, write - 20 * self.config.N // K), write
+            )
+            if self.config.store_dtype == "tokens":
+                pool = self.pool_LnD.new_zeros(*rows.shape, self.width)
+            else:
+                pool = torch.stack([earlier.long_term(layer, rows[layer]) for layer in range(self.layers)])
+            earlier.pool_LnD = pool.to(self.pool_LnD)
+        return earlier
+
+    def _drawn_pool(self, first: int, end: int) -> Tensor:
+        """Rows of a pool after the writes first .. end - 1, as `add` would have left them [L, n]."""
+        K, N = self.config.K, self.config.N
+        rows_Ln = torch.zeros(self.layers, 0, dtype=torch.long)
+        for write in range(first, end):
+            new = torch.arange(write * K, (write + 1) * K).expand(self.layers, -1)
+            if self.config.first_write == "tile" and not rows_Ln.shape[1]:
+                new = new.repeat(1, N // K)
+            excess = rows_Ln.shape[1] + new.shape[1] - N
+            if excess > 0:
+                rows_Ln = rows_Ln.gather(1, self._kept(rows_Ln.shape[1], excess)[0])
+            rows_Ln = torch.cat([rows_Ln, new], 1)
+        return rows_Ln
+
+    def become(self, other: Memory, since: int) -> None:
+        """Be another memory, which has the same writes before `since`."""
+        cuts = [*self.cuts, since]
+        self.__dict__.update(other.__dict__)
+        self.cuts = cuts
+
+    def note_forgotten(self, time: float, tokens: int) -> None:
+        """Put down that something was forgotten."""
+        self.forgotten.append({"time": time, "tokens": tokens})
+
+    # Writing, inside --------------------------------------------------------------------------------------------------
+
     def take_pending(self, count: int) -> None:
         """Remove the first `count` tokens of what waits, which were written."""
         while count and self.pending:
@@ -229,18 +294,21 @@ class Memory:
         if not excess and self.ledger is None:
             return
         layers, size = self.pool_rows_Ln.shape
-        if self.config.drop == "oldest" or not excess:
-            order = torch.arange(size).roll(-excess).expand(layers, -1)
-        else:
-            order = self._shuffled(1 if self.config.drop_shared else layers, size).expand(layers, -1)
-        kept = order[:, : size - excess].sort(1).values
+        kept, gone = self._kept(size, excess)
         if self.ledger is not None:
-            gone = order[:, size - excess :].sort(1).values
             self.ledger.write(kept, gone, self.pool_rows_Ln.gather(1, gone))
         flat = (torch.arange(layers)[:, None] * size + kept).flatten()
         pool = self.pool_LnD.flatten(0, 1).index_select(0, flat.to(self.pool_LnD.device))
         self.pool_LnD = pool.unflatten(0, (layers, -1))
         self.pool_rows_Ln = self.pool_rows_Ln.gather(1, kept)
+
+    def _kept(self, size: int, excess: int) -> tuple[Tensor, Tensor]:
+        """Which places of a pool of so many vectors stay, and which go, in every layer, in order."""
+        if self.config.drop == "oldest" or not excess:
+            order = torch.arange(size).roll(-excess).expand(self.layers, -1)
+        else:
+            order = self._shuffled(1 if self.config.drop_shared else self.layers, size).expand(self.layers, -1)
+        return order[:, : size - excess].sort(1).values, order[:, size - excess :].sort(1).values
 
     def _shuffled(self, layers: int, size: int) -> Tensor:
         """Random orders of a pool's places [layers, size], layer 0 drawn first, as the published code draws them."""
@@ -353,6 +421,7 @@ class Memory:
             "base": self._base,
             "writes": [dataclasses.asdict(write) for write in self.writes],
             "pending": [dataclasses.asdict(piece) for piece in self.pending],
+            **({"forgotten": self.forgotten} if self.forgotten else {}),
             **({"ledger": self.ledger.meta()} if self.ledger is not None else {}),
         }
 
@@ -363,9 +432,12 @@ class Memory:
         if missing := {"pool", "pool_rows", "vectors", "keys", "generator", *_of_tokens(config)} - tensors.keys():
             raise MemoryCorrupt(f"the memory lacks its tensors {', '.join(sorted(missing))}; restore it from a copy.")
         memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
-        memory.writes = [Write(**write) for write in meta["writes"]]
+        memory.writes = [
+            Write(**(write | {"pieces": tuple(map(tuple, write.get("pieces", ())))})) for write in meta["writes"]
+        ]
         memory.pending = [Pending(p["source"], p["time"], tuple(p["ids"])) for p in meta["pending"]]
         memory.first_write, memory._base = meta["first_write"], meta["base"]
+        memory.forgotten = [dict(one) for one in meta.get("forgotten", ())]
         used = (memory.write_count - memory._base) if config.long_term else 0
         pool = tensors["pool"].shape[1]
         expected = {

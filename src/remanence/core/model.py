@@ -25,6 +25,7 @@ from ..errors import ConfigError, IncompatibleMemory, InputError
 from .adapters import ROLES, Adapters
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
+from .forgetting import Forgotten, Wanted, forget
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
 from .prompts import Prompts
@@ -131,6 +132,7 @@ class MemoryDecoder(nn.Module):
         self.shipped: Memory | None = None  # what a published checkpoint comes with; new memories begin as it
         self._adapters = None if lora is None else Adapters(base, lora, adapters)
         self._sentence_ends: frozenset[int] | None = None
+        self._anchor: list[int] | None = None
         self._fingerprint = ""
         self.pools: WeakKeyDictionary[Memory, dict[int, Any]] = WeakKeyDictionary()  # see `ReadSlots`
 
@@ -269,8 +271,25 @@ class MemoryDecoder(nn.Module):
             The number of tokens that were taken.
         """
         self.check(memory)
-        time = clock.time() if time is None else time
         ids = self._tokens(memory, text, last)
+        self.take(memory, ids, source, clock.time() if time is None else time, progress)
+        return len(ids)
+
+    def take(
+        self,
+        memory: Memory,
+        ids: list[int],
+        source: str,
+        time: float,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Write tokens behind what waits already, as `memorize` does with those of a text.
+
+        Args:
+            memory: takes them.
+            ids: tokens.
+            source, time, progress: as for `memorize`.
+        """
         waiting, taken, done = len(memory.pending_ids), 0, 0  # what waits already is written first
         total = waiting + len(ids)
         ready: list[tuple[Tensor, Tensor | None]] = []  # the vectors and keys of the next chunks
@@ -280,11 +299,11 @@ class MemoryDecoder(nn.Module):
             chunk = before + ids[taken : taken + max(0, self.config.chunk_tokens - len(before))]
             chunk = chunk[: self.config.chunk_tokens]
             chunk = chunk[: self._cut(chunk)]
-            label = memory.pending[0] if memory.pending else Pending(source, time, ())
+            pieces = _pieces(chunk, memory.pending, source, time)
             if not ready:
                 behind = taken + max(0, len(chunk) - len(before))
                 ready = self._encoded(memory, [chunk, *self._following(memory, ids[behind : behind + _AT_ONCE])])
-            self.write(memory, chunk, source=label.source, time=label.time, encoded=ready.pop(0))
+            self.write(memory, chunk, source=pieces[0].source, time=pieces[0].time, encoded=ready.pop(0), pieces=pieces)
             memory.take_pending(len(chunk))
             taken += max(0, len(chunk) - len(before))
             done += len(chunk)
@@ -292,7 +311,53 @@ class MemoryDecoder(nn.Module):
                 progress(done, total)
         if taken < len(ids):
             memory.pending.append(Pending(source, time, tuple(ids[taken:])))
-        return len(ids)
+
+    def forget(
+        self,
+        memory: Memory,
+        wanted: Wanted,
+        *,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Forgotten:
+        """Forget a part of what was told; what was told after it is written again, as it has seen it.
+
+        If this is cut short, the memory is as it was before. To take it off the disk as well, save the memory.
+
+        Args:
+            memory: must keep its texts (`keep_text`).
+            wanted: what.
+            dry_run: only say what it would do.
+            progress: called with (tokens done, tokens in all) after every write.
+
+        Raises:
+            InputError: nothing is named, or the memory keeps no texts.
+            ConfigError: a memory of a published checkpoint.
+        """
+        return forget(self, memory, wanted, dry_run=dry_run, progress=progress)
+
+    def before(self, memory: Memory, write: int) -> Memory:
+        """The memory as it was before a write (`Memory.before`), with its pool."""
+        earlier = memory.before(write)
+        if self.config.store_dtype == "tokens" and earlier.pool_size:
+            K, rows_Ln = self.config.K, earlier.pool_rows_Ln
+            writes, of_row = torch.unique(rows_Ln // K, return_inverse=True)
+            again = self.encode_again(earlier, writes)
+            for layer, places in enumerate(of_row * K + rows_Ln % K):
+                earlier.pool_LnD[layer] = again[layer][places.to(again[layer].device)].to(earlier.pool_LnD)
+        return earlier
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of tokens in the middle of a text, with the white space at its ends."""
+        # Some tokenizers leave out a space at the beginning; behind another token they do not.
+        if self._anchor is None:
+            self._anchor = self.encode(".")
+        whole, first = (
+            self.tokenizer.decode(part, clean_up_tokenization_spaces=False)
+            for part in ([*self._anchor, *ids], self._anchor)
+        )
+        text: str = whole[len(first) :]
+        return text
 
     def _tokens(self, memory: Memory, text: str, last: int | None) -> list[int]:
         """What `memorize` adds of a text, as tokens."""
@@ -335,6 +400,7 @@ class MemoryDecoder(nn.Module):
         source: str = "",
         time: float = 0.0,
         encoded: tuple[Tensor, Tensor | None] | None = None,
+        pieces: Sequence[Pending] = (),
     ) -> None:
         """Write one chunk of K to `chunk_tokens` tokens at once; `memorize` cuts texts into such chunks.
 
@@ -343,6 +409,7 @@ class MemoryDecoder(nn.Module):
             chunk: token ids.
             source, time: as for `memorize`.
             encoded: the chunk's vectors and retriever keys, as `Memory.add` takes them, if they are known already.
+            pieces: the texts that it is of, if they are several.
         """
         self.check(memory)
         if not self._writable(memory, len(chunk)):
@@ -352,13 +419,15 @@ class MemoryDecoder(nn.Module):
             )
         vectors, keys = encoded or self._encoded(memory, [chunk])[0]
         ids_K = torch.tensor(chunk, device=self.attachment.device)
-        text = self.tokenizer.decode(chunk).strip() if self.config.keep_text else None
+        texts = [self.text_of(ids) for ids in ([p.ids for p in pieces] if len(pieces) > 1 else [chunk])]
+        text = "".join(texts) if self.config.keep_text else None
+        parts = tuple((p.source, p.time, len(own)) for p, own in zip(pieces, texts, strict=True)) if texts[1:] else ()
         of_tokens: dict[str, Tensor] = {}
         if self.config.score_layers == "one" and keys is not None:
             of_tokens["words"] = self.retriever.words(ids_K).cpu()
         if self.config.store_dtype == "tokens":
             of_tokens["ids"] = ids_K.cpu()
-        write = Write(memory.write_count, source, time, memory.tokens, len(chunk), text)
+        write = Write(memory.write_count, source, time, memory.tokens, len(chunk), text, parts)
         memory.add(vectors, keys, write, of_tokens)
 
     def _following(self, memory: Memory, ids: list[int]) -> list[list[int]]:
@@ -790,3 +859,16 @@ class MemoryDecoder(nn.Module):
         return (
             len(memory.pending_ids) + len(self.prompts.question(question)) + max_new_tokens <= self.config.window_tokens
         )
+
+
+def _pieces(chunk: list[int], pending: Sequence[Pending], source: str, time: float) -> list[Pending]:
+    """The texts that a chunk is of: what waits first, then the one at hand; neighbours of one label and time as one."""
+    pieces, at = list[Pending](), 0
+    for piece in [*pending, Pending(source, time, tuple(chunk))]:
+        ids = tuple(chunk[at : at + len(piece.ids)])
+        at += len(ids)
+        if ids and pieces and (pieces[-1].source, pieces[-1].time) == (piece.source, piece.time):
+            pieces[-1] = Pending(piece.source, piece.time, pieces[-1].ids + ids)
+        elif ids:
+            pieces.append(Pending(piece.source, piece.time, ids))
+    return pieces

@@ -292,7 +292,8 @@ class ReadSlots:
         for index, scores_L in scores_of.items():
             write, score = memory.writes[index], sum(scores_L) / len(scores_L)
             where = "short-term" if index in pooled else "long-term"
-            sources.append(Source(index, score, len(scores_L), write.source, write.time, write.text, where))
+            text = None if write.text is None else write.text.strip()
+            sources.append(Source(index, score, len(scores_L), write.label, write.time, text, where))
         sources.sort(key=lambda s: -s.score)
         decode = self.model.tokenizer.decode
         for piece in memory.pending:

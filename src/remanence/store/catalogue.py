@@ -26,7 +26,21 @@ from typing import Any
 from ..errors import IncompatibleMemory, InputError, MemoryBusy, MemoryCorrupt, RemanenceError, StorageError
 from ..errors import UnknownMemory as Unknown
 from ..files import sync_folder
-from .rows import DIGESTS, FORMAT, OWN, ROW, TABLES, WRITE, File, MemoryInfo, Segment, Stored, chained, digest
+from .rows import (
+    CHANGES,
+    FORMAT,
+    OWN,
+    ROW,
+    TABLES,
+    WRITE,
+    File,
+    MemoryInfo,
+    Segment,
+    Stored,
+    chained,
+    columns_of_writes,
+    digest,
+)
 
 CATALOGUE, MEMORIES = "catalogue.sqlite", "memories"
 NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,99}")
@@ -108,24 +122,27 @@ class Catalogue:
         if found == 0 and exists and self._folders() and _format(db) == 0:  # tables come before folders
             raise self.damaged("it is empty, though there are memories")
         if found == 0 and not exists:  # a store where nothing was saved, in memory
-            for statement in (*TABLES, *DIGESTS):
+            for statement in (*TABLES, *(change for changes in CHANGES.values() for change in changes)):
                 db.execute(statement)
+            db.execute(f"PRAGMA user_version = {FORMAT}")
         elif found < FORMAT and (write or found == 0):
             db.execute("PRAGMA journal_mode = WAL")
             with transaction(db):
                 found = _format(db)  # somebody may have been faster
                 for statement in TABLES if found == 0 else ():
                     db.execute(statement)
-                if found < FORMAT:
-                    for statement in DIGESTS:
+                for new in range(found + 1, FORMAT + 1):
+                    for statement in CHANGES.get(new, ()):
                         db.execute(statement)
-                    self._add_digests(db)
-                    db.execute(f"PRAGMA user_version = {FORMAT}")
+                    if new == 2:
+                        self._add_digests(db)
+                db.execute(f"PRAGMA user_version = {FORMAT}")
 
     def _add_digests(self, db: sqlite3.Connection) -> None:
         """Rows of format 1 get their digests."""
         for id, name, created in db.execute("SELECT id, name, created FROM memories").fetchall():
-            rows = db.execute(f'SELECT {WRITE} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
+            columns = columns_of_writes(_format(db))
+            rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
             pairs = [(d, id, row[0]) for d, row in zip(chained(id, rows), rows, strict=True)]
             db.executemany('UPDATE writes SET digest = ? WHERE memory = ? AND "index" = ?', pairs)
             for row in db.execute(f"SELECT {ROW} FROM generations WHERE memory = ?", [id]).fetchall():
@@ -213,7 +230,7 @@ class Catalogue:
             return None
         id = found[0]
         row, last, segments, pending = self._sealed(db, name, *found)
-        columns = f"{WRITE}, digest" if last is not None else WRITE
+        columns = columns_of_writes(_format(db)) + (", digest" if last is not None else "")
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
         if last is not None:
             right = chained(id, (values for *values, _ in rows))
@@ -224,11 +241,13 @@ class Catalogue:
                 raise self._changed(name, f"write {len(rows)} is missing")
         if len(rows) != row["writes"]:
             raise self._changed(name, f"it has {len(rows)} writes, expected {row['writes']}")
-        keys = ("index", "source", "time", "first_token", "tokens", "text")
+        keys = ("index", "source", "time", "first_token", "tokens", "text", "pieces")
         try:
             meta = dict(json.loads(row["meta"]))
             meta["pending"] = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in pending]
             meta["writes"] = [dict(zip(keys, values, strict=False)) for values in rows]
+            for write in meta["writes"]:
+                write["pieces"] = json.loads(write["pieces"] or "[]")
         except (ValueError, TypeError) as error:  # only rows of format 1, which have no digest
             raise self._changed(name, f"it has values that cannot be read ({type(error).__name__})") from error
         return Stored(id, found[2], File(row["file"], row["sha256"], row["bytes"]), segments, meta)
@@ -295,7 +314,7 @@ class Catalogue:
             segment: its new segment, if any.
             kept: segments that end before the first, or not before the second of these writes are dropped.
             done: this many writes are stored; `writes` come after them.
-            writes: (index, source, time, first token, tokens, text).
+            writes: the columns of `WRITE`.
             pending: (position, source, time, ids), all that waits.
             sizes: writes, tokens and waiting tokens in all.
         """
@@ -309,7 +328,7 @@ class Catalogue:
             before = _last_digest(db, id)
             digests = list(chained(before, writes))
             db.executemany(
-                f"INSERT INTO writes (memory, {WRITE}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO writes (memory, {WRITE}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ((id, *write, own) for write, own in zip(writes, digests, strict=True)),
             )
             db.execute("DELETE FROM pending WHERE memory = ?", [id])

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 
 TABLES = (
     """CREATE TABLE memories (
@@ -60,12 +60,15 @@ TABLES = (
         PRIMARY KEY (memory, position)
     )""",
 )
-DIGESTS = (  # new in format 2
-    "ALTER TABLE writes ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE generations ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
-)
+CHANGES = {  # by the format that they are new in
+    2: (
+        "ALTER TABLE writes ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE generations ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+    ),
+    3: ("ALTER TABLE writes ADD COLUMN pieces TEXT",),
+}
 OWN = ("generations", "segments", "writes", "pending")  # what a memory has rows in
-WRITE = '"index", source, time, first_token, tokens, text'
+WRITE = '"index", source, time, first_token, tokens, text, pieces'
 ROW = "generation, time, writes, tokens, pending_tokens, meta, file, sha256, bytes"
 
 
@@ -137,7 +140,15 @@ def digest(*values: Any) -> str:
 
 
 def chained(before: str, rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """The digest of each write (index, source, time, first token, tokens, text), given that of the write before."""
-    for row in rows:
-        before = digest(before, *row)
+    """The digest of each write, given that of the write before; its columns are those of `WRITE`.
+
+    A NULL in the last column, which formats 1 and 2 had not, goes into no digest.
+    """
+    for *row, pieces in rows:
+        before = digest(before, *row, *(() if pieces is None else (pieces,)))
         yield before
+
+
+def columns_of_writes(format: int) -> str:
+    """The columns of `WRITE` in a catalogue of a format, for SELECT."""
+    return WRITE if format >= 3 else WRITE.replace("pieces", "NULL")

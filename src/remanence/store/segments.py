@@ -28,7 +28,7 @@ _HASHERS = 4  # files that are hashed at the same time, which needs no lock of P
 def mark(memory: Memory) -> tuple[Any, ...]:
     """What differs as soon as a memory was written to; its first entry is the number of writes."""
     generator = memory.tensors(since=memory.write_count)["generator"].numpy().tobytes()
-    return memory.write_count, memory.first_write, tuple(memory.pending), generator
+    return memory.write_count, memory.first_write, tuple(memory.pending), len(memory.cuts), generator
 
 
 def header(memory: Memory) -> dict[str, Any]:
@@ -50,11 +50,14 @@ def first_to_write(segments: list[Segment], base: int, done: int, count: int) ->
     Args:
         segments: those there are, oldest first.
         base: earlier writes are not kept.
-        done: writes that are stored.
+        done: writes that are stored and stay.
         count: writes in all.
     """
-    kept = [segment for segment in segments if segment.last >= base]
     first = max(base, done)
+    for segment in segments:
+        if segment.first < first <= segment.last:  # what follows in it is replaced
+            first = max(base, segment.first)
+    kept = [segment for segment in segments if base <= segment.last < first]
     if first == count or len(kept) < MAX_SEGMENTS:
         return first
     newer = count - first

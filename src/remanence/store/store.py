@@ -19,6 +19,7 @@ Texts are stored as they are, not encrypted, in files that only their owner may 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
@@ -38,7 +39,7 @@ from .catalogue import NAME, Catalogue, segments, transaction
 from .rows import MemoryInfo, Stored
 
 if TYPE_CHECKING:
-    from ..core.memory import Memory
+    from ..core.memory import Memory, Write
 
 LOCKS = "locks"
 
@@ -59,11 +60,12 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class _Saved:
-    """Where a `Memory` was last loaded from or saved to, and what it was like then."""
+    """Where a `Memory` was last loaded from or saved to, and what it was like then. cuts: how many it had."""
 
     id: str
     generation: int
     mark: tuple[Any, ...]
+    cuts: int
 
 
 class MemoryStore:
@@ -148,7 +150,7 @@ class MemoryStore:
                     if self._generation(name) == (stored.id, stored.generation):
                         raise
                     continue  # a save went by and took its old files with it
-                self._saved[memory] = _Saved(stored.id, stored.generation, mark(memory))
+                self._saved[memory] = _Saved(stored.id, stored.generation, mark(memory), len(memory.cuts))
                 return memory
 
     def is_current(self, name: str, memory: Memory) -> bool:
@@ -185,13 +187,13 @@ class MemoryStore:
         catalogue = self._catalogue
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
             found = id, _, generation = catalogue.register(db, name)
-            done = 0 if whole else self._stored_writes(name, memory, id, generation)
+            done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
             try:
                 self._clean(db, id)
                 self._write_generation(db, name, found, memory, done)
             finally:
                 self._clean(db, id)
-            if generation and not done:
+            if generation and (replaced or not done):
                 catalogue.erase(db)  # the replaced text
 
     def list(self) -> list[MemoryInfo]:
@@ -263,17 +265,19 @@ class MemoryStore:
 
     # Saving -----------------------------------------------------------------------------------------------------------
 
-    def _stored_writes(self, name: str, memory: Memory, id: str, generation: int) -> int:
-        """How many of a memory's writes are stored already; 0 if it is not what is stored, with more at its end."""
+    def _stored_writes(self, name: str, memory: Memory, id: str, generation: int) -> tuple[int, bool]:
+        """How many of a memory's first writes are stored already, and whether others were replaced (`Memory.cuts`)."""
         saved = self._saved.get(memory)
-        if saved is None or saved.id != id or memory.write_count < saved.mark[0]:
-            return 0
+        if saved is None or saved.id != id:
+            return 0, True
         if saved.generation != generation:
             raise MemoryBusy(
                 f"memory {name!r} was saved by someone else since this copy of it was loaded; load it again, or save "
                 "under another name."
             )
-        return saved.mark[0]
+        cuts = memory.cuts[saved.cuts :]
+        done = min([saved.mark[0], *cuts])
+        return (done if memory.write_count >= done else 0), bool(cuts)
 
     def _write_generation(
         self, db: sqlite3.Connection, name: str, found: tuple[str, float, int], memory: Memory, done: int
@@ -283,7 +287,8 @@ class MemoryStore:
 
         id, _, before = found
         folder, header, count = self._catalogue.folder(id), files.header(memory), memory.write_count
-        as_is, generation, base, first = files.mark(memory), before + 1, header["base"], count
+        as_is, cuts, generation = files.mark(memory), len(memory.cuts), before + 1
+        base, first = header["base"], count
         if memory.config.long_term:
             first = files.first_to_write(segments(db, id) if done else [], base, done, count)
         segment = files.write_segment(folder, memory, first, generation) if first < count else None
@@ -292,11 +297,11 @@ class MemoryStore:
         self._saved.pop(memory, None)  # a commit that fails may or may not have happened
         self._catalogue.commit(
             db, name, found, header=header, state=state, segment=segment, kept=(base, first), done=done,
-            writes=[(w.index, w.source, float(w.time), w.first_token, w.tokens, w.text) for w in memory.writes[done:]],
+            writes=[_row(write) for write in memory.writes[done:]],
             pending=[(i, p.source, float(p.time), _json(p.ids)) for i, p in enumerate(memory.pending)],
             sizes=(count, memory.tokens, len(memory.pending_ids)),
         )  # fmt: skip
-        self._saved[memory] = _Saved(id, generation, as_is)
+        self._saved[memory] = _Saved(id, generation, as_is, cuts)
 
     def _clean(self, db: sqlite3.Connection, id: str) -> None:
         """Remove what the catalogue does not name. What cannot be removed now is left to the next save."""
@@ -360,6 +365,12 @@ def _check_name(name: str) -> None:
             f"a memory cannot be named {name!r}; use 1 to 100 of the letters a-z and A-Z, digits, and . _ - @, "
             "not starting with a dot."
         )
+
+
+def _row(write: Write) -> tuple[Any, ...]:
+    """A write as the columns of `WRITE`."""
+    pieces = json.dumps(write.pieces, ensure_ascii=False) if write.pieces else None
+    return write.index, write.source, float(write.time), write.first_token, write.tokens, write.text, pieces
 
 
 def _json(ids: tuple[int, ...]) -> str:

@@ -1,0 +1,225 @@
+"""Forgetting a part of what was told: it is taken out, and everything that was told after it is written again.
+
+A remembered vector is made of its own text and of what the memory held when it was written. So it is not enough to
+remove the vectors of what is to be forgotten: those that came later have seen it. They are let go too, and made anew
+from the texts that stay. What came before has never seen it and is kept.
+
+Afterwards the memory is what it would be if that text had never been told, but for two things. The pool at the place of
+the cut is taken from the long-term store, in the store's number format. And where a pool drops vectors at random, they
+are drawn anew. Neither knows anything of what was forgotten.
+"""
+
+from __future__ import annotations
+
+import re
+import time as clock
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..errors import ConfigError, InputError
+from .memory import Memory, Pending, Write
+
+_SENTENCE = re.compile(r"[^\n]+?(?:[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be forgotten: what meets all conditions that are given.
+
+    writes: numbers of writes. source: the label. since, until: seconds since the epoch, from and before.
+    containing: sentences in which these words stand, whatever their case and the white space between them.
+    """
+
+    writes: Collection[int] | None = None
+    source: str | None = None
+    since: float | None = None
+    until: float | None = None
+    containing: str | None = None
+
+    def check(self) -> None:
+        """Raise `InputError` if nothing is given, or no words."""
+        if all(value is None for value in (self.writes, self.source, self.since, self.until, self.containing)):
+            raise InputError("forget what? Name writes, a source, a time, or words.")
+        if self.containing is not None and not self.containing.strip():
+            raise InputError("the words to be forgotten are empty.")
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What `forget` did, or would do.
+
+    texts: what is gone, in the order of telling. tokens: how many that were, about. first_write: from this write on all
+    were made anew. again: tokens that were written again.
+    """
+
+    texts: list[str]
+    tokens: int
+    first_write: int
+    again: int
+
+
+@dataclass(frozen=True)
+class _Told:
+    """One piece of what was told. write: its number, or -1 if it waits. ids: of what waits."""
+
+    write: int
+    text: str
+    source: str
+    time: float
+    ids: tuple[int, ...] = ()
+
+
+class Rewriter(Protocol):
+    """What forgetting needs of a `MemoryModel`."""
+
+    tokenizer: Any
+    shipped: Memory | None
+
+    def check(self, memory: Memory) -> None:
+        """Raise `IncompatibleMemory` unless this model wrote the memory."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a user's text."""
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of remembered tokens."""
+
+    def before(self, memory: Memory, write: int) -> Memory:
+        """The memory as it was before a write."""
+
+    def take(
+        self, memory: Memory, ids: list[int], source: str, time: float, progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Write tokens to a memory."""
+
+
+def forget(
+    model: Rewriter,
+    memory: Memory,
+    wanted: Wanted,
+    *,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Forgotten:
+    """Take a part of what was told out of a memory; see `MemoryDecoder.forget`."""
+    wanted.check()
+    model.check(memory)
+    if memory.ledger is not None or model.shipped is not None:
+        raise ConfigError(
+            "a memory of a published checkpoint cannot forget a part, as it begins with what the checkpoint came with. "
+            "Delete it, and tell again what is to stay."
+        )
+    if any(write.text is None for write in memory.writes):
+        raise InputError(
+            "this memory keeps no texts (keep_text), so what came after a forgotten part cannot be written again. "
+            "Delete it, and tell again what is to stay."
+        )
+    told = [piece for write in memory.writes for piece in _pieces(write)]
+    told += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.ids) for p in memory.pending]
+    gone = _gone(told, wanted)
+    touched = [place for place, spans in enumerate(gone) if spans]
+    if not touched:
+        return Forgotten([], 0, memory.write_count, 0)
+    write = told[touched[0]].write
+    first = memory.write_count if write < 0 else write
+    if not memory.config.long_term:  # the pool of that moment is not kept
+        first = 0
+    texts = list(_texts(told, gone))
+    lost = sum(len(model.encode(text)) for text in texts)
+    since = next((place for place, piece in enumerate(told) if piece.write in (first, -1)), len(told))
+    stays = list(_stays(model, told[since:], gone[since:]))
+    again = sum(len(piece.ids) for piece in stays)
+    if not dry_run:
+        earlier = model.before(memory, first)
+        done = 0
+        for piece in stays:
+            begun = done
+
+            def further(at: int, _: int, begun: int = begun) -> None:
+                if progress is not None:
+                    progress(min(again, begun + at), again)
+
+            model.take(earlier, list(piece.ids), piece.source, piece.time, further)
+            done += len(piece.ids)
+        earlier.note_forgotten(clock.time(), lost)
+        memory.become(earlier, first)
+    return Forgotten(texts, lost, first, again)
+
+
+def _pieces(write: Write) -> Iterator[_Told]:
+    """The texts that a write is of."""
+    text, at = write.text or "", 0
+    for source, time, characters in write.pieces or [(write.source, write.time, len(text))]:
+        yield _Told(write.index, text[at : at + characters], source, time)
+        at += characters
+
+
+def _gone(told: Sequence[_Told], wanted: Wanted) -> list[list[tuple[int, int]]]:
+    """Of every piece the characters that are to be forgotten."""
+    matches: list[list[tuple[int, int]]]
+    if wanted.containing is None:
+        matches = [[(0, len(piece.text))] if piece.text else [] for piece in told]
+    else:
+        matches = _sentences(told, wanted.containing)
+    return [
+        spans
+        if (wanted.writes is None or piece.write in wanted.writes)
+        and (wanted.source is None or piece.source == wanted.source)
+        and (wanted.since is None or piece.time >= wanted.since)
+        and (wanted.until is None or piece.time < wanted.until)
+        else []
+        for piece, spans in zip(told, matches, strict=True)
+    ]
+
+
+def _sentences(told: Sequence[_Told], words: str) -> list[list[tuple[int, int]]]:
+    """The characters of all sentences in which the words stand; a sentence may go over several pieces."""
+    whole = "".join(piece.text for piece in told)
+    pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?!\w)", re.IGNORECASE)
+    found = [m.span() for m in _SENTENCE.finditer(whole) if pattern.search(m[0])]
+    spans, at = list[list[tuple[int, int]]](), 0
+    for piece in told:
+        end = at + len(piece.text)
+        spans.append([(max(a, at) - at, min(b, end) - at) for a, b in found if a < end and b > at])
+        at = end
+    return spans
+
+
+def _texts(told: Sequence[_Told], gone: Sequence[Sequence[tuple[int, int]]]) -> Iterator[str]:
+    """What is forgotten, for people: what hangs together in one piece."""
+    held, open_end = "", False
+    for piece, spans in zip(told, gone, strict=True):
+        for begin, end in spans:
+            if held and not (open_end and begin == 0):
+                yield held.strip()
+                held = ""
+            held += piece.text[begin:end]
+            open_end = end == len(piece.text)
+        open_end = open_end and bool(spans)
+    if held.strip():
+        yield held.strip()
+
+
+def _stays(model: Rewriter, told: Sequence[_Told], gone: Sequence[Sequence[tuple[int, int]]]) -> Iterator[Pending]:
+    """What is to be written again, as tokens; neighbours of one source and time in one piece."""
+    held: list[_Told] = []
+
+    def joined() -> Pending:
+        # A letter of several bytes that two writes share is not whole in the text of either.
+        text = "".join(piece.text for piece in held).replace("\N{REPLACEMENT CHARACTER}", "")
+        return Pending(held[0].source, held[0].time, tuple(model.encode(text)))
+
+    for piece, spans in zip(told, gone, strict=True):
+        kept, at = "", 0
+        for begin, end in spans:
+            kept, at = kept + piece.text[at:begin], end
+        kept += piece.text[at:]
+        if not kept:
+            continue
+        if held and (held[0].source, held[0].time) != (piece.source, piece.time):
+            yield joined()
+            held = []
+        held.append(_Told(piece.write, kept, piece.source, piece.time))
+    if held:
+        yield joined()
