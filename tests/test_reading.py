@@ -24,9 +24,9 @@ from conftest import EOS, build_decoder, close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory, Write
+from remanence.core.prompts import UNKNOWN
 from remanence.errors import ConfigError, InputError
 from remanence.facts.everyday import Topic, ask, lines, tell, topics
-from remanence.facts.maker import UNKNOWN
 from remanence.train import reading, reading_run
 from remanence.train.asking import PROMPT, Asking, without_preamble
 from remanence.train.lessons import _SHARES, Ask, Lesson, Lessons, Material, Passage, read_material

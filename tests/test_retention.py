@@ -6,7 +6,7 @@ import pytest
 
 from remanence import MemoryModel
 from remanence.arena.retention import SYSTEMS, Result, Retention, Told, accuracy, gated, recall
-from remanence.facts.maker import UNKNOWN
+from remanence.core.prompts import UNKNOWN
 
 
 def result(kind: str, right: bool, score: float, system: str = "full", distance: int = 10) -> Result:

@@ -23,8 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from conftest import close
 from remanence.config import MemoryConfig
 from remanence.core.cache import MemoryCache
+from remanence.core.prompts import UNKNOWN
 from remanence.errors import ConfigError
-from remanence.facts.maker import ACKNOWLEDGE, RELATIONS, SPLITS, UNKNOWN, Fact, FactMaker, Subject
+from remanence.facts.maker import ACKNOWLEDGE, RELATIONS, SPLITS, Fact, FactMaker, Subject
 from remanence.models.pretrained import MemoryModel
 from remanence.train import data as data_module
 from remanence.train import loop as loop_module

@@ -36,7 +36,7 @@ PUBLISHED = (
 # Settings that came later. While they have their defaults, fingerprints do not depend on them either.
 LATER = ("kept", "search_layers", "search_hidden")
 # Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
-READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope", "base_answers")
+READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope", "base_answers", "looks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,8 @@ class MemoryConfig:
             it may be an update (block scores only; see `retrieval.superseded`).
         base_answers: a turn for which the one search finds nothing relevant, and which asks for nothing that only a
             memory can tell, is answered by the base as it was: its own template, no adapter, no memory.
+        looks: how many of the best writes are read one by one, to answer from the one that answers best
+            (`core/looking.py`); 0 reads the best together (the papers). Needs `score_layers="one"`.
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
 
     Storage
@@ -140,6 +142,7 @@ class MemoryConfig:
     score_bias: float = 0.0
     recency: float = 0.0
     base_answers: bool = False
+    looks: int = 0
     null_slope: float = 0.0
 
     store_dtype: str = "float32"
@@ -224,6 +227,8 @@ class MemoryConfig:
             )
         if self.base_answers and not one:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
+        if self.looks and not (one and self.long_term and self.start):
+            raise ConfigError('looks needs score_layers = "one", long_term = True and start = True; use 0.')
         if self.kept == "keys_values" and (self.tap != "input" or self.offset or self.keeps_ledger):
             raise ConfigError('kept = "keys_values" needs tap = "input", offset = False and no published order.')
         if self.kept == "keys_values" and (self.short_chunks == "complete" or self.first_write == "tile"):

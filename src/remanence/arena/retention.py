@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.memory import Pending
-from ..facts.maker import UNKNOWN, Fact, FactMaker
+from ..core.prompts import UNKNOWN
+from ..facts.maker import Fact, FactMaker
 from ..models.pretrained import BUILTIN, MemoryModel
 
 SYSTEMS = ("full", "no store", "window", "forced")

@@ -26,10 +26,11 @@ from .adapters import ROLES, Adapters
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
 from .forgetting import Forgotten, Wanted, forget
+from .looking import Looked, WriteSlots, candidates, look
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
-from .prompts import Prompts
-from .read import ReadSlots, Source
+from .prompts import UNKNOWN, Prompts
+from .read import ReadSlots, Source, waiting
 from .retriever import Retriever, attention_keys, block_scores
 from .search import Found, Search, word_scores
 from .write import PrecedingSlots
@@ -621,6 +622,7 @@ class MemoryDecoder(nn.Module):
         force: Sequence[int | None] | None = None,
         padding_B: Tensor | None = None,
         found: Sequence[Found] | None = None,
+        writes: Sequence[int | None] | None = None,
     ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
 
@@ -635,9 +637,16 @@ class MemoryDecoder(nn.Module):
             padding_B: how many tokens of padding each prompt has in front. The cache then holds them before the
                 memory, and so must the attention mask: zeros first, then ones over memory and prompt.
             found: what `search` gave for each prompt; with `score_layers="one"` it must be given.
+            writes: for each prompt the one write of the long-term store that is read, with the one before it, or None
+                for nothing; then no other argument but the first and the padding counts.
         """
         for memory in memories:
             self.check(memory)
+        if writes is not None:
+            with self.attachment.hooks(), self.adapter("read"):
+                single = WriteSlots(self, memories, writes)
+                yield MemoryCache(single, len(self.attachment.layers), padding_B)
+            return
         if (found is None) == (self.config.score_layers == "one"):
             raise ConfigError('`found` goes with score_layers = "one": give what `search` returns, or leave it out.')
         attention = str(self.base.config._attn_implementation)
@@ -667,6 +676,7 @@ class MemoryDecoder(nn.Module):
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
         found: Sequence[Found] | None = None,
+        writes: Sequence[int | None] | None = None,
         **options: Any,
     ) -> tuple[Tensor, ReadSlots]:
         """Generate from one prompt per memory, with any option of Hugging Face's `generate`.
@@ -678,6 +688,7 @@ class MemoryDecoder(nn.Module):
             long_term: as in `reading`.
             force: as in `reading`.
             found: as in `reading`; if None, and one search serves all layers, the tokens that ask are searched with.
+            writes: as in `reading`.
             options: for `generate`; `streamer`, sampling, stopping, beams and prompt lookup among them.
 
         Returns:
@@ -705,14 +716,16 @@ class MemoryDecoder(nn.Module):
             mask[row, width - len(prompt) :] = 1
             asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
         padding_B = width - mask.sum(1)
-        if found is None and self.config.score_layers == "one":
+        if found is None and writes is None and self.config.score_layers == "one":
             ends = [
                 prompt[-min(len(prompt), n) :] for prompt, n in zip(prompts, asks or map(len, prompts), strict=True)
             ]
             found = self.search(memories, ends)
         with (
             torch.no_grad(),
-            self.reading(memories, asking, long_term=long_term, force=force, padding_B=padding_B, found=found) as cache,
+            self.reading(
+                memories, asking, long_term=long_term, force=force, padding_B=padding_B, found=found, writes=writes
+            ) as cache,
         ):
             read: Any = cache.provider
             # Padding first, then memory and prompt: as the cache holds them.
@@ -783,7 +796,9 @@ class MemoryDecoder(nn.Module):
         for row in alone:
             answers[row] = self.answer_alone(questions[row], histories[row], max_new_tokens=max_new_tokens, **options)
         rest = [r for r in rows if r not in answers]
-        if rest:
+        if rest and found is not None and self.config.looks:
+            answers |= self._answer_looking(memories, prompts, found, rest, max_new_tokens, options)
+        elif rest:
             out, read = self.generate(
                 [memories[r] for r in rest],
                 [prompts[r] for r in rest],
@@ -798,6 +813,41 @@ class MemoryDecoder(nn.Module):
                 best = max(scores, default=0.0)
                 answers[row] = Answer(self._said(ids), sources, best, ids, read.writes_read(place))
         return [answers[row] for row in rows]
+
+    def _answer_looking(
+        self,
+        memories: Sequence[Memory],
+        prompts: Sequence[list[int]],
+        found: Sequence[Found],
+        rows: Sequence[int],
+        max_new_tokens: int,
+        options: dict[str, Any],
+    ) -> dict[int, Answer]:
+        """Answers of those rows, each from the write that is most likely to answer it (`looking.py`)."""
+        force = options.pop("force", None) or [None] * len(memories)
+        unknown, looked = self.encode(UNKNOWN), list[Looked]()
+        with self.attachment.hooks(), self.adapter("read"):
+            for row in rows:
+                memory, chosen = memories[row], force[row]
+                self.check(memory)
+                some = candidates(memory, found[row], self.config.looks) if chosen is None else [chosen]
+                at_all = some and self.config.long_term
+                looked.append(look(self, memory, prompts[row], some, found[row], unknown) if at_all else Looked([], []))
+        best = [one.best for one in looked]
+        out, _ = self.generate(
+            [memories[r] for r in rows],
+            [prompts[r] for r in rows],
+            writes=best,
+            max_new_tokens=max_new_tokens,
+            **options,
+        )
+        answers = {}
+        for row, one, ids in zip(rows, looked, out.tolist(), strict=True):
+            memory = memories[row]
+            read = set() if one.best is None else {max(memory.first_write, one.best - 1), one.best}
+            sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)
+            answers[row] = Answer(self._said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
+        return answers
 
     def _said(self, ids: list[int]) -> str:
         """The text of generated tokens."""

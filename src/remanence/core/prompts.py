@@ -7,6 +7,8 @@ from typing import Any
 
 from ..errors import InputError
 
+UNKNOWN = "I don't know."  # what a reader says that finds nothing
+
 
 class Prompts:
     """Makes token ids of texts.

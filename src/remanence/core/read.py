@@ -295,8 +295,12 @@ class ReadSlots:
             text = None if write.text is None else write.text.strip()
             sources.append(Source(index, score, len(scores_L), write.label, write.time, text, where))
         sources.sort(key=lambda s: -s.score)
-        decode = self.model.tokenizer.decode
-        for piece in memory.pending:
-            text = decode(list(piece.ids)).strip()
-            sources.append(Source(-1, 0.0, len(self.read), piece.source, piece.time, text, "window"))
-        return sources
+        return sources + waiting(memory, self.model.tokenizer, len(self.read))
+
+
+def waiting(memory: Memory, tokenizer: Any, layers: int) -> list[Source]:
+    """What waits in the window, as sources that so many layers read."""
+    return [
+        Source(-1, 0.0, layers, piece.source, piece.time, tokenizer.decode(list(piece.ids)).strip(), "window")
+        for piece in memory.pending
+    ]

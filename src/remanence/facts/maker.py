@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-UNKNOWN = "I don't know."
 """The answer to a question about something that was never stated."""
 
 ACKNOWLEDGE = "Noted."

@@ -20,8 +20,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from ..core.prompts import UNKNOWN
 from ..errors import ConfigError
-from ..facts.maker import ACKNOWLEDGE, RELATIONS, UNKNOWN, Fact, FactMaker, Subject, usable_words
+from ..facts.maker import ACKNOWLEDGE, RELATIONS, Fact, FactMaker, Subject, usable_words
 
 _LEAST_PROSE = 2_000  # tokens
 QUESTION, ANSWER = "Question: ", " Answer:"  # the built-in model's prompt around a question

@@ -24,9 +24,10 @@ from typing import IO, Any
 
 import zstandard
 
+from ..core.prompts import UNKNOWN
 from ..errors import InputError
 from ..facts.everyday import ask, casual, tell, topics, typed
-from ..facts.maker import RELATIONS, UNKNOWN, Fact, FactMaker, Subject
+from ..facts.maker import RELATIONS, Fact, FactMaker, Subject
 
 # How often each kind of lesson is drawn, of the kinds that there is material for.
 _SHARES = {"everyday": 0.40, "made_up": 0.06, "passages": 0.36, "story": 0.08, "prose": 0.10}

@@ -43,17 +43,17 @@ from torch import Tensor
 from ..core.attachment import VectorSlots
 from ..core.cache import MemoryCache
 from ..core.model import MemoryDecoder
+from ..core.prompts import UNKNOWN
 from ..core.search import Search, word_scores
 from ..errors import ConfigError
 from ..facts.everyday import lines
-from ..facts.maker import UNKNOWN
 from ..files import write_text, write_whole
 from .asking import Asking, replies
 from .lessons import Lessons
 from .log import logged
 from .merged import Merged
 from .settings import ReadingRun
-from .written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, stream_of
+from .written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, pick_one, stream_of
 
 CHECKPOINT, REPLIES = "checkpoint.safetensors", "replies.json"
 Show = Callable[[dict[str, Any]], None]
@@ -70,6 +70,9 @@ _PROSE = 128, 800, 32  # tokens of prose that are read, the characters they are 
 _PROSE_EVERY = 3  # steps
 _ALL_EVERY = 3  # steps; in the others half as many writes are read, which takes less time
 _MISSED_READ = 0.6  # share of the right writes the search missed that are read all the same
+_RIGHT = 0.65  # where writes are looked at one by one: how often it is the right one
+_BEHIND = 0.15  # and of these, how often the one behind it, which is read together with it
+_OTHER_TEXT = 0.5  # how often the end of another text stands before the beginning of one
 _SHORTEST = 500  # characters of a lesson
 _TRIES = 200  # lessons that may be too short, a stream
 _SAMPLE = 500  # lessons by which it is told how rare words are
@@ -393,19 +396,10 @@ class ReadingTrainer:
         pooled = config.N // config.K
         past = Past.draw(turns, self.bank, rng, generator, pooled=pooled, older=run.older)
         scores_QW, null_Q, figures = self._search(turns, past)
-        force = max(_FORCE_END, run.force - (run.force - _FORCE_END) * step / run.force_steps)
-        forced = (torch.rand(len(turns), generator=generator) < force) & (past.gold_Q >= 0)
-        best_Q = torch.maximum(scores_QW.masked_fill(~past.allowed_QW, -torch.inf).amax(1), null_Q)
-        scores_QW[forced, past.gold_Q[forced]] = best_Q[forced] + 1
-        retrieved = config.K0 // config.K
-        if step % _ALL_EVERY:
-            retrieved = -(-retrieved // 2)
-        turns = self._with_missed(turns, past, scores_QW, retrieved, generator)
-        picked = pick(
-            scores_QW, null_Q, past.allowed_QW & ~past.empty_Q[:, None],
-            [[] if empty else pool for pool, empty in zip(past.pools, past.empty_Q.tolist(), strict=True)],
-            retrieved, pooled, score_bias=config.score_bias, recency=config.recency,
-        )  # fmt: skip
+        if config.looks:
+            turns, picked = self._looked_at(turns, past, scores_QW, rng)
+        else:
+            turns, picked = self._together(turns, past, scores_QW, null_Q, generator)
         figures |= self._read(turns, picked)
         if step % _PROSE_EVERY == 0 and run.prose_weight:
             figures |= self._prose(rng)
@@ -419,6 +413,62 @@ class ReadingTrainer:
             "stage": "reading", "step": self.step, "total": self.step, "writes": len(self.bank),
             "tokens": self.tokens, "tokens_per_s": tokens / seconds, "s": seconds,
         }  # fmt: skip
+
+    def _looked_at(
+        self, turns: Sequence[Turn], past: Past, scores_QW: Tensor, rng: random.Random
+    ) -> tuple[list[Turn], Picked]:
+        """The turns as they are learnt from where each looks at one write (`MemoryConfig.looks`), and at which.
+
+        It is the right one, or one of those that the search takes for the best and that do not answer: then nothing is
+        known. So the reader learns both to read one write, and to tell whether it answers.
+        """
+        unknown, looks = self.asking.answer(UNKNOWN), self.model.config.looks
+        learnt, chosen = list(turns), list[tuple[int, ...]]()
+        for row, turn in enumerate(turns):
+            own, gold = self.bank.streams[turn.stream].writes, int(past.gold_Q[row])
+            wrong = scores_QW[row].masked_fill(~past.allowed_QW[row], -torch.inf)
+            if gold >= 0 and turn.asked is not None:
+                for answers in (gold, *(own[chunk] for chunk in turn.asked.older)):
+                    wrong[answers : answers + 2] = -torch.inf  # the write behind it is read together with it
+            best = wrong.topk(min(looks, len(wrong)))
+            others = best.indices[best.values > -torch.inf].tolist()
+            if gold >= 0 and (not others or rng.random() < _RIGHT):
+                write = gold + 1 if gold + 1 in own and rng.random() < _BEHIND else gold
+            elif others and not bool(past.empty_Q[row]):
+                write = rng.choice(others)
+                if turn.asked is not None and not turn.seen:
+                    learnt[row] = replace(turn, answer=unknown, asked=None)
+            else:
+                chosen.append(())
+                continue
+            before = write - 1
+            if write == self.bank.streams[int(self.bank.owner_W[write])].first:  # another text came before it
+                before = rng.choice(others) if others and rng.random() < _OTHER_TEXT else -1
+            elif write != gold + 1 and not past.allowed_QW[row, before]:
+                before = -1
+            chosen.append((write,) if before < 0 else (before, write))
+        return learnt, pick_one(chosen)
+
+    def _together(
+        self, turns: list[Turn], past: Past, scores_QW: Tensor, null_Q: Tensor, generator: torch.Generator
+    ) -> tuple[list[Turn], Picked]:
+        """The turns as they are learnt from where the best writes are read together, and what is read."""
+        run, step, config = self.settings, self.step, self.model.config
+        pooled = config.N // config.K
+        force = max(_FORCE_END, run.force - (run.force - _FORCE_END) * step / run.force_steps)
+        forced = (torch.rand(len(turns), generator=generator) < force) & (past.gold_Q >= 0)
+        best_Q = torch.maximum(scores_QW.masked_fill(~past.allowed_QW, -torch.inf).amax(1), null_Q)
+        scores_QW[forced, past.gold_Q[forced]] = best_Q[forced] + 1
+        retrieved = config.K0 // config.K
+        if step % _ALL_EVERY:
+            retrieved = -(-retrieved // 2)
+        turns = self._with_missed(turns, past, scores_QW, retrieved, generator)
+        picked = pick(
+            scores_QW, null_Q, past.allowed_QW & ~past.empty_Q[:, None],
+            [[] if empty else pool for pool, empty in zip(past.pools, past.empty_Q.tolist(), strict=True)],
+            retrieved, pooled, score_bias=config.score_bias, recency=config.recency,
+        )  # fmt: skip
+        return turns, picked
 
     def _with_missed(
         self, turns: Sequence[Turn], past: Past, scores_QW: Tensor, retrieved: int, generator: torch.Generator

@@ -22,8 +22,8 @@ from transformers.utils import logging
 
 from ..config import MemoryConfig
 from ..core.attachment import trained_positions
+from ..core.prompts import UNKNOWN
 from ..errors import ConfigError, RemanenceError
-from ..facts.maker import UNKNOWN
 from ..files import write_text, write_together
 from ..models import bases, checkpoint
 from ..models.decoders import load_config

@@ -237,6 +237,17 @@ def pick(
     return Picked(writes_QS, there_QS, bias_QS)
 
 
+def pick_one(chosen: Sequence[tuple[int, ...]]) -> Picked:
+    """What is read where each question looks at one write: the write before it, if there is one, and the write.
+
+    Args:
+        chosen: of each question the one or two writes, or none, in order.
+    """
+    writes = torch.tensor([[0] * (2 - len(some)) + list(some) for some in chosen])
+    there = torch.tensor([[False] * (2 - len(some)) + [True] * len(some) for some in chosen])
+    return Picked(writes, there, torch.zeros(len(chosen), 3))
+
+
 class LessonSlots:
     """The `SlotProvider` of questions that read a bank: per row [nothing; start vector; writes], as `ReadSlots` has it.
 

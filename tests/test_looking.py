@@ -1,0 +1,160 @@
+"""Looking at writes one by one: what a single write's slots are, which write is answered from, and what is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from conftest import BOS, close, random_ids
+from remanence import MemoryModel
+from remanence.config import MemoryConfig
+from remanence.core.looking import Looked, candidates, look, ranked
+from remanence.core.memory import Memory
+from remanence.core.prompts import UNKNOWN
+from remanence.errors import ConfigError
+from remanence.train.reading import ReadingTrainer
+from test_hf import plain_logits
+from test_reading import few, trainer_of  # noqa: F401
+from test_search import CHUNK, model_of
+
+
+def told(model: MemoryModel, chunks: int, rest: int = 0, seed: int = 0) -> Memory:
+    """A memory of whole chunks, and so many tokens that wait."""
+    memory = model.new_memory()
+    model.memorize(memory, bytes(random_ids(chunks * CHUNK + rest, seed)).decode())
+    return memory
+
+
+def read(model: MemoryModel, memories: list[Memory], writes: list[int | None], prompt: list[int]) -> Tensor:
+    """Logits of a prompt with each write [B, T, V]."""
+    with torch.no_grad(), model.reading(memories, writes=writes) as cache:
+        provider: Any = cache.provider
+        ids = torch.tensor([prompt] * len(writes))
+        mask = torch.cat([provider.mask(), torch.ones_like(ids)], 1)
+        places = mask.sum(1, keepdim=True) - len(prompt) + torch.arange(len(prompt))
+        return model.base(ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True).logits
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3", "olmo2"])
+def test_a_write_and_the_one_before_it_are_text_in_the_context(family: str, tokenizer: Any) -> None:
+    """The verbatim law: the first two writes give the plain model's logits with their text before the prompt."""
+    model, prompt = model_of(tokenizer, family), random_ids(5, 1)
+    memory = told(model, 6)
+    ids = random_ids(6 * CHUNK)
+    found = read(model, [memory] * 3, [1, 0, None], prompt)
+    for row, before in enumerate((ids[: 2 * CHUNK], ids[:CHUNK], [])):
+        close(found[row], plain_logits(model.base, [BOS, *before, *prompt])[-len(prompt) :])
+
+
+@pytest.mark.parametrize("store_dtype", ["float32", "int4", "tokens"])
+def test_rows_do_not_meet(store_dtype: str, tokenizer: Any) -> None:
+    """Writes of two memories side by side, some without one before them: as each alone."""
+    model, prompt = model_of(tokenizer, store_dtype=store_dtype), random_ids(5, 1)
+    one, other = told(model, 9), told(model, 4, seed=3)
+    memories: list[Memory] = [one, other, one, other, one]
+    writes: list[int | None] = [5, 0, 0, None, 6]
+    whole = read(model, memories, writes, prompt)
+    for row, (memory, write) in enumerate(zip(memories, writes, strict=True)):
+        if store_dtype != "tokens":  # where only tokens are kept, what is encoded again sees what is read with it
+            close(whole[row], read(model, [memory], [write], prompt)[0])
+    assert not torch.equal(whole[0], whole[4])
+
+
+def test_looking_is_reading_each_and_asking_whether_it_answers(tokenizer: Any) -> None:
+    """The odds of not saying "I don't know.", token by token, and a quarter of what the search says."""
+    model, prompt = model_of(tokenizer), random_ids(5, 1)
+    memory, unknown = told(model, 7), model.encode(UNKNOWN)
+    found = model.search([memory], [prompt])[0]
+    some = candidates(memory, found, 4)
+    assert len(some) == 4 and found.scores[some].min() >= found.scores.topk(4).values.min()
+    with model.attachment.hooks():
+        looked = look(model, memory, prompt, some, found, unknown)
+    for write, score in zip(looked.writes, looked.scores, strict=True):
+        likely = 1.0
+        for at, token in enumerate(unknown):
+            logits = read(model, [memory], [write], prompt + unknown[:at])[0, -1]
+            likely *= float(logits.softmax(-1)[token])
+        likely = min(max(likely, 1e-6), 1 - 1e-6)
+        expected = torch.log(torch.tensor((1 - likely) / likely)) + 0.25 * float(found.scores[write] - found.null)
+        close(torch.tensor(score), expected, room=1e-3)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 99)), min_size=1, max_size=8, unique_by=lambda each: each[1])
+)
+def test_the_newest_of_about_the_best_comes_first(each: list[tuple[float, int]]) -> None:
+    """All others are in order, and none is lost."""
+    looked = ranked([score for score, _ in each], [write for _, write in each])
+    best = max(score for score, _ in each)
+    assert looked.best == max(write for score, write in each if score > best - 1)
+    assert looked.scores[1:] == sorted(looked.scores[1:], reverse=True)
+    assert sorted(zip(looked.scores, looked.writes, strict=True)) == sorted(each)
+    assert Looked([], []).best is None
+
+
+def test_answers_come_from_one_write(tokenizer: Any) -> None:
+    """One or several at once, with beams, a forced write, what waits, and an empty memory."""
+    model = model_of(tokenizer, looks=3)
+    memories = [told(model, 6), told(model, 3, rest=4, seed=1), model.new_memory(), told(model, 0, rest=5, seed=2)]
+    asked = ["What is it?", "And who, and where?", "Why?", "When was that?"]
+    alone = [model.ask(m, q, max_new_tokens=4) for m, q in zip(memories, asked, strict=True)]
+    together = model.ask_batch(memories, asked, max_new_tokens=4)
+    assert [a.ids for a in alone] == [a.ids for a in together]
+    for answer, memory in zip(together, memories, strict=True):
+        looked = [source.write for source in answer.sources if source.write >= 0]
+        assert len(looked) == min(3, memory.write_count) == len(set(looked))
+        assert all(0 <= write < memory.write_count for write in looked)
+        assert ("window" in [source.where for source in answer.sources]) == bool(memory.pending)
+        expected = {looked[0], max(0, looked[0] - 1)} if looked else set()
+        assert answer.read == [expected] * memory.layers
+    assert together[0].sources[0].where in ("long-term", "short-term") and together[0].sources[0].text
+    [forced] = model.ask_batch(memories[:1], asked[:1], force=[2], max_new_tokens=4)
+    assert [source.write for source in forced.sources] == [2]
+    assert len(model.ask(memories[0], asked[0], max_new_tokens=4, num_beams=3).ids) <= 4
+
+
+def test_it_needs_one_search(tokenizer: Any) -> None:
+    """And a long-term store with a start vector."""
+    with pytest.raises(ConfigError, match="looks"):
+        MemoryConfig(looks=4)
+    plain, looking = model_of(tokenizer), model_of(tokenizer, looks=4)
+    assert plain.fingerprint == looking.fingerprint  # the memories are the same
+
+
+def test_what_is_learnt_is_read_or_unknown(
+    trainer_of: Callable[..., ReadingTrainer],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A question whose answer is learnt reads the write that has it; one that does not learns that nothing is known."""
+    trainer = trainer_of(tmp_path, asks=40)
+    trainer.model.config = trainer.model.config.replace(looks=3)
+    unknown, seen, checked = trainer.asking.answer(UNKNOWN), {True: 0, False: 0}, trainer._looked_at
+
+    def check(turns: Any, past: Any, scores: Tensor, rng: Any) -> Any:
+        learnt, picked = checked(turns, past, scores, rng)
+        for row, (turn, now) in enumerate(zip(turns, learnt, strict=True)):
+            read = set(picked.writes_QS[row][picked.there_QS[row]].tolist())
+            gold = int(past.gold_Q[row])
+            assert len(read) <= 2 and all(past.allowed_QW[row, write] or write in (gold, gold + 1) for write in read)
+            if turn.kind == "chat" or turn.seen:
+                assert now == turn
+            elif now.answer != unknown:
+                assert gold in read and now == turn
+                seen[True] += 1
+            elif turn.asked is not None:
+                assert gold not in read
+                seen[False] += 1
+        assert not picked.bias_QS.any()
+        return learnt, picked
+
+    monkeypatch.setattr(trainer, "_looked_at", check)
+    figures = [trainer.train_step() for _ in range(3)]
+    assert all(0 < one["loss"] < 20 for one in figures) and min(seen.values()) > 5
