@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import build_tokenizer
 from remanence import ConfigError, InputError, MemoryModel, MemoryStore
-from remanence.core.forgetting import Wanted
+from remanence.core.forgetting import Wanted, retell
 from remanence.core.memory import Memory, Pending
 from test_cli import refused, run
 from test_search import CHUNK, model_of
@@ -286,3 +287,50 @@ def test_what_config_begins_with_stays_whole(model: MemoryModel) -> None:
     finally:
         model.shipped = None
     assert memory.write_count * CHUNK <= memory.tokens
+
+
+# Writing again --------------------------------------------------------------------------------------------------------
+
+
+def test_rebuilt_is_as_told(model: MemoryModel, tokenizer: Any) -> None:
+    """By the same model the same memory; by another one the same texts."""
+    memory = told(model, [*texts(1, 9), "It waits."])
+    again, whole = retell(model, memory.meta()["writes"], memory.meta()["pending"], memory.model)
+    assert whole
+    alike(again, memory)
+    other = model_of(tokenizer, "qwen3", pool_tokens=3 * CHUNK)
+    moved, whole = retell(other, memory.meta()["writes"], memory.meta()["pending"], memory.model)
+    assert moved.model == other.fingerprint and not whole and memory.pending
+    assert everything(memory, model).startswith(everything(moved, other)) and moved.write_count == memory.write_count
+    silent = model_of(tokenizer, keep_text=False)
+    with pytest.raises(InputError, match="keeps no texts"):
+        retell(silent, told(silent, texts(1, 9)).meta()["writes"], [], silent.fingerprint)
+
+
+def test_a_damaged_memory_is_rebuilt(home: Path) -> None:
+    """`verify` finds what is wrong, `rebuild` keeps what is sound and says what is lost."""
+    text = " ".join(SENTENCES * 6)
+    run(home, "memorize", "--memory", "ada", stdin=f"{text} {SECRET}")
+    run(home, "memorize", "--memory", "bob", stdin=text)
+    sound = run(home, "memory", "verify")
+    assert sound.returncode == 0 and sound.stdout.split() == ["ada", "sound", "bob", "sound"]
+    store = MemoryStore(home)
+    before = store.load("ada")
+    [path] = store.path("ada").glob("long-*")
+    path.write_bytes(path.read_bytes()[:-1])
+    found = run(home, "memory", "verify", "--json")
+    assert found.returncode == 1 and json.loads(found.stdout)["sound"] == ["bob"]
+    assert path.name in json.loads(found.stdout)["damaged"]["ada"][0]
+    refused(run(home, "ask", "Who?", "--memory", "ada"), path.name)
+    done = run(home, "memory", "rebuild", "ada")
+    assert done.returncode == 0 and "written again" in done.stderr and "lost" not in done.stderr
+    assert run(home, "memory", "verify", "ada").returncode == 0
+    after = MemoryStore(home).load("ada")
+    assert after.writes == before.writes and after.pending_ids == before.pending_ids
+    db = sqlite3.connect(home / "catalogue.sqlite")
+    db.execute("UPDATE writes SET text = 'something else' WHERE \"index\" = 1 AND text LIKE '%Ada%'")
+    db.commit()
+    db.close()
+    lossy = json.loads(run(home, "memory", "rebuild", "ada", "--json").stdout)
+    assert lossy["lost_writes"] == [1] and lossy["lost_waiting"] is False
+    assert lossy["memory_tokens"] < after.tokens

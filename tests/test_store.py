@@ -1269,3 +1269,59 @@ def test_newer_versions_are_refused(store: MemoryStore) -> None:
     for call in (store.list, lambda: store.load("ada"), lambda: store.save("ada", start())):
         with pytest.raises(IncompatibleMemory, match="format 4, this version reads up to 3; upgrade"):
             call()
+
+
+# Checking and saving what is sound -----------------------------------------------------------------------------------
+
+
+def test_verify_names_every_damaged_file(store: MemoryStore) -> None:
+    """And nothing of a sound memory."""
+    memory = add(start(), 3)
+    for _ in range(3):
+        store.save("ada", add(memory))
+    store.save("bob", add(start(), 2, "bob"))
+    assert store.verify("ada") == store.verify("bob") == ()
+    broken = [name for name in files(store) if name.startswith("long-")][:2]
+    for name in broken:
+        path = store.path("ada") / name
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    found = store.verify("ada")
+    assert len(found) == 2 and all(any(name in line for line in found) for name in broken)
+    assert store.verify("bob") == ()
+    query(store, "UPDATE writes SET time = time + 1 WHERE text = 'bob wrote 1'")
+    assert len(store.verify("bob")) == 1 and "write 1" in store.verify("bob")[0]
+    with pytest.raises(UnknownMemory):
+        store.verify("carl")
+
+
+def test_what_is_sound_is_salvaged(store: MemoryStore) -> None:
+    """Each changed row is left out, and each missing one; the others are as they were written."""
+    memory = add(start(), 7)
+    memory.pending.append(Pending("a label", 12.5, (1, 2, 3)))
+    store.save("ada", memory)
+    whole = store.salvage("ada")
+    assert whole.writes == store.meta("ada")["writes"] and not whole.lost and whole.model == "m"
+    assert whole.pending == [{"source": "a label", "time": 12.5, "ids": [1, 2, 3]}]
+    query(store, "UPDATE writes SET text = 'other' WHERE \"index\" = 2")
+    query(store, "UPDATE writes SET digest = 'no digest' WHERE \"index\" = 4")
+    query(store, 'DELETE FROM writes WHERE "index" = 6')
+    with pytest.raises(MemoryCorrupt):
+        store.load("ada")
+    left = store.salvage("ada")
+    assert left.lost == [2, 4, 5, 6]  # 5 continues a digest that nobody wrote
+    assert left.writes == [write for write in whole.writes if write["index"] in (0, 1, 3)]
+    query(store, "UPDATE pending SET source = 'b label'")
+    assert store.salvage("ada").pending is None
+    with pytest.raises(UnknownMemory):
+        store.salvage("carl")
+
+
+def test_nobody_writes_what_is_held(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 2))
+    with store.hold("ada"):
+        with pytest.raises(MemoryBusy):
+            MemoryStore(store.root).save("ada", add(start(), 1))
+        store.save("ada", add(start(), 5), whole=True)
+    assert store.load("ada").write_count == 5

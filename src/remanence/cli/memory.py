@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+import time
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import ConfigError
-from .output import Json, Store, open_store, put, put_json, say
+from ..models.names import DEFAULT_MODEL
+from .output import Json, Model, Store, bar, load_model, open_store, put, put_json, say
+from .stopping import stoppable
 
 app = typer.Typer(help="List, show and delete memories.", no_args_is_help=True)
 _LAST = 5  # writes that `show` shows
@@ -92,12 +95,13 @@ def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
     pieces = [(w["source"], w["time"], w["tokens"], w["index"]) for w in meta["writes"]]
     pieces += [(p["source"], p["time"], len(p["ids"]), None) for p in meta["pending"]]
-    for source, time, tokens, write in pieces:
-        if told and (told[-1]["source"], told[-1]["time"]) == (source, time) and write is not None:
+    for source, told_at, tokens, write in pieces:
+        if told and (told[-1]["source"], told[-1]["time"]) == (source, told_at) and write is not None:
             told[-1]["tokens"] += tokens
             told[-1]["writes"][1] = write
         else:
-            told.append({"what": "told", "time": time, "tokens": tokens, "source": source, "writes": [write, write]})
+            writes = [write, write]
+            told.append({"what": "told", "time": told_at, "tokens": tokens, "source": source, "writes": writes})
     gone = [{"what": "forgotten", **one} for one in meta.get("forgotten", ())]
     return sorted(told + gone, key=lambda event: event["time"])
 
@@ -106,6 +110,77 @@ def _info(info: Any) -> dict[str, Any]:
     import dataclasses
 
     return dataclasses.asdict(info)
+
+
+@app.command("verify")
+def memory_verify(
+    name: Annotated[str | None, typer.Argument(help="The memory's name; all memories if not given.")] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Check every row and every byte of a memory, or of all. Ends with code 1 if something is damaged.
+
+    Example: remanence memory verify
+    """
+    shelf = open_store(store)
+    if name is not None:
+        damage = {name: list(shelf.verify(name))}
+    else:
+        infos = shelf.list()
+        damage = {i.name or "(no name)": [i.damage] if i.damage else list(shelf.verify(i.name)) for i in infos}
+    if as_json:
+        sound = [one for one, found in damage.items() if not found]
+        put_json({"sound": sound, "damaged": {one: found for one, found in damage.items() if found}})
+    else:
+        for one, found in damage.items():
+            for line in found or ["sound"]:
+                put(f"{one:<24} {line}")
+        if not damage:
+            say("No memories yet.")
+    if any(damage.values()):
+        raise typer.Exit(1)
+
+
+@app.command("rebuild")
+def memory_rebuild(
+    name: Annotated[str, typer.Argument(help="The memory's name.")],
+    model: Model = DEFAULT_MODEL,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Write a memory's texts again: for another model or new weights, or because its files are damaged.
+
+    What is sound of the texts is kept, and what is lost is said. Until all is written the old memory stays.
+
+    Example: remanence memory rebuild ada --model smollm2
+    """
+    shelf = open_store(store)
+    with stoppable(), shelf.hold(name):
+        from ..core.forgetting import retell
+
+        salvaged = shelf.salvage(name)
+        loaded = load_model(model)
+        began = time.perf_counter()
+        with bar("writing again") as update:
+            memory, waiting = retell(loaded, salvaged.writes, salvaged.pending or [], salvaged.model, progress=update)
+        memory.forgotten = salvaged.forgotten
+        shelf.save(name, memory, whole=True)
+        seconds = time.perf_counter() - began
+    lost = list(salvaged.lost)
+    if as_json:
+        put_json({
+            "memory": name, "model": memory.model, "memory_tokens": memory.tokens, "lost_writes": lost,
+            "lost_waiting": salvaged.pending is None or not waiting, "seconds": round(seconds, 4),
+        })  # fmt: skip
+        return
+    much = memory.tokens + len(memory.pending_ids)
+    say(f"{name}: {much:,} tokens written again for {memory.model} in {seconds:.1f} s.")
+    if lost:
+        say(f"The text of {len(lost):,} writes was damaged and is lost: {', '.join(map(str, lost[:20]))}.")
+    if salvaged.pending is None:
+        say("What waited to be written was damaged and is lost.")
+    elif not waiting:
+        say(f"What waited to be written is lost: only {salvaged.model.rpartition('-')[0]} can read its tokens.")
 
 
 @app.command("delete")

@@ -132,19 +132,61 @@ def forget(
     again = sum(len(piece.ids) for piece in stays)
     if not dry_run:
         earlier = model.before(memory, first)
-        done = 0
-        for piece in stays:
-            begun = done
-
-            def further(at: int, _: int, begun: int = begun) -> None:
-                if progress is not None:
-                    progress(min(again, begun + at), again)
-
-            model.take(earlier, list(piece.ids), piece.source, piece.time, further)
-            done += len(piece.ids)
+        _write(model, earlier, stays, progress)
         earlier.note_forgotten(clock.time(), lost)
         memory.become(earlier, first)
     return Forgotten(texts, lost, first, again)
+
+
+def retell(
+    model: Any,
+    writes: Sequence[dict[str, Any]],
+    pending: Sequence[dict[str, Any]],
+    wrote: str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Memory, bool]:
+    """A new memory of the texts of an old one, which another model may have written.
+
+    Args:
+        model: a `MemoryModel`, which writes.
+        writes, pending: as in `Memory.meta`.
+        wrote: the fingerprint of the old one's model. What waits is kept as tokens, which a model of the same name can
+            read.
+        progress: called with (tokens done, tokens in all) after every write.
+
+    Returns:
+        The memory; and whether all that waited is in it.
+
+    Raises:
+        InputError: the memory keeps no texts.
+    """
+    if any(write["text"] is None for write in writes):
+        raise InputError("this memory keeps no texts (keep_text), so they cannot be written again.")
+    records = [Write(**(write | {"pieces": tuple(map(tuple, write["pieces"]))})) for write in writes]
+    told = [piece for write in records for piece in _pieces(write)]
+    readable = not pending or wrote.rpartition("-")[0] == model.fingerprint.rpartition("-")[0]
+    told += [_Told(-1, model.text_of(p["ids"]), p["source"], p["time"]) for p in pending if readable]
+    memory: Memory = model.new_memory()
+    stays = list(_stays(model, told, [[] for _ in told]))
+    _write(model, memory, stays, progress)
+    return memory, readable
+
+
+def _write(
+    model: Rewriter, memory: Memory, pieces: Sequence[Pending], progress: Callable[[int, int], None] | None
+) -> None:
+    """Write pieces one after the other; progress is that of all of them."""
+    done, total = 0, sum(len(piece.ids) for piece in pieces)
+    for piece in pieces:
+        begun = done
+
+        def further(at: int, _: int, begun: int = begun) -> None:
+            if progress is not None:
+                progress(min(total, begun + at), total)
+
+        model.take(memory, list(piece.ids), piece.source, piece.time, further)
+        done += len(piece.ids)
 
 
 def _pieces(write: Write) -> Iterator[_Told]:

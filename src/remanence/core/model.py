@@ -238,7 +238,7 @@ class MemoryDecoder(nn.Module):
         if memory.model != self.fingerprint:
             raise IncompatibleMemory(
                 f"this memory was written by model {memory.model!r}; this is {self.fingerprint!r}. "
-                "Open it with the model that wrote it, or start a new memory."
+                "Open it with the model that wrote it, or write its texts again for this one: remanence memory rebuild"
             )
 
     # Writing ----------------------------------------------------------------------------------------------------------

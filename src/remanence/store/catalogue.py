@@ -35,6 +35,7 @@ from .rows import (
     WRITE,
     File,
     MemoryInfo,
+    Salvaged,
     Segment,
     Stored,
     chained,
@@ -45,6 +46,8 @@ from .rows import (
 CATALOGUE, MEMORIES = "catalogue.sqlite", "memories"
 NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
+_KEYS = ("index", "source", "time", "first_token", "tokens", "text", "pieces")  # of a write in `Memory.meta`
+_MISSING = 100_000  # a count of writes that is off by more is damaged itself
 _SECONDS = 30.0  # to wait for another process's transaction
 _ERASE_SECONDS = 5.0  # to wait for readers when deleted text is to leave the log
 
@@ -241,16 +244,44 @@ class Catalogue:
                 raise self._changed(name, f"write {len(rows)} is missing")
         if len(rows) != row["writes"]:
             raise self._changed(name, f"it has {len(rows)} writes, expected {row['writes']}")
-        keys = ("index", "source", "time", "first_token", "tokens", "text", "pieces")
         try:
             meta = dict(json.loads(row["meta"]))
             meta["pending"] = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in pending]
-            meta["writes"] = [dict(zip(keys, values, strict=False)) for values in rows]
+            meta["writes"] = [dict(zip(_KEYS, values, strict=False)) for values in rows]
             for write in meta["writes"]:
                 write["pieces"] = json.loads(write["pieces"] or "[]")
         except (ValueError, TypeError) as error:  # only rows of format 1, which have no digest
             raise self._changed(name, f"it has values that cannot be read ({type(error).__name__})") from error
         return Stored(id, found[2], File(row["file"], row["sha256"], row["bytes"]), segments, meta)
+
+    def salvaged(self, db: sqlite3.Connection, name: str) -> Salvaged | None:
+        """What of a memory's texts is as it was written, row by row; None if there is no memory of that name."""
+        found = self.find(db, name)
+        if found is None or not found[2]:
+            return None
+        id, checked = found[0], _format(db) > 1
+        pending: list[dict[str, Any]] | None = None
+        model, forgotten = "", list[dict[str, float]]()
+        with suppress(MemoryCorrupt, ValueError, TypeError, LookupError):
+            row, _, _, waiting = self._sealed(db, name, *found)
+            meta = json.loads(row["meta"])
+            model, forgotten = meta["model"], meta.get("forgotten", [])
+            pending = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in waiting]
+        columns = columns_of_writes(_format(db)) + (", digest" if checked else "")
+        rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
+        writes, before = list[dict[str, Any]](), id
+        for values in rows:
+            row_values, own = (values[:-1], values[-1]) if checked else (values, None)
+            if own is None or own == next(chained(before, [row_values])):
+                write = dict(zip(_KEYS, row_values, strict=True))
+                writes.append(write | {"pieces": json.loads(write["pieces"] or "[]")})
+            before = own if isinstance(own, str) else ""
+        there = {write["index"] for write in writes}
+        (count,) = db.execute("SELECT writes FROM generations WHERE memory = ?", [id]).fetchone()
+        last = max(
+            [count - 1 if isinstance(count, int) else -1, *there, *(r[0] for r in rows if isinstance(r[0], int))]
+        )
+        return Salvaged(writes, [index for index in range(last + 1) if index not in there], pending, model, forgotten)
 
     def _sealed(
         self, db: sqlite3.Connection, name: str, id: str, created: float, generation: int
@@ -412,8 +443,8 @@ class Catalogue:
 
     def _changed(self, name: str, what: str) -> MemoryCorrupt:
         return MemoryCorrupt(
-            f"the catalogue {self.path}: {what}, in memory {name!r}. Restore the store from a backup, or delete the "
-            "memory and memorize its text again."
+            f"the catalogue {self.path}: {what}, in memory {name!r}. Restore the store from a backup, or save "
+            f"what is sound of its texts: remanence memory rebuild {name}"
         )
 
     def unknown(self, db: sqlite3.Connection, name: str) -> Unknown | MemoryCorrupt:

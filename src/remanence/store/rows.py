@@ -121,6 +121,22 @@ class Stored:
     meta: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Salvaged:
+    """What of a memory's texts is as it was written.
+
+    writes: their columns, as dicts; without those of `lost`, which were changed or are missing. pending: what waits, as
+    in `Memory.meta`; None if it was changed. model: the fingerprint of the model that wrote it, or "". forgotten: as of
+    `Memory.meta`.
+    """
+
+    writes: list[dict[str, Any]]
+    lost: list[int]
+    pending: list[dict[str, Any]] | None
+    model: str
+    forgotten: list[dict[str, float]]
+
+
 def digest(*values: Any) -> str:
     """SHA-256 of numbers, texts and None, such that different values, and different types, have different digests."""
     sha256 = hashlib.sha256()

@@ -110,7 +110,7 @@ def _version() -> str:
 def verify(folder: Path, file: File, name: str) -> None:
     """Raise `MemoryCorrupt` unless a file of memory `name` is byte for byte what was saved."""
     path = folder / file.name
-    advice = f"Restore the folder from a backup, or delete memory {name!r} and memorize its text again."
+    advice = f"Restore the folder from a backup, or write its texts again: remanence memory rebuild {name}"
     try:
         with path.open("rb") as data:
             size = os.fstat(data.fileno()).st_size
@@ -174,5 +174,5 @@ def _joined(folder: Path, segments: list[Segment], base: int, key: str, per_writ
 def _unfit(name: str, reason: str) -> MemoryCorrupt:
     return MemoryCorrupt(
         f"memory {name!r}: catalogue.sqlite and the memory's files do not fit together ({reason}). Restore the store "
-        "from a backup, or delete the memory and memorize its text again."
+        f"from a backup, or write its texts again: remanence memory rebuild {name}"
     )

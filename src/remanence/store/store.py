@@ -36,7 +36,7 @@ from filelock import FileLock, Timeout
 from ..errors import ConfigError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
 from .catalogue import NAME, Catalogue, segments, transaction
-from .rows import MemoryInfo, Stored
+from .rows import MemoryInfo, Salvaged, Stored
 
 if TYPE_CHECKING:
     from ..core.memory import Memory, Write
@@ -218,6 +218,55 @@ class MemoryStore:
         """
         _check_name(name)
         return self._stored(name).meta
+
+    def verify(self, name: str) -> tuple[str, ...]:
+        """What is wrong with a memory, in words; nothing if every row and file is as it was saved.
+
+        Reads all of its files.
+
+        Raises:
+            UnknownMemory: no memory of that name.
+        """
+        from .segments import verify
+
+        _check_name(name)
+        try:
+            stored = self._stored(name)
+        except MemoryCorrupt as error:
+            return (str(error),)
+        damage = []
+        for file in [stored.state, *(segment.file for segment in stored.segments)]:
+            try:
+                verify(self._catalogue.folder(stored.id), file, name)
+            except MemoryCorrupt as error:
+                damage.append(str(error))
+        if damage and self._generation(name) != (stored.id, stored.generation):
+            return self.verify(name)  # a save went by and took its old files with it
+        return tuple(damage)
+
+    def salvage(self, name: str) -> Salvaged:
+        """What of a memory's texts is as it was written, also of a damaged one. No tensor is read.
+
+        Raises:
+            UnknownMemory: no memory of that name.
+        """
+        _check_name(name)
+        with self._catalogue.errors(), self._catalogue.connect() as db, transaction(db, "BEGIN"):
+            salvaged = self._catalogue.salvaged(db, name)
+            if salvaged is None:
+                raise self._catalogue.unknown(db, name)
+            return salvaged
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Hold a memory for writing without loading it: nobody else writes it until the block ends.
+
+        Raises:
+            MemoryBusy: someone else has it open.
+        """
+        _check_name(name)
+        with self._locked(name):
+            yield
 
     def exists(self, name: str) -> bool:
         """Whether there is a memory of that name."""
