@@ -1325,3 +1325,68 @@ def test_nobody_writes_what_is_held(store: MemoryStore) -> None:
             MemoryStore(store.root).save("ada", add(start(), 1))
         store.save("ada", add(start(), 5), whole=True)
     assert store.load("ada").write_count == 5
+
+
+# Copies --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"store_dtype": "int4"}, {"long_term": False}], ids=str)
+def test_exported_and_imported_is_the_same(changes: dict[str, Any], store: MemoryStore, tmp_path: Path) -> None:
+    """On another machine, bit for bit; it goes on alike."""
+    memory = add(start(small(**changes)), 7)
+    memory.pending.append(Pending("a label", 12.5, (1, 2, 3)))
+    store.save("ada", memory)
+    store.export("ada", tmp_path / "ada.memory")
+    assert (tmp_path / "ada.memory").stat().st_mode & 0o077 == 0
+    there = MemoryStore(tmp_path / "there")
+    there.import_(tmp_path / "ada.memory", "bob")
+    assert state(there.load("bob")) == state(memory) and there.verify("bob") == ()
+    assert state(add(there.load("bob"))) == state(add(memory))
+    with pytest.raises(InputError, match="exists already"):
+        store.export("ada", tmp_path / "ada.memory")
+    with pytest.raises(InputError, match="already"):
+        there.import_(tmp_path / "ada.memory", "bob")
+    store.export("ada", tmp_path / "silent.memory", texts=False)
+    assert b"ada wrote" in (tmp_path / "ada.memory").read_bytes()
+    assert b"wrote" not in (tmp_path / "silent.memory").read_bytes()
+    silent = there.import_(tmp_path / "silent.memory", "silent")
+    assert silent.write_count == 7 and not silent.pending and silent.writes[0].text is None
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["ada.memory", "silent.memory"]
+
+
+def test_an_exported_file_that_was_changed_is_refused(store: MemoryStore, tmp_path: Path) -> None:
+    """Any byte of it, and any length."""
+    store.save("ada", add(start(), 3))
+    path = tmp_path / "ada.memory"
+    store.export("ada", path)
+    data, right = path.read_bytes(), state(store.load("ada"))
+    rng, broken = random.Random(1), tmp_path / "broken.memory"
+    for at in [rng.randrange(len(data)) for _ in range(150)]:
+        changed = bytearray(data)
+        changed[at] ^= 1 << rng.randrange(8)
+        broken.write_bytes(changed)
+        try:
+            found = MemoryStore(tmp_path / f"s{at}").import_(broken, "x")
+        except (MemoryCorrupt, InputError, IncompatibleMemory):
+            continue
+        assert state(found) == right, at  # a byte that means nothing, such as a file's time
+    for length in (0, 10, len(data) // 2, len(data) - 1):
+        broken.write_bytes(data[:length])
+        with pytest.raises((MemoryCorrupt, InputError)):
+            MemoryStore(tmp_path / "t").import_(broken, "x")
+    with pytest.raises(InputError, match="no file"):
+        store.import_(tmp_path / "nothing", "x")
+
+
+def test_a_fork_goes_its_own_way(store: MemoryStore) -> None:
+    store.save("ada", add(start(), 3))
+    store.fork("ada", "bob")
+    store.save("bob", add(store.load("bob"), 2))
+    assert store.load("ada").write_count == 3 and store.load("bob").write_count == 5
+    store.delete("ada")
+    assert store.verify("bob") == ()
+    with pytest.raises(UnknownMemory):
+        store.fork("ada", "carl")
+    with pytest.raises(InputError, match="already"):
+        store.fork("bob", "bob")
+    assert not store.exists("carl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -181,6 +182,61 @@ def memory_rebuild(
         say("What waited to be written was damaged and is lost.")
     elif not waiting:
         say(f"What waited to be written is lost: only {salvaged.model.rpartition('-')[0]} can read its tokens.")
+
+
+@app.command("fork")
+def memory_fork(
+    name: Annotated[str, typer.Argument(help="The memory's name.")],
+    new: Annotated[str, typer.Argument(help="The copy's name.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a memory; from then on each goes its own way.
+
+    Example: remanence memory fork ada ada-before-the-move
+    """
+    open_store(store).fork(name, new)
+    if as_json:
+        put_json({"memory": new})
+    else:
+        say(f"{new} is a copy of {name}.")
+
+
+@app.command("export")
+def memory_export(
+    name: Annotated[str, typer.Argument(help="The memory's name.")],
+    file: Annotated[Path, typer.Argument(help="The file; it must not exist.")],
+    texts: Annotated[bool, typer.Option(help="With the texts.")] = True,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Write a memory to one file, for another machine or for keeping.
+
+    Example: remanence memory export ada ada.memory
+    """
+    open_store(store).export(name, file, texts=texts)
+    if as_json:
+        put_json({"file": str(file), "bytes": file.stat().st_size})
+    else:
+        say(f"{name} is in {file}, {file.stat().st_size / 1e6:,.1f} MB.")
+
+
+@app.command("import")
+def memory_import(
+    file: Annotated[Path, typer.Argument(help="A file that `export` wrote.")],
+    name: Annotated[str, typer.Argument(help="The name that it is to have; it must be free.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Take in a memory that was exported.
+
+    Example: remanence memory import ada.memory ada
+    """
+    memory = open_store(store).import_(file, name)
+    if as_json:
+        put_json({"memory": name, "model": memory.model, "memory_tokens": memory.tokens})
+    else:
+        say(f"{name}: {memory.tokens:,} tokens, written by {memory.model}.")
 
 
 @app.command("delete")

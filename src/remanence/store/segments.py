@@ -88,7 +88,7 @@ def _write_file(folder: Path, name: str, tensors: dict[str, Tensor]) -> File:
     found: list[tuple[str, int]] = []
 
     def write(path: Path) -> None:
-        save_file(tensors, path, metadata={"format": str(FORMAT), "remanence": _version()})
+        save_file(tensors, path, metadata={"format": str(FORMAT), "remanence": version()})
         with path.open("rb") as file:
             found.append((hashlib.file_digest(file, "sha256").hexdigest(), file.tell()))
 
@@ -96,7 +96,7 @@ def _write_file(folder: Path, name: str, tensors: dict[str, Tensor]) -> File:
     return File(name, *found[0])
 
 
-def _version() -> str:
+def version() -> str:
     """The version of Remanence, for the files' headers."""
     try:
         return metadata.version("remanence")

@@ -33,7 +33,7 @@ from weakref import WeakKeyDictionary
 import platformdirs
 from filelock import FileLock, Timeout
 
-from ..errors import ConfigError, MemoryBusy, MemoryCorrupt
+from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
 from .catalogue import NAME, Catalogue, segments, transaction
 from .rows import MemoryInfo, Salvaged, Stored
@@ -267,6 +267,55 @@ class MemoryStore:
         _check_name(name)
         with self._locked(name):
             yield
+
+    def export(self, name: str, path: Path | str, *, texts: bool = True) -> None:
+        """Write a memory to one file that `import_` takes on any machine.
+
+        Args:
+            name: of the memory.
+            path: a file that does not exist.
+            texts: False leaves out the texts, and what waits to be written.
+
+        Raises:
+            UnknownMemory: no memory of that name.
+            InputError: there is such a file already.
+        """
+        from .portable import pack
+
+        memory = self.load(name)
+        with self._catalogue.errors():
+            pack(memory, Path(path), texts=texts)
+
+    def import_(self, path: Path | str, name: str) -> Memory:
+        """Save the memory in an exported file under a name that is free.
+
+        Raises:
+            InputError: no such file, or the name is taken.
+            MemoryCorrupt: the file was changed.
+        """
+        from .portable import unpack
+
+        _check_name(name)
+        with self._catalogue.errors():
+            memory = unpack(Path(path))
+        self._save_new(name, memory)
+        return memory
+
+    def fork(self, name: str, new: str) -> None:
+        """A copy of a memory under a name that is free; from then on each goes its own way. They share no file.
+
+        Raises:
+            UnknownMemory: no memory of that name.
+            InputError: the new name is taken.
+        """
+        _check_name(new)
+        self._save_new(new, self.load(name))
+
+    def _save_new(self, name: str, memory: Memory) -> None:
+        with self.hold(name):
+            if self.exists(name):
+                raise InputError(f"there is a memory {name!r} already; choose another name.")
+            self.save(name, memory)
 
     def exists(self, name: str) -> bool:
         """Whether there is a memory of that name."""

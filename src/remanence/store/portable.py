@@ -1,0 +1,135 @@
+"""A memory as one file that can be moved to another machine: a ZIP archive of plain parts.
+
+    manifest.json       format, version, settings, and size and SHA-256 of the other parts
+    texts.jsonl         a line for every write and every text that waits
+    memory.safetensors  pool, long-term vectors, search keys
+
+The archive's comment is the SHA-256 of the manifest. Nothing is compressed, as vectors hardly can be; nothing is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from ..core.memory import Memory
+from ..errors import ConfigError, IncompatibleMemory, InputError, MemoryCorrupt
+from ..files import write_whole
+from .segments import version
+
+FORMAT = 1
+_MANIFEST, _TEXTS, _TENSORS = "manifest.json", "texts.jsonl", "memory.safetensors"
+_BLOCK = 1 << 20
+_MOST_MANIFEST = 16 << 20  # bytes
+
+
+def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
+    """Write a memory to one file, whole or not at all.
+
+    Args:
+        memory: stays as it is.
+        path: must not exist.
+        texts: False leaves out the texts of writes, and what waits, which is text as well.
+
+    Raises:
+        InputError: there is such a file already.
+    """
+    if path.exists():
+        raise InputError(f"{path} exists already; choose another name.")
+    meta = memory.meta()
+    writes, pending = meta.pop("writes"), meta.pop("pending")
+    if not texts:
+        writes, pending = [write | {"text": None, "pieces": ()} for write in writes], []
+    lines = [json.dumps({"write": one}, ensure_ascii=False) for one in writes]
+    lines += [json.dumps({"waits": one}, ensure_ascii=False) for one in pending]
+
+    def write(to: Path) -> None:
+        part = to.with_name(f"{to.name}.part")
+        try:
+            tensors = {key: value.detach().cpu().contiguous() for key, value in memory.tensors().items()}
+            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+            save_file(tensors, part)
+            body = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
+            files = {_TEXTS: _digest(io.BytesIO(body))}
+            with part.open("rb") as data:
+                files[_TENSORS] = _digest(data)
+            manifest = json.dumps(
+                {"format": FORMAT, "remanence": version(), "meta": meta, "files": files}, ensure_ascii=False
+            ).encode()
+            with zipfile.ZipFile(to, "w", zipfile.ZIP_STORED) as archive:
+                archive.comment = hashlib.sha256(manifest).hexdigest().encode()
+                archive.writestr(_MANIFEST, manifest)
+                archive.writestr(_TEXTS, body)
+                archive.write(part, _TENSORS)
+        finally:
+            part.unlink(missing_ok=True)
+
+    write_whole(path, write, private=True)
+
+
+def unpack(path: Path) -> Memory:
+    """The memory in such a file, on the CPU; every part is checked before it is used.
+
+    Raises:
+        InputError: no file, or no such archive.
+        MemoryCorrupt: a part is missing or was changed.
+        IncompatibleMemory: a newer version of Remanence wrote it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {info.filename: info.file_size for info in archive.infolist()}
+            if _MANIFEST not in names or names[_MANIFEST] > _MOST_MANIFEST:
+                raise InputError(f"{path} is no exported memory.")
+            packed = archive.read(_MANIFEST)
+            if hashlib.sha256(packed).hexdigest().encode() != archive.comment:
+                raise _changed(path, _MANIFEST)
+            manifest = json.loads(packed)
+            if manifest["format"] > FORMAT:
+                raise IncompatibleMemory(
+                    f"{path} has format {manifest['format']}, this version reads up to {FORMAT}; upgrade remanence."
+                )
+            parts = {name: _checked(archive, name, manifest["files"][name], path) for name in (_TEXTS, _TENSORS)}
+        lines = [json.loads(line) for line in parts[_TEXTS].decode("utf-8", "surrogatepass").splitlines()]
+        meta: dict[str, Any] = manifest["meta"]
+        meta["writes"] = [line["write"] for line in lines if "write" in line]
+        meta["pending"] = [line["waits"] for line in lines if "waits" in line]
+        return Memory.from_parts(load(parts[_TENSORS]), meta)
+    except FileNotFoundError as error:
+        raise InputError(f"no file {str(path)!r}.") from error
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is no exported memory, or only a part of one: {error}.") from error
+    except ConfigError as error:
+        raise IncompatibleMemory(f"{path} has settings that this version does not take ({error}).") from error
+    except (LookupError, TypeError, ValueError, SafetensorError) as error:
+        raise MemoryCorrupt(f"{path} cannot be read ({type(error).__name__} {error}); export it again.") from error
+
+
+def _checked(archive: zipfile.ZipFile, name: str, expected: dict[str, Any], path: Path) -> bytes:
+    """A part of an archive, if it is what was packed."""
+    try:
+        data = archive.read(name)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise _changed(path, name) from error
+    if _digest(io.BytesIO(data)) != expected:
+        raise _changed(path, name)
+    return data
+
+
+def _digest(data: BinaryIO) -> dict[str, Any]:
+    sha256, size = hashlib.sha256(), 0
+    while block := data.read(_BLOCK):
+        sha256.update(block)
+        size += len(block)
+    return {"sha256": sha256.hexdigest(), "bytes": size}
+
+
+def _changed(path: Path, part: str) -> MemoryCorrupt:
+    return MemoryCorrupt(f"{path}: its part {part} is missing or was changed; export the memory again.")
