@@ -91,12 +91,12 @@ def test_looking_is_reading_each_and_asking_whether_it_answers(tokenizer: Any) -
 )
 def test_the_newest_of_about_the_best_comes_first(each: list[tuple[float, int]]) -> None:
     """All others are in order, and none is lost."""
-    looked = ranked([score for score, _ in each], [write for _, write in each])
+    looked = ranked([score for score, _ in each], [write for _, write in each], [0.5] * len(each))
     best = max(score for score, _ in each)
     assert looked.best == max(write for score, write in each if score > best - 1)
     assert looked.scores[1:] == sorted(looked.scores[1:], reverse=True)
     assert sorted(zip(looked.scores, looked.writes, strict=True)) == sorted(each)
-    assert Looked([], []).best is None
+    assert Looked([], [], []).best is None and Looked([], [], []).answers is None
 
 
 def test_answers_come_from_one_write(tokenizer: Any) -> None:
@@ -118,6 +118,19 @@ def test_answers_come_from_one_write(tokenizer: Any) -> None:
     [forced] = model.ask_batch(memories[:1], asked[:1], force=[2], max_new_tokens=4)
     assert [source.write for source in forced.sources] == [2]
     assert len(model.ask(memories[0], asked[0], max_new_tokens=4, num_beams=3).ids) <= 4
+
+
+def test_what_looking_decides_is_said(tokenizer: Any) -> None:
+    """In doubt "I don't know."; else anything but that. With several answers a prompt, too."""
+    for doubt, unknown in ((99.0, True), (-99.0, False)):
+        model = model_of(tokenizer, looks=3, doubt=doubt)
+        memory = told(model, 6)
+        for options in ({}, {"num_beams": 2}, {"do_sample": True}):
+            answer = model.ask(memory, "What is it?", max_new_tokens=len(UNKNOWN), **options)
+            assert (answer.text == UNKNOWN) == unknown == (answer.score < 0)
+        assert [a.text.startswith(UNKNOWN) for a in model.ask_batch([memory] * 2, ["Why?", "Who is it?"])] == [
+            unknown
+        ] * 2
 
 
 def test_it_needs_one_search(tokenizer: Any) -> None:

@@ -36,7 +36,7 @@ PUBLISHED = (
 # Settings that came later. While they have their defaults, fingerprints do not depend on them either.
 LATER = ("kept", "search_layers", "search_hidden")
 # Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
-READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope", "base_answers", "looks")
+READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope", "base_answers", "looks", "doubt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ class MemoryConfig:
             memory can tell, is answered by the base as it was: its own template, no adapter, no memory.
         looks: how many of the best writes are read one by one, to answer from the one that answers best
             (`core/looking.py`); 0 reads the best together (the papers). Needs `score_layers="one"`.
+        doubt: with `looks`, how much better than even the odds must be that the best write answers, as a logarithm;
+            below that "I don't know." is the answer.
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
 
     Storage
@@ -143,6 +145,7 @@ class MemoryConfig:
     recency: float = 0.0
     base_answers: bool = False
     looks: int = 0
+    doubt: float = 0.0
     null_slope: float = 0.0
 
     store_dtype: str = "float32"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor
 
 from .cache import MemoryCache, Slots
 from .memory import Memory
@@ -26,6 +27,7 @@ from .search import Found
 
 _WEIGHT = 0.25  # of the search's score beside the reader's odds
 _MARGIN = 1.0  # a newer write is taken from this much below the best one on
+_SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
 _SURE = 1e-6  # the reader's probabilities are not trusted beyond
 
 
@@ -33,13 +35,19 @@ _SURE = 1e-6  # the reader's probabilities are not trusted beyond
 class Looked:
     """What looking at writes gave, best first.
 
-    writes: their numbers. scores: of each, above zero if it is more likely than not to answer: the logarithm of the
-    odds that the reader does not say "I don't know.", and a part of how much better than "nothing relevant" the search
-    found it.
+    writes: their numbers. scores: of each, above zero if it is taken for one that answers: the logarithm of the odds
+    that the reader does not say "I don't know.", and a part of how much better than "nothing relevant" the search found
+    it, less `doubt`. likely: how likely the reader is to say "I don't know." to each.
     """
 
     writes: list[int]
     scores: list[float]
+    likely: list[float]
+
+    @property
+    def answers(self) -> bool | None:
+        """Whether the best write is taken for one that answers; None if there is none."""
+        return self.scores[0] >= 0 if self.writes else None
 
     @property
     def best(self) -> int | None:
@@ -92,15 +100,41 @@ def look(
     ignorant = logits.gather(-1, told)[..., 0].sum(1).exp().clamp(_SURE, 1 - _SURE)
     searched = found.scores[torch.tensor(writes) - memory.first_write] - found.null
     scores = torch.log((1 - ignorant) / ignorant) + _WEIGHT * searched
-    return ranked(scores.tolist(), writes)
+    return ranked((scores - model.config.doubt).tolist(), writes, ignorant.tolist())
 
 
-def ranked(scores: Sequence[float], writes: Sequence[int]) -> Looked:
+def ranked(scores: Sequence[float], writes: Sequence[int], likely: Sequence[float]) -> Looked:
     """Writes by their scores, but first the newest of those that are about as good as the best."""
-    order = sorted(zip(scores, writes, strict=True), reverse=True)
+    order = sorted(zip(scores, writes, likely, strict=True), reverse=True)
     newest = max((each for each in order if each[0] > order[0][0] - _MARGIN), key=lambda each: each[1])
     order = [newest, *(each for each in order if each != newest)]
-    return Looked([write for _, write in order], [score for score, _ in order])
+    return Looked([write for _, write, _ in order], [score for score, _, _ in order], [each for _, _, each in order])
+
+
+class Verdict(LogitsProcessor):
+    """Lets `generate` answer as looking has decided.
+
+    Where nothing answers, it says "I don't know." Where something does, it does not begin to say so.
+
+    Args:
+        looked: of each prompt. unknown: the tokens of "I don't know." prompt: tokens of the padded prompts.
+    """
+
+    def __init__(self, looked: Sequence[Looked], unknown: Sequence[int], prompt: int) -> None:
+        self.looked, self.unknown, self.prompt = looked, unknown, prompt
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Of each row the scores of the next token [B, V]."""
+        step, repeats = input_ids.shape[1] - self.prompt, len(scores) // len(self.looked)
+        scores = scores.clone()
+        for row, looked in enumerate(one for one in self.looked for _ in range(repeats)):
+            if looked.answers is False and step < len(self.unknown):
+                kept = scores[row, self.unknown[step]].clone()
+                scores[row] = -torch.inf
+                scores[row, self.unknown[step]] = kept.clamp_min(-1e4)
+            elif looked.answers and not step and looked.likely[0] > _SUPPRESSED:
+                scores[row, self.unknown[0]] = -torch.inf
+        return scores
 
 
 class WriteSlots:

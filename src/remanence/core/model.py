@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory, InputError
@@ -26,7 +26,7 @@ from .adapters import ROLES, Adapters
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
 from .forgetting import Forgotten, Wanted, forget
-from .looking import Looked, WriteSlots, candidates, look
+from .looking import Looked, Verdict, WriteSlots, candidates, look
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
 from .prompts import UNKNOWN, Prompts
@@ -831,9 +831,13 @@ class MemoryDecoder(nn.Module):
                 memory, chosen = memories[row], force[row]
                 self.check(memory)
                 some = candidates(memory, found[row], self.config.looks) if chosen is None else [chosen]
-                at_all = some and self.config.long_term
-                looked.append(look(self, memory, prompts[row], some, found[row], unknown) if at_all else Looked([], []))
+                if some and self.config.long_term:
+                    looked.append(look(self, memory, prompts[row], some, found[row], unknown))
+                else:
+                    looked.append(Looked([], [], []))
         best = [one.best for one in looked]
+        verdict = Verdict(looked, unknown, max(len(prompts[r]) for r in rows))
+        options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", ()), verdict])
         out, _ = self.generate(
             [memories[r] for r in rows],
             [prompts[r] for r in rows],
