@@ -130,7 +130,7 @@ def main() -> None:
         "threads": torch.get_num_threads(), "weights": str(model.base.dtype).removeprefix("torch."),
         "writing": writing(model, arguments.written, arguments.repeats),
     }  # fmt: skip
-    k = (config.K0 + config.N) // config.chunk_tokens
+    k = config.looks or (config.K0 + config.N) // config.chunk_tokens
     system = Fused(model, OneToken(model), k=k, encoder=Encoder.packaged())
     memory = remembered(model, arguments.books, arguments.tokens, system)
     model.ask(memory, QUESTION, max_new_tokens=1)

@@ -34,6 +34,7 @@ from .settings import ReadingRun, changed
 
 _CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
 _PATIENCE = timedelta(hours=12)  # of processes that wait for what the first one does alone
+_LOOKS = 8  # writes that are read one by one
 _STEPS = 3000  # of a run of which nobody said how long it should take
 
 
@@ -55,6 +56,7 @@ def memory_for(config: Any) -> MemoryConfig:
         kept="keys_values", retriever="trained", score_layers="one",
         search_layers=tuple(sorted({0, layers // 5, 2 * layers // 5})), search_hidden=256, retriever_dim=48,
         key_group=2 - chunk % 2, score_bias=0.5, key_dtype="bfloat16", store_dtype="int4", base_answers=True,
+        looks=_LOOKS,
     )  # fmt: skip
 
 
