@@ -75,7 +75,8 @@ def test_looking_is_reading_each_and_asking_whether_it_answers(tokenizer: Any) -
     some = candidates(memory, found, 4)
     assert len(some) == 4 and found.scores[some].min() >= found.scores.topk(4).values.min()
     with model.attachment.hooks():
-        looked = look(model, memory, prompt, some, found, unknown)
+        looked, begun = look(model, memory, prompt, some, found, unknown)
+    assert begun.cache.get_seq_length() + 1 == begun.mask.shape[1]
     for write, score in zip(looked.writes, looked.scores, strict=True):
         likely = 1.0
         for at, token in enumerate(unknown):
@@ -99,9 +100,10 @@ def test_the_newest_of_about_the_best_comes_first(each: list[tuple[float, int]])
     assert Looked([], [], []).best is None and Looked([], [], []).answers is None
 
 
-def test_answers_come_from_one_write(tokenizer: Any) -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_answers_come_from_one_write(family: str, tokenizer: Any) -> None:
     """One or several at once, with beams, a forced write, what waits, and an empty memory."""
-    model = model_of(tokenizer, looks=3)
+    model = model_of(tokenizer, family, looks=3)
     memories = [told(model, 6), told(model, 3, rest=4, seed=1), model.new_memory(), told(model, 0, rest=5, seed=2)]
     asked = ["What is it?", "And who, and where?", "Why?", "When was that?"]
     alone = [model.ask(m, q, max_new_tokens=4) for m, q in zip(memories, asked, strict=True)]

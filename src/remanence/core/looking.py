@@ -66,6 +66,17 @@ class Looked:
         return found
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A prompt that was read already, but for its last token.
+
+    cache: with one row. mask: which slots there are, and the tokens of the prompt [1, P + T].
+    """
+
+    cache: MemoryCache
+    mask: Tensor
+
+
 def candidates(memory: Memory, found: Found, count: int) -> list[int]:
     """The writes that the search takes for the best, by number."""
     best = found.scores.topk(min(count, len(found.scores))).indices
@@ -75,7 +86,7 @@ def candidates(memory: Memory, found: Found, count: int) -> list[int]:
 @torch.no_grad()
 def look(
     model: Reader, memory: Memory, prompt: Sequence[int], writes: Sequence[int], found: Found, unknown: Sequence[int]
-) -> Looked:
+) -> tuple[Looked, Begun]:
     """Read a prompt with each of some writes, inside `attachment.hooks()` and with the adapter for reading.
 
     Args:
@@ -85,6 +96,9 @@ def look(
         writes: their numbers; at least one.
         found: what the search says of them.
         unknown: the tokens of "I don't know."
+
+    Returns:
+        What it gave, and the prompt as it was read with the best of the writes.
     """
     slots = WriteSlots(model, [memory] * len(writes), writes)
     device = model.attachment.device
@@ -100,7 +114,11 @@ def look(
     ignorant = logits.gather(-1, told)[..., 0].sum(1).exp().clamp(_SURE, 1 - _SURE)
     searched = found.scores[torch.tensor(writes) - memory.first_write] - found.null
     scores = torch.log((1 - ignorant) / ignorant) + _WEIGHT * searched
-    return ranked((scores - model.config.doubt).tolist(), writes, ignorant.tolist())
+    looked = ranked((scores - model.config.doubt).tolist(), writes, ignorant.tolist())
+    row = list(writes).index(looked.writes[0])
+    cache.batch_select_indices(torch.tensor([row], device=device))
+    cache.crop(-len(unknown))  # back to before the last token of the prompt
+    return looked, Begun(cache, mask[row : row + 1, : slots.length + len(prompt)])
 
 
 def ranked(scores: Sequence[float], writes: Sequence[int], likely: Sequence[float]) -> Looked:

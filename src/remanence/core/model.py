@@ -26,7 +26,7 @@ from .adapters import ROLES, Adapters
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
 from .forgetting import Forgotten, Wanted, forget
-from .looking import Looked, Verdict, WriteSlots, candidates, look
+from .looking import Begun, Looked, Verdict, WriteSlots, candidates, look
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
 from .prompts import UNKNOWN, Prompts
@@ -825,26 +825,28 @@ class MemoryDecoder(nn.Module):
     ) -> dict[int, Answer]:
         """Answers of those rows, each from the write that is most likely to answer it (`looking.py`)."""
         force = options.pop("force", None) or [None] * len(memories)
-        unknown, looked = self.encode(UNKNOWN), list[Looked]()
+        unknown, looked, begun = self.encode(UNKNOWN), list[Looked](), list[Begun]()
         with self.attachment.hooks(), self.adapter("read"):
             for row in rows:
                 memory, chosen = memories[row], force[row]
                 self.check(memory)
                 some = candidates(memory, found[row], self.config.looks) if chosen is None else [chosen]
                 if some and self.config.long_term:
-                    looked.append(look(self, memory, prompts[row], some, found[row], unknown))
+                    one, read_once = look(self, memory, prompts[row], some, found[row], unknown)
+                    looked.append(one)
+                    begun.append(read_once)
                 else:
                     looked.append(Looked([], [], []))
-        best = [one.best for one in looked]
-        verdict = Verdict(looked, unknown, max(len(prompts[r]) for r in rows))
+        # One question that was read with its write already goes on from there.
+        alone = len(rows) == len(begun) == 1 and options.get("num_beams", 1) == 1
+        verdict = Verdict(looked, unknown, 1 if alone else max(len(prompts[r]) for r in rows))
         options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", ()), verdict])
-        out, _ = self.generate(
-            [memories[r] for r in rows],
-            [prompts[r] for r in rows],
-            writes=best,
-            max_new_tokens=max_new_tokens,
-            **options,
-        )
+        options["max_new_tokens"] = max_new_tokens
+        if alone:
+            out = self._go_on(begun[0], prompts[rows[0]][-1], options)
+        else:
+            best = [one.best for one in looked]
+            out, _ = self.generate([memories[r] for r in rows], [prompts[r] for r in rows], writes=best, **options)
         answers = {}
         for row, one, ids in zip(rows, looked, out.tolist(), strict=True):
             memory = memories[row]
@@ -852,6 +854,16 @@ class MemoryDecoder(nn.Module):
             sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)
             answers[row] = Answer(self._said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
         return answers
+
+    def _go_on(self, begun: Begun, last: int, options: dict[str, Any]) -> Tensor:
+        """Generate from a prompt that was read already, but for its last token [1, new]."""
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        ids = torch.tensor([[last]], device=self.attachment.device)
+        with torch.no_grad(), self.attachment.hooks(), self.adapter("read"):
+            out: Tensor = self.base.generate(
+                ids, attention_mask=begun.mask, past_key_values=begun.cache, pad_token_id=pad, **options
+            )
+        return out[:, 1:]
 
     def _said(self, ids: list[int]) -> str:
         """The text of generated tokens."""
