@@ -15,7 +15,7 @@ from torch import Tensor
 from conftest import BOS, close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
-from remanence.core.looking import Looked, candidates, look, ranked
+from remanence.core.looking import _MARGIN, _WEIGHT, Looked, candidates, look, ranked
 from remanence.core.memory import Memory
 from remanence.core.prompts import UNKNOWN
 from remanence.errors import ConfigError
@@ -68,7 +68,7 @@ def test_rows_do_not_meet(store_dtype: str, tokenizer: Any) -> None:
 
 
 def test_looking_is_reading_each_and_asking_whether_it_answers(tokenizer: Any) -> None:
-    """The odds of not saying "I don't know.", token by token, and a quarter of what the search says."""
+    """The odds of not saying "I don't know.", token by token, and a part of what the search says."""
     model, prompt = model_of(tokenizer), random_ids(5, 1)
     memory, unknown = told(model, 7), model.encode(UNKNOWN)
     found = model.search([memory], [prompt])[0]
@@ -83,7 +83,7 @@ def test_looking_is_reading_each_and_asking_whether_it_answers(tokenizer: Any) -
             logits = read(model, [memory], [write], prompt + unknown[:at])[0, -1]
             likely *= float(logits.softmax(-1)[token])
         likely = min(max(likely, 1e-6), 1 - 1e-6)
-        expected = torch.log(torch.tensor((1 - likely) / likely)) + 0.25 * float(found.scores[write] - found.null)
+        expected = torch.log(torch.tensor((1 - likely) / likely)) + _WEIGHT * float(found.scores[write] - found.null)
         close(torch.tensor(score), expected, room=1e-3)
 
 
@@ -94,7 +94,7 @@ def test_the_newest_of_about_the_best_comes_first(each: list[tuple[float, int]])
     """All others are in order, and none is lost."""
     looked = ranked([score for score, _ in each], [write for _, write in each], [0.5] * len(each))
     best = max(score for score, _ in each)
-    assert looked.best == max(write for score, write in each if score > best - 1)
+    assert looked.best == max(write for score, write in each if score > best - _MARGIN)
     assert looked.scores[1:] == sorted(looked.scores[1:], reverse=True)
     assert sorted(zip(looked.scores, looked.writes, strict=True)) == sorted(each)
     assert Looked([], [], []).best is None and Looked([], [], []).answers is None

@@ -25,8 +25,8 @@ from .memory import Memory
 from .read import Reader, Source
 from .search import Found
 
-_WEIGHT = 0.25  # of the search's score beside the reader's odds
-_MARGIN = 1.0  # a newer write is taken from this much below the best one on
+_WEIGHT = 0.4  # of the search's score beside the reader's odds
+_MARGIN = 2.0  # a newer write is taken from this much below the best one on
 _SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
 _SURE = 1e-6  # the reader's probabilities are not trusted beyond
 
