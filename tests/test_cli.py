@@ -107,8 +107,8 @@ class Person:
 
 
 def interrupt(number: int = signal.SIGINT) -> None:
-    """Ctrl-C."""
-    os.kill(os.getpid(), number)
+    """Ctrl-C, to the main thread: another one might not run for a while on a busy machine."""
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def at_write(monkeypatch: pytest.MonkeyPatch, index: int, do: Callable[[], object]) -> None:
