@@ -61,19 +61,17 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class _Told:
-    """One piece of what was told. write: its number, or -1 if it waits. ids: of what waits."""
+    """One piece of what was told. write: its number, or -1 if it waits."""
 
     write: int
     text: str
     source: str
     time: float
-    ids: tuple[int, ...] = ()
 
 
 class Rewriter(Protocol):
     """What forgetting needs of a `MemoryModel`."""
 
-    tokenizer: Any
     shipped: Memory | None
 
     def check(self, memory: Memory) -> None:
@@ -116,7 +114,7 @@ def forget(
             "Delete it, and tell again what is to stay."
         )
     told = [piece for write in memory.writes for piece in _pieces(write)]
-    told += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.ids) for p in memory.pending]
+    told += [_Told(-1, model.text_of(p.ids), p.source, p.time) for p in memory.pending]
     gone = _gone(told, wanted)
     touched = [place for place, spans in enumerate(gone) if spans]
     if not touched:
@@ -163,8 +161,7 @@ def retell(
     """
     if any(write["text"] is None for write in writes):
         raise InputError("this memory keeps no texts (keep_text), so they cannot be written again.")
-    records = [Write(**(write | {"pieces": tuple(map(tuple, write["pieces"]))})) for write in writes]
-    told = [piece for write in records for piece in _pieces(write)]
+    told = [piece for write in writes for piece in _pieces(Write.of(write))]
     readable = not pending or wrote.rpartition("-")[0] == model.fingerprint.rpartition("-")[0]
     told += [_Told(-1, model.text_of(p["ids"]), p["source"], p["time"]) for p in pending if readable]
     memory: Memory = model.new_memory()

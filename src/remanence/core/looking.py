@@ -22,7 +22,7 @@ from transformers import LogitsProcessor
 
 from .cache import MemoryCache, Slots
 from .memory import Memory
-from .read import Reader, Source
+from .read import Reader, Source, source
 from .search import Found
 
 _WEIGHT = 0.4  # of the search's score beside the reader's odds
@@ -56,14 +56,11 @@ class Looked:
 
     def sources(self, memory: Memory) -> list[Source]:
         """The writes as sources of an answer."""
-        K, layers = memory.config.K, memory.layers
-        pooled = set((memory.pool_rows_Ln // K).flatten().tolist())
-        found = []
-        for index, score in zip(self.writes, self.scores, strict=True):
-            write, where = memory.writes[index], "short-term" if index in pooled else "long-term"
-            text = None if write.text is None else write.text.strip()
-            found.append(Source(index, score, layers, write.label, write.time, text, where))
-        return found
+        pooled = set((memory.pool_rows_Ln // memory.config.K).flatten().tolist())
+        return [
+            source(memory, index, score, memory.layers, index in pooled)
+            for index, score in zip(self.writes, self.scores, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

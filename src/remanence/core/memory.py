@@ -60,6 +60,11 @@ class Write:
     text: str | None
     pieces: tuple[tuple[str, float, int], ...] = ()
 
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Write:
+        """The write of plain values, as `Memory.meta` has them."""
+        return cls(**(values | {"pieces": tuple(map(tuple, values.get("pieces", ())))}))
+
     @property
     def label(self) -> str:
         """Where all of it is from."""
@@ -432,9 +437,7 @@ class Memory:
         if missing := {"pool", "pool_rows", "vectors", "keys", "generator", *_of_tokens(config)} - tensors.keys():
             raise MemoryCorrupt(f"the memory lacks its tensors {', '.join(sorted(missing))}; restore it from a copy.")
         memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
-        memory.writes = [
-            Write(**(write | {"pieces": tuple(map(tuple, write.get("pieces", ())))})) for write in meta["writes"]
-        ]
+        memory.writes = [Write.of(write) for write in meta["writes"]]
         memory.pending = [Pending(p["source"], p["time"], tuple(p["ids"])) for p in meta["pending"]]
         memory.first_write, memory._base = meta["first_write"], meta["base"]
         memory.forgotten = [dict(one) for one in meta.get("forgotten", ())]

@@ -290,12 +290,16 @@ class ReadSlots:
         pooled = set((memory.pool_rows_Ln // K).flatten().tolist())
         sources = []
         for index, scores_L in scores_of.items():
-            write, score = memory.writes[index], sum(scores_L) / len(scores_L)
-            where = "short-term" if index in pooled else "long-term"
-            text = None if write.text is None else write.text.strip()
-            sources.append(Source(index, score, len(scores_L), write.label, write.time, text, where))
+            sources.append(source(memory, index, sum(scores_L) / len(scores_L), len(scores_L), index in pooled))
         sources.sort(key=lambda s: -s.score)
         return sources + waiting(memory, self.model.tokenizer, len(self.read))
+
+
+def source(memory: Memory, index: int, score: float, layers: int, pooled: bool) -> Source:
+    """A write that so many layers read, as a source. pooled: whether the short-term pool has vectors of it."""
+    write = memory.writes[index]
+    text, where = None if write.text is None else write.text.strip(), "short-term" if pooled else "long-term"
+    return Source(index, score, layers, write.label, write.time, text, where)
 
 
 def waiting(memory: Memory, tokenizer: Any, layers: int) -> list[Source]:

@@ -10,12 +10,11 @@ The archive's comment is the SHA-256 of the manifest. Nothing is compressed, as 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
@@ -27,7 +26,6 @@ from .segments import version
 
 FORMAT = 1
 _MANIFEST, _TEXTS, _TENSORS = "manifest.json", "texts.jsonl", "memory.safetensors"
-_BLOCK = 1 << 20
 _MOST_MANIFEST = 16 << 20  # bytes
 
 
@@ -58,9 +56,10 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
             os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
             save_file(tensors, part)
             body = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
-            files = {_TEXTS: _digest(io.BytesIO(body))}
+            files = {_TEXTS: _digest(body)}
             with part.open("rb") as data:
-                files[_TENSORS] = _digest(data)
+                sha256 = hashlib.file_digest(data, "sha256").hexdigest()
+                files[_TENSORS] = {"sha256": sha256, "bytes": data.tell()}
             manifest = json.dumps(
                 {"format": FORMAT, "remanence": version(), "meta": meta, "files": files}, ensure_ascii=False
             ).encode()
@@ -118,17 +117,13 @@ def _checked(archive: zipfile.ZipFile, name: str, expected: dict[str, Any], path
         data = archive.read(name)
     except (KeyError, zipfile.BadZipFile) as error:
         raise _changed(path, name) from error
-    if _digest(io.BytesIO(data)) != expected:
+    if _digest(data) != expected:
         raise _changed(path, name)
     return data
 
 
-def _digest(data: BinaryIO) -> dict[str, Any]:
-    sha256, size = hashlib.sha256(), 0
-    while block := data.read(_BLOCK):
-        sha256.update(block)
-        size += len(block)
-    return {"sha256": sha256.hexdigest(), "bytes": size}
+def _digest(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def _changed(path: Path, part: str) -> MemoryCorrupt:
