@@ -477,13 +477,12 @@ class MemoryDecoder(nn.Module):
         K, device = self.config.K, self.attachment.device
         if not len(writes):
             return [memory.pool_LnD[layer][:0] for layer in range(memory.layers)]
-        ids_WK, at = memory.of_tokens("ids").long(), writes - memory.first_write
-        first = self.prompts.first_token()
-        before = ids_WK[(at - 1).clamp_min(0)]
-        ids = torch.cat([torch.full((len(at), 1), first), before, ids_WK[at]], 1)
-        begins = at == 0  # nothing is before it: its own tokens only
-        if begins.any():
-            ids[begins, 1 : 1 + K] = ids_WK[at[begins]]
+        own, begins = memory.ids(writes).long(), writes == memory.first_write
+        first = torch.full((len(writes), 1), self.prompts.first_token())
+        before = memory.ids((writes - 1).clamp_min(memory.first_write)).long()
+        ids = torch.cat([first, before, own], 1)
+        if begins.any():  # nothing is before it: its own tokens only
+            ids[begins, 1 : 1 + K] = own[begins]
         with self.adapter("write"):
             states = self.attachment.inputs(ids.to(device), use_cache=False)
             made = [self.attachment.keys_values(layer, each) for layer, each in enumerate(states)]
@@ -607,7 +606,7 @@ class MemoryDecoder(nn.Module):
                 scores = block_scores(queries_BTR[b, asks_T.cpu()], memory.keys(0), self.retriever.scale)
                 words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
                 weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
-                scores += word_scores(words_T, weights_T, memory.of_tokens("words"))
+                scores += word_scores(words_T, weights_T, memory.words())
             slope = self.config.null_slope * math.log(max(1, len(scores)))
             found.append(Found(scores, null_B[b] + slope, needs_B[b]))
         return found

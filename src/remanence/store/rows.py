@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 
 TABLES = (
     """CREATE TABLE memories (
@@ -66,9 +66,22 @@ CHANGES = {  # by the format that they are new in
         "ALTER TABLE generations ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
     ),
     3: ("ALTER TABLE writes ADD COLUMN pieces TEXT",),
+    4: (
+        "ALTER TABLE writes ADD COLUMN vectors TEXT",
+        """CREATE TABLE records (
+            memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+            kind TEXT NOT NULL,
+            first_write INTEGER NOT NULL,
+            last_write INTEGER NOT NULL,
+            file TEXT NOT NULL,
+            sha256 TEXT NOT NULL,
+            bytes INTEGER NOT NULL,
+            PRIMARY KEY (memory, kind, first_write)
+        )""",
+    ),
 }
-OWN = ("generations", "segments", "writes", "pending")  # what a memory has rows in
-WRITE = '"index", source, time, first_token, tokens, text, pieces'
+OWN = ("generations", "segments", "records", "writes", "pending")  # what a memory has rows in
+WRITE = '"index", source, time, first_token, tokens, text, pieces, vectors'
 ROW = "generation, time, writes, tokens, pending_tokens, meta, file, sha256, bytes"
 
 
@@ -103,7 +116,7 @@ class File:
 
 @dataclass(frozen=True)
 class Segment:
-    """A file that holds the vectors and keys of the writes first .. last."""
+    """A file of format 1 to 3 that holds the vectors and keys of the writes first .. last."""
 
     first: int
     last: int
@@ -111,14 +124,36 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A file that holds the records of one kind of the writes first .. last, one behind the other.
+
+    kind: a name of `Memory.records`, or "pool". The vectors have no digest of the whole: their writes have one each.
+    """
+
+    kind: str
+    first: int
+    last: int
+    file: File
+
+
+@dataclass(frozen=True)
 class Stored:
-    """A memory as the catalogue has it: everything but the tensors. meta: as of `Memory.meta`."""
+    """A memory as the catalogue has it: everything but the tensors.
+
+    segments: its files, if an older format wrote it; parts: if this one did. count: its writes. last: the digest of the
+    last one (None in format 1). meta: as of `Memory.meta`, but that it has the writes only if they were asked for. rows:
+    those, the columns of `WRITE`.
+    """
 
     id: str
     generation: int
     state: File
     segments: list[Segment]
+    parts: list[Part]
+    last: str | None
+    count: int
     meta: dict[str, Any]
+    rows: list[tuple[Any, ...]] | None
 
 
 @dataclass(frozen=True)
@@ -158,13 +193,15 @@ def digest(*values: Any) -> str:
 def chained(before: str, rows: Iterable[Sequence[Any]]) -> Iterator[str]:
     """The digest of each write, given that of the write before; its columns are those of `WRITE`.
 
-    A NULL in the last column, which formats 1 and 2 had not, goes into no digest.
+    What older formats had not, and is NULL, goes into no digest.
     """
-    for *row, pieces in rows:
-        before = digest(before, *row, *(() if pieces is None else (pieces,)))
+    for *row, pieces, vectors in rows:
+        newer = (pieces, vectors) if vectors is not None else () if pieces is None else (pieces,)
+        before = digest(before, *row, *newer)
         yield before
 
 
 def columns_of_writes(format: int) -> str:
     """The columns of `WRITE` in a catalogue of a format, for SELECT."""
-    return WRITE if format >= 3 else WRITE.replace("pieces", "NULL")
+    columns = WRITE if format >= 3 else WRITE.replace("pieces", "NULL")
+    return columns if format >= 4 else columns.replace("vectors", "NULL")
