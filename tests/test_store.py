@@ -708,9 +708,9 @@ def alike(found: Memory, expected: Memory) -> None:
             assert torch.equal(one, other), key
 
 
-@pytest.mark.parametrize("format", [1, 2])
+@pytest.mark.parametrize("format", [1, 2, 3])
 def test_older_formats_are_read_and_brought_forward(format: int, tmp_path: Path) -> None:
-    """A store from before rows had digests (1), and from before writes had pieces (2)."""
+    """A store from before rows had digests (1), writes had pieces (2), and files grew (3)."""
     root = tmp_path / "store"
     shutil.copytree(STORES / f"store-{format}", root)
     store, ada = MemoryStore(root), add(start(), 6)
@@ -727,6 +727,10 @@ def test_older_formats_are_read_and_brought_forward(format: int, tmp_path: Path)
     assert {info.name: (info.writes, info.damage) for info in store.list()} == {"ada": (10, ""), "bob": (2, "")}
     alike(store.load("ada"), add(ada))
     alike(store.load("bob"), bob)
+    assert list(store.path("ada").glob("vectors-*")) and not list(store.path("ada").glob("long-*"))
+    assert store.verify("ada") == store.verify("bob") == ()
+    store.fork("bob", "carl")
+    alike(store.load("carl"), bob)
     query(store, "UPDATE writes SET text = 'other' WHERE text LIKE 'bob%'")
     with pytest.raises(MemoryCorrupt, match="'bob'"):  # from now on it is seen
         store.load("bob")

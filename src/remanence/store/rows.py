@@ -141,7 +141,7 @@ class Stored:
     """A memory as the catalogue has it: everything but the tensors.
 
     segments: its files, if an older format wrote it; parts: if this one did. count: its writes. last: the digest of the
-    last one (None in format 1). meta: as of `Memory.meta`, but that it has the writes only if they were asked for. rows:
+    last one (None in format 1). meta: as of `Memory.meta`, but with the writes only if they were asked for. rows:
     those, the columns of `WRITE`.
     """
 
