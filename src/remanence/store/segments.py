@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -36,6 +35,7 @@ POOL, VECTORS = "pool", "vectors"
 MOST_BYTES, MOST_WRITES = 512 << 20, 2048  # of a file of records
 _HASHERS = 4  # files that are hashed at the same time, which needs no lock of Python's
 _OF_SEGMENTS = ("vectors", "keys", "words", "ids")  # tensors of the files of formats 1 to 3
+_POOLS = 4  # times the size of the pool that its files may have
 _PAGES = 16  # of writes that are kept at hand
 _READ = 1 << 24  # bytes that are hashed at once
 
@@ -80,7 +80,7 @@ class Saving:
             for kind, records in memory.records.items():
                 if records.nbytes:
                     self._write_records(kind, [part for part in before if part.kind == kind], done)
-        if _of_newest(memory):  # a pool whose past was changed was made anew
+        if memory.pool_size:  # one whose past was changed was made anew
             self._write_pool([part for part in before if part.kind == POOL and not replaced])
         self.state = self._write_state()
 
@@ -113,21 +113,26 @@ class Saving:
         self.files += [*stay, *new]
 
     def _write_pool(self, before: list[Part]) -> None:
-        """Write what is new of a pool that is the newest vectors: what is stored of it stays as it is."""
-        memory, K = self.memory, self.memory.config.K
-        count, size = memory.write_count, memory.pool_size
-        first = count - -(-size // K)  # the oldest write that has vectors in the pool
-        self.files += [part for part in before if part.last >= first]
-        begin = max(first, before[-1].last + 1 if before else 0)
-        if begin < count:
-            vectors = memory.pool_LnD[:, max(0, size - (count - begin) * K) :].detach().cpu().contiguous()
-            file = _write_file(self.folder, f"pool-{begin}-{self.generation}.safetensors", {"pool": vectors})
+        """Write what is new of the pool: its end. What was written before stays as long as any of it is needed."""
+        memory, count = self.memory, self.memory.write_count
+        size, per_vector = memory.pool_size, memory.pool_LnD[:, :1].nbytes
+        oldest = int(memory.pool_rows_Ln.min()) // memory.config.K
+        stay = [part for part in before if part.last >= oldest]
+        begin = stay[-1].last + 1 if stay else 0
+        new = min(size, (count - begin) * memory.config.K)
+        if sum(part.file.bytes for part in stay) + new * per_vector > _POOLS * size * per_vector:
+            stay, begin, new = [], 0, size
+        self.files += stay
+        if new:
+            tensors = {"pool": memory.pool_LnD[:, size - new :], "pool_rows": memory.pool_rows_Ln[:, size - new :]}
+            tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+            file = _write_file(self.folder, f"pool-{begin}-{self.generation}.safetensors", tensors)
             self.files.append(Part(POOL, begin, count - 1, file))
 
     def _write_state(self) -> File:
         """Write what changes with every write."""
         state = {key: value.detach().cpu().contiguous() for key, value in self.memory.state().items()}
-        if _of_newest(self.memory):
+        if self.memory.pool_size:  # it has files of its own
             del state["pool"]
         return _write_file(self.folder, f"state-{self.generation}.safetensors", state)
 
@@ -144,12 +149,6 @@ class Saving:
             if new:
                 blocks = [_mapped(self.folder, part, memory, self.name, stored, done) for part in new]
                 memory.records[kind].settle(max(0, new[0].first - memory.base), blocks)
-
-
-def _of_newest(memory: Memory) -> bool:
-    """Whether a memory's pool is its newest vectors, of which only the new ones need to be written."""
-    config = memory.config
-    return memory.pool_size > 0 and config.drop == "oldest" and memory.ledger is None and config.first_write == "append"
 
 
 def append(folder: Path, file: File, records: Tensor, name: str, *, whole: bool) -> File:
@@ -302,7 +301,7 @@ def assemble(catalogue: Catalogue, stored: Stored, name: str) -> Memory:
         verify(folder, stored.state, name)
         tensors = {key: tensor.clone() for key, tensor in load_file(folder / stored.state.name).items()}
         if pool:
-            tensors["pool"] = _joined_pool(folder, pool, name, tensors["pool_rows"].shape[1])
+            tensors["pool"] = _joined_pool(folder, pool, name, tensors["pool_rows"])
         memory = Memory.from_state(tensors, stored.meta)
         if stored.segments:
             return _of_segments(folder, stored, name, tensors)
@@ -329,14 +328,18 @@ def assemble(catalogue: Catalogue, stored: Stored, name: str) -> Memory:
         raise _unfit(name, repr(error)) from error
 
 
-def _joined_pool(folder: Path, parts: list[Part], name: str, size: int) -> Tensor:
-    """The pool of the files that hold it [L, size, D]."""
+def _joined_pool(folder: Path, parts: list[Part], name: str, rows_Ln: Tensor) -> Tensor:
+    """The pool of vectors with these rows, from the files that hold it [L, n, D]."""
     for part in parts:
         verify(folder, part.file, name)
-    if any(a.last + 1 != b.first for a, b in pairwise(parts)):
-        raise ValueError("the files of the pool do not follow each other")
-    whole = torch.cat([load_file(folder / part.file.name)["pool"] for part in parts], 1)
-    return whole[:, whole.shape[1] - size :].clone()
+    files = [load_file(folder / part.file.name) for part in parts]
+    pool_LXD, rows_LX = (torch.cat([file[key] for file in files], 1) for key in ("pool", "pool_rows"))
+    ascending, order = rows_LX.sort(1)
+    places = torch.searchsorted(ascending, rows_Ln.contiguous()).clamp_max(ascending.shape[1] - 1)
+    if not torch.equal(ascending.gather(1, places), rows_Ln):
+        raise ValueError("the files of the pool lack a vector")
+    places = order.gather(1, places)
+    return pool_LXD.gather(1, places[..., None].expand(-1, -1, pool_LXD.shape[-1]))
 
 
 def _mapped(
