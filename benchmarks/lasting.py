@@ -41,7 +41,11 @@ def count_of(text: str) -> int:
 def random_write(memory: Memory, chance: random.Random, generator: torch.Generator) -> None:
     """One write of random vectors, keys, words and text."""
     config = memory.config
-    vectors = torch.randn(memory.layers, config.K, memory.width, generator=generator)
+    shape = memory.layers, config.K, memory.width
+    if config.store_dtype == "tokens":  # which keeps no vectors
+        vectors = torch.zeros(1).expand(shape)
+    else:
+        vectors = torch.randn(shape, generator=generator)
     keys = torch.randn(memory.key_layers, config.keys_per_write, config.retriever_dim, generator=generator)
     of_tokens = {
         name: torch.randint(30_000, (config.K,), generator=generator).to(records.dtype)
