@@ -176,7 +176,11 @@ def test_the_store_knows_no_model() -> None:
     stores = [module for module in MODULES if room(module) == "store"]
     assert stores
     for module in stores:
-        assert {name for name in ours(module) if room(name) == "core"} <= {"core.memory", "core.records", "core.history"}
+        assert {name for name in ours(module) if room(name) == "core"} <= {
+            "core.memory",
+            "core.records",
+            "core.history",
+        }
         assert "transformers" not in third_parties(module)
 
 
