@@ -36,7 +36,7 @@ MOST_BYTES, MOST_WRITES = 512 << 20, 2048  # of a file of records
 _HASHERS = 4  # files that are hashed at the same time, which needs no lock of Python's
 _OF_SEGMENTS = ("vectors", "keys", "words", "ids")  # tensors of the files of formats 1 to 3
 _POOLS = 4  # times the size of the pool that its files may have
-_PAGES = 16  # of writes that are kept at hand
+_PAGES = 64  # of writes that are kept at hand
 _READ = 1 << 24  # bytes that are hashed at once
 
 
