@@ -17,21 +17,32 @@ import re
 import sqlite3
 import time as clock
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..errors import IncompatibleMemory, InputError, MemoryBusy, MemoryCorrupt, RemanenceError, StorageError
+from ..errors import (
+    ConfigError,
+    IncompatibleMemory,
+    InputError,
+    MemoryBusy,
+    MemoryCorrupt,
+    RemanenceError,
+    StorageError,
+)
 from ..errors import UnknownMemory as Unknown
 from ..files import sync_folder
 from .rows import (
     CHANGES,
     FORMAT,
     OWN,
+    PRIVATE,
     ROW,
     TABLES,
+    WAITING,
     WRITE,
     File,
     MemoryInfo,
@@ -43,6 +54,7 @@ from .rows import (
     columns_of_writes,
     digest,
 )
+from .secret import Sealed, Secret
 
 CATALOGUE, MEMORIES = "catalogue.sqlite", "memories"
 NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,99}")
@@ -59,11 +71,14 @@ class Catalogue:
 
     Args:
         root: the store's folder.
+        passphrase: tells the key of an encrypted store, or None; asked when it is needed.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, passphrase: Callable[[], str | None] = lambda: None) -> None:
         self.root = root
         self.path = root / CATALOGUE
+        self._passphrase = passphrase
+        self._secret: tuple[Sealed, Secret] | None = None
 
     def folder(self, id: str) -> Path:
         """The folder of a memory's files."""
@@ -172,6 +187,36 @@ class Catalogue:
             return [name for name in os.listdir(self.root / MEMORIES) if _ID.fullmatch(name)]
         return []
 
+    # Encryption -------------------------------------------------------------------------------------------------------
+
+    def secret(self, db: sqlite3.Connection) -> Secret | None:
+        """The key of an encrypted store; None if the store is not encrypted.
+
+        Raises:
+            ConfigError: there is no key, or it is another one.
+        """
+        row = db.execute("SELECT salt, wrapped FROM secret").fetchone() if _format(db) >= 4 else None
+        if row is None:
+            return None
+        sealed = Sealed(*row)
+        if self._secret is None or self._secret[0] != sealed:
+            passphrase = self._passphrase()
+            if passphrase is None:
+                raise ConfigError(
+                    f"the store {self.root} is encrypted; give its key in REMANENCE_KEY, or keep it in the keyring."
+                )
+            self._secret = sealed, Secret.opened(sealed, passphrase)
+        return self._secret[1]
+
+    def seal(self, db: sqlite3.Connection, passphrase: str) -> None:
+        """Encrypt from now on; or let another passphrase open an encrypted store."""
+        secret = self.secret(db) or Secret.new()
+        sealed = secret.sealed(passphrase)
+        with transaction(db):
+            db.execute("DELETE FROM secret")
+            db.execute("INSERT INTO secret VALUES (?, ?)", [sealed.salt, sealed.wrapped])
+        self._secret = sealed, secret
+
     # Finding ----------------------------------------------------------------------------------------------------------
 
     def find(self, db: sqlite3.Connection, name: str) -> tuple[str, float, int] | None:
@@ -251,11 +296,22 @@ class Catalogue:
         try:
             meta = dict(json.loads(row["meta"]))
             meta["pending"] = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in pending]
-            meta["writes"] = [_write(values) for values in rows]
+            meta["writes"] = [_write(values) for values in shown(self.secret(db), rows, WRITE)]
         except (ValueError, TypeError) as error:  # only rows of format 1, which have no digest
             raise self._changed(name, f"it has values that cannot be read ({type(error).__name__})") from error
         state = File(row["file"], row["sha256"], row["bytes"])
-        return Stored(id, found[2], state, old, new, last, count, meta, [row[:8] for row in rows] if now else None)
+        return Stored(
+            id,
+            found[2],
+            state,
+            old,
+            new,
+            last,
+            count,
+            meta,
+            [row[:8] for row in rows] if now else None,
+            self.secret(db),
+        )
 
     def _checked(self, db: sqlite3.Connection, name: str, id: str, last: str | None) -> list[Any]:
         """All rows of a memory's writes, checked against the digest of the last one (None in format 1)."""
@@ -294,6 +350,7 @@ class Catalogue:
                     "load it again."
                 )
             rows = db.execute(find, [stored.id, first - 1, end - 1]).fetchall()
+            secret = self.secret(db)
         before = rows.pop(0)[-1] if first and rows and rows[0][0] == first - 1 else "" if first else stored.id
         right = chained(before, (values for *values, _ in rows))
         for place, expected in enumerate(right, first):
@@ -302,7 +359,7 @@ class Catalogue:
                 raise self._changed(name, f"write {place} was changed")
         if len(rows) != end - first or not same:
             raise self._changed(name, f"write {first + len(rows)} is missing")
-        return [(_write(values), values[-2]) for values in rows]
+        return [(_write(values), values[-2]) for values in shown(secret, rows, WRITE)]
 
     def salvaged(self, db: sqlite3.Connection, name: str) -> Salvaged | None:
         """What of a memory's texts is as it was written, row by row; None if there is no memory of that name."""
@@ -323,7 +380,7 @@ class Catalogue:
         for values in rows:
             row_values, own = (values[:-1], values[-1]) if checked else (values, None)
             if own is None or own == next(chained(before, [row_values])):
-                writes.append(_write(row_values))
+                writes += [_write(shown) for shown in shown(self.secret(db), [row_values], WRITE)]
             before = own if isinstance(own, str) else ""
         there = {write["index"] for write in writes}
         (count,) = db.execute("SELECT writes FROM generations WHERE memory = ?", [id]).fetchone()
@@ -348,8 +405,10 @@ class Catalogue:
             last = _last_digest(db, id)
             if seal != _seal(id, name, created, values, last, old, new, waiting):
                 raise self._changed(name, f"its save {generation} was changed")
+        secret = self.secret(db)
+        [values] = shown(secret, [values], ROW)
         row = dict(zip(ROW.split(", "), values, strict=True))
-        return row, last, [*old, *new], waiting
+        return row, last, [*old, *new], shown(secret, waiting, WAITING)
 
     # Changing ---------------------------------------------------------------------------------------------------------
 
@@ -392,8 +451,8 @@ class Catalogue:
             state: its new state file.
             files: those that hold its records, all of them.
             done: this many writes are stored; `writes` come after them.
-            writes: the columns of `WRITE`.
-            pending: (position, source, time, ids), all that waits.
+            writes: the columns of `WRITE`; `hidden`, if the store is encrypted.
+            pending: the columns of `WAITING`, all that waits; in the same way.
             sizes: writes, tokens and waiting tokens in all.
         """
         id, created, generation = found
@@ -414,6 +473,7 @@ class Catalogue:
             db.execute("DELETE FROM pending WHERE memory = ?", [id])
             db.executemany("INSERT INTO pending VALUES (?, ?, ?, ?, ?)", ((id, *piece) for piece in pending))
             values = [generation + 1, clock.time(), *sizes, json.dumps(header), *astuple(state)]
+            [values] = map(list, hidden(self.secret(db), [values], ROW))
             last = digests[-1] if digests else last
             seal = _seal(id, name, created, values, last, [], parts(db, id), _pending(db, id))
             db.execute("DELETE FROM generations WHERE memory = ?", [id])
@@ -566,8 +626,38 @@ def _write(values: Sequence[Any]) -> dict[str, Any]:
     return write | {"pieces": json.loads(write["pieces"] or "[]")}
 
 
+def hidden(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:
+    """Rows with what is private in them encrypted, if there is a key.
+
+    Args:
+        secret: of the store.
+        rows: plain.
+        columns: the names of theirs, with commas between them.
+    """
+    names = [name.strip('" ') for name in columns.split(",")]
+    return [
+        tuple(
+            secret.seal(value.encode(), name) if secret and name in PRIVATE and isinstance(value, str) else value
+            for name, value in zip(names, row, strict=True)
+        )
+        for row in rows
+    ]
+
+
+def shown(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:
+    """The inverse of `hidden`. Values behind the named columns stay as they are."""
+    names = [name.strip('" ') for name in columns.split(",")]
+    return [
+        tuple(
+            secret.open(value, name).decode() if secret and name in PRIVATE and isinstance(value, bytes) else value
+            for name, value in zip_longest(names, row)
+        )
+        for row in rows
+    ]
+
+
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:
-    find = "SELECT position, source, time, ids FROM pending WHERE memory = ? ORDER BY position"
+    find = f"SELECT {WAITING} FROM pending WHERE memory = ? ORDER BY position"
     return db.execute(find, [id]).fetchall()
 
 

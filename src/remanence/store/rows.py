@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .secret import Secret
+
 FORMAT = 4
 
 TABLES = (
@@ -78,10 +80,13 @@ CHANGES = {  # by the format that they are new in
             bytes INTEGER NOT NULL,
             PRIMARY KEY (memory, kind, first_write)
         )""",
+        "CREATE TABLE secret (salt BLOB NOT NULL, wrapped BLOB NOT NULL)",
     ),
 }
 OWN = ("generations", "segments", "records", "writes", "pending")  # what a memory has rows in
 WRITE = '"index", source, time, first_token, tokens, text, pieces, vectors'
+WAITING = "position, source, time, ids"
+PRIVATE = {"source", "text", "pieces", "ids", "meta"}  # columns that an encrypted store encrypts
 ROW = "generation, time, writes, tokens, pending_tokens, meta, file, sha256, bytes"
 
 
@@ -142,7 +147,7 @@ class Stored:
 
     segments: its files, if an older format wrote it; parts: if this one did. count: its writes. last: the digest of the
     last one (None in format 1). meta: as of `Memory.meta`, but with the writes only if they were asked for. rows:
-    those, the columns of `WRITE`.
+    those, the columns of `WRITE` as they are stored. secret: the key of an encrypted store.
     """
 
     id: str
@@ -154,6 +159,7 @@ class Stored:
     count: int
     meta: dict[str, Any]
     rows: list[tuple[Any, ...]] | None
+    secret: Secret | None = None
 
 
 @dataclass(frozen=True)

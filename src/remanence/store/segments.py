@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 from ..config import MemoryConfig
@@ -30,6 +30,7 @@ from ..errors import ConfigError, IncompatibleMemory, MemoryCorrupt
 from ..files import write_whole
 from .catalogue import PAGE, Catalogue
 from .rows import FORMAT, File, Part, Segment, Stored
+from .secret import ENDING, Secret
 
 POOL, VECTORS = "pool", "vectors"
 MOST_BYTES, MOST_WRITES = 512 << 20, 2048  # of a file of records
@@ -59,6 +60,7 @@ class Saving:
         done: so many of its writes are stored and stay.
         replaced: others took the place of those that were stored behind them.
         generation: of this save, for the names of new files.
+        secret: the key of an encrypted store, or None.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class Saving:
         done: int,
         replaced: bool,
         generation: int,
+        secret: Secret | None,
     ) -> None:
-        self.folder, self.name, self.memory, self.generation = folder, name, memory, generation
+        self.folder, self.name, self.memory, self.generation, self.secret = folder, name, memory, generation, secret
         self.files: list[Part] = []  # all that count after this save
         self.new: dict[str, list[Part]] = {}  # those of them that are new or were added to, by kind
         self.digests: list[str | None] = [None] * (memory.write_count - done)  # of the new writes' vectors
@@ -101,12 +104,17 @@ class Saving:
                 stay.pop()
                 first, file = last.first, last.file
             else:
-                first, file = at, File(f"{kind}-{at}-{self.generation}", "", 0)
+                ending = f"-{os.urandom(8).hex()}{ENDING}" if self.secret else ""  # such a file is like no other
+                first, file = at, File(f"{kind}-{at}-{self.generation}{ending}", "", 0)
             end = min(memory.write_count, first + most)
-            data = records.span(at - memory.base, end - memory.base)
+            data: Any = _bytes(records.span(at - memory.base, end - memory.base))
+            if self.secret:
+                data = self.secret.records(data, file.name, at - first, records.nbytes, encrypt=True)
+            data = memoryview(data)
             if kind == VECTORS:
                 for place in range(max(at, done), end):
-                    self.digests[place - done] = hashlib.sha256(_bytes(data[place - at])).hexdigest()
+                    record = data[(place - at) * records.nbytes : (place - at + 1) * records.nbytes]
+                    self.digests[place - done] = hashlib.sha256(record).hexdigest()
             file = append(self.folder, file, data, self.name, whole=kind != VECTORS)
             new.append(Part(kind, first, end - 1, file))
             at = end
@@ -126,7 +134,7 @@ class Saving:
         if new:
             tensors = {"pool": memory.pool_LnD[:, size - new :], "pool_rows": memory.pool_rows_Ln[:, size - new :]}
             tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            file = _write_file(self.folder, f"pool-{begin}-{self.generation}.safetensors", tensors)
+            file = _write_file(self.folder, f"pool-{begin}-{self.generation}.safetensors", tensors, self.secret)
             self.files.append(Part(POOL, begin, count - 1, file))
 
     def _write_state(self) -> File:
@@ -134,7 +142,7 @@ class Saving:
         state = {key: value.detach().cpu().contiguous() for key, value in self.memory.state().items()}
         if self.memory.pool_size:  # it has files of its own
             del state["pool"]
-        return _write_file(self.folder, f"state-{self.generation}.safetensors", state)
+        return _write_file(self.folder, f"state-{self.generation}.safetensors", state, self.secret)
 
     def settle(self, stored: StoredWrites, done: int) -> None:
         """Let the memory have its records where they are now stored.
@@ -151,7 +159,7 @@ class Saving:
                 memory.records[kind].settle(max(0, new[0].first - memory.base), blocks)
 
 
-def append(folder: Path, file: File, records: Tensor, name: str, *, whole: bool) -> File:
+def append(folder: Path, file: File, data: memoryview, name: str, *, whole: bool) -> File:
     """Put records into a file behind what counts of it, and make that permanent; the file as it is then.
 
     What counts does not change, whatever happens meanwhile. Anything behind it, which a save that was cut off has left,
@@ -159,13 +167,13 @@ def append(folder: Path, file: File, records: Tensor, name: str, *, whole: bool)
 
     Args:
         folder, file: a file of memory `name`; a new one if it has no bytes.
-        records: any tensor; its numbers are written in their order.
+        data: bytes of records.
         whole: the file has a digest of all of its bytes.
 
     Raises:
         MemoryCorrupt: what is there is not what was saved.
     """
-    path, data = folder / file.name, _bytes(records)
+    path = folder / file.name
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | (0 if file.bytes else os.O_TRUNC)
     sha256 = hashlib.sha256()
     with open(os.open(path, flags, 0o600), "r+b") as target:
@@ -189,17 +197,36 @@ def _bytes(records: Tensor) -> Any:
     return records.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def _write_file(folder: Path, name: str, tensors: dict[str, Tensor]) -> File:
-    """Write a file of tensors, whole or not at all."""
+def _write_file(folder: Path, name: str, tensors: dict[str, Tensor], secret: Secret | None) -> File:
+    """Write a file of tensors, whole or not at all; encrypted, if there is a key."""
     found: list[tuple[str, int]] = []
+    name += ENDING if secret else ""
 
     def write(path: Path) -> None:
-        save_file(tensors, path, metadata={"format": str(FORMAT), "remanence": version()})
+        metadata = {"format": str(FORMAT), "remanence": version()}
+        if secret:
+            path.write_bytes(secret.seal(save(tensors, metadata), _plain(name)))
+        else:
+            save_file(tensors, path, metadata)
         with path.open("rb") as file:
             found.append((hashlib.file_digest(file, "sha256").hexdigest(), file.tell()))
 
     write_whole(folder / name, write, private=True)
     return File(name, *found[0])
+
+
+def _read_file(path: Path, secret: Secret | None) -> dict[str, Tensor]:
+    """The tensors of a file that `_write_file` has written."""
+    if not path.name.endswith(ENDING):
+        return load_file(path)
+    if secret is None:
+        raise ValueError(f"{path.name} is encrypted, and the store has no key")
+    return load(secret.open(path.read_bytes(), _plain(path.name)))
+
+
+def _plain(name: str) -> str:
+    """What the name of an encrypted file begins with; a fork's file is known by it as well."""
+    return name.removesuffix(ENDING)
 
 
 def version() -> str:
@@ -232,6 +259,11 @@ class StoredWrites(Sequence[Write]):
 
     def __getitem__(self, at: Any) -> Any:
         return self._row(at)[0]
+
+    @property
+    def secret(self) -> Secret | None:
+        """The key of the store, if it is encrypted."""
+        return self._stored.secret
 
     def digest(self, at: int) -> str | None:
         """The digest of a write's vectors."""
@@ -295,13 +327,13 @@ def assemble(catalogue: Catalogue, stored: Stored, name: str) -> Memory:
         MemoryCorrupt: a file is missing or changed, or they do not fit together.
         IncompatibleMemory: settings that this version does not take.
     """
-    folder = catalogue.folder(stored.id)
+    folder, secret = catalogue.folder(stored.id), stored.secret
     pool = [part for part in stored.parts if part.kind == POOL]
     try:
         verify(folder, stored.state, name)
-        tensors = {key: tensor.clone() for key, tensor in load_file(folder / stored.state.name).items()}
+        tensors = {key: tensor.clone() for key, tensor in _read_file(folder / stored.state.name, secret).items()}
         if pool:
-            tensors["pool"] = _joined_pool(folder, pool, name, tensors["pool_rows"])
+            tensors["pool"] = _joined_pool(folder, pool, name, tensors["pool_rows"], secret)
         memory = Memory.from_state(tensors, stored.meta)
         if stored.segments:
             return _of_segments(folder, stored, name, tensors)
@@ -328,11 +360,11 @@ def assemble(catalogue: Catalogue, stored: Stored, name: str) -> Memory:
         raise _unfit(name, repr(error)) from error
 
 
-def _joined_pool(folder: Path, parts: list[Part], name: str, rows_Ln: Tensor) -> Tensor:
+def _joined_pool(folder: Path, parts: list[Part], name: str, rows_Ln: Tensor, secret: Secret | None) -> Tensor:
     """The pool of vectors with these rows, from the files that hold it [L, n, D]."""
     for part in parts:
         verify(folder, part.file, name)
-    files = [load_file(folder / part.file.name) for part in parts]
+    files = [_read_file(folder / part.file.name, secret) for part in parts]
     pool_LXD, rows_LX = (torch.cat([file[key] for file in files], 1) for key in ("pool", "pool_rows"))
     ascending, order = rows_LX.sort(1)
     places = torch.searchsorted(ascending, rows_Ln.contiguous()).clamp_max(ascending.shape[1] - 1)
@@ -362,24 +394,36 @@ def _mapped(
     if size < part.file.bytes:
         raise _damaged(name, f"{path} has {size} bytes, expected {part.file.bytes}")
     raw = torch.from_file(str(path), shared=False, size=part.file.bytes, dtype=torch.uint8)
-    whole = raw.view(records.dtype).view(count, *records.shape)
+    secret, hidden = writes.secret, path.name.endswith(ENDING)
+    plain = torch.empty_like(raw) if hidden else raw  # takes room where it is decrypted, as it is looked at
+    whole, raw_records = plain.view(records.dtype).view(count, *records.shape), raw.view(count, records.nbytes)
     known = count if fresh is None else max(0, min(count, fresh - part.first))
-    unchecked = set(range(count if fresh is None else known))
+    unchecked = set(range(count if fresh is None or hidden else known))
 
     def check_vectors(places: Sequence[int] | None) -> None:
         for place in unchecked.intersection(range(count) if places is None else places):
             write = part.first + place
-            if hashlib.sha256(_bytes(whole[place])).hexdigest() != writes.digest(write):
+            if hashlib.sha256(_bytes(raw_records[place])).hexdigest() != writes.digest(write):
                 raise _damaged(name, f"{path}: the vectors of write {write} were changed")
+            show(place, place + 1)
             unchecked.discard(place)
 
     def check_file(places: Sequence[int] | None) -> None:
         if unchecked:
             if hashlib.sha256(_bytes(raw)).hexdigest() != part.file.sha256:
                 raise _damaged(name, f"{path} was changed, expected SHA-256 {part.file.sha256}")
+            show(0, count)
             unchecked.clear()
 
-    if part.kind != VECTORS and fresh is not None:  # its beginning was checked when it was added to
+    def show(begin: int, end: int) -> None:
+        if hidden and secret:
+            data = secret.records(_bytes(raw_records[begin:end]), path.name, begin, records.nbytes, encrypt=False)
+            shown = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            plain.view(count, records.nbytes)[begin:end] = shown.view(end - begin, records.nbytes)
+
+    if hidden and secret is None:
+        raise _damaged(name, f"{path} is encrypted, and the store has no key")
+    if part.kind != VECTORS and fresh is not None and not hidden:  # its beginning was checked when it was added to
         unchecked.clear()
     block = Block(whole, check_vectors if part.kind == VECTORS else check_file)
     return block.part(max(0, memory.base - part.first), count)

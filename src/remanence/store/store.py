@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,9 @@ from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
-from .catalogue import NAME, Catalogue, parts, transaction
-from .rows import MemoryInfo, Salvaged, Stored
+from .catalogue import NAME, Catalogue, hidden, parts, transaction
+from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored
+from .secret import ENDING, from_keyring
 
 if TYPE_CHECKING:
     from ..core.memory import Memory, Write
@@ -77,6 +78,7 @@ class MemoryStore:
 
     Args:
         root: the folder; made when something is first saved.
+        key: of an encrypted store; if it is not given, REMANENCE_KEY or the keyring has it (see `encrypt`).
 
     Raises (any method):
         ConfigError: a name that is not allowed.
@@ -85,9 +87,10 @@ class MemoryStore:
         StorageError: the disk refused. What was stored before is intact.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, *, key: str | None = None) -> None:
         self.root = Path(root).expanduser()
-        self._catalogue = Catalogue(self.root)
+        self._key = key
+        self._catalogue = Catalogue(self.root, self._passphrase)
         self._held: set[str] = set()  # names that `open` holds
         self._saved: WeakKeyDictionary[Memory, _Saved] = WeakKeyDictionary()
 
@@ -95,6 +98,45 @@ class MemoryStore:
     def default(cls) -> MemoryStore:
         """The store in $REMANENCE_HOME, or else in the platform's folder for user data."""
         return cls(os.environ.get("REMANENCE_HOME") or platformdirs.user_data_dir("remanence", appauthor=False))
+
+    def _passphrase(self) -> str | None:
+        """The key that somebody gave: here, in the environment, or to the system's keyring."""
+        return self._key or os.environ.get("REMANENCE_KEY") or from_keyring(str(self.root.resolve()))
+
+    def encrypt(self, key: str | None = None, *, progress: Callable[[str], None] | None = None) -> list[str]:
+        """Encrypt all memories of the store, and everything that is saved in it from now on.
+
+        If this is cut short, repeat it: what was done stays. In a store that is encrypted already, `key` becomes the
+        one that opens it, and only memories that are not encrypted yet are written anew.
+
+        Args:
+            key: a passphrase, or better a long random text; if None, as in `MemoryStore`. Whoever loses it loses the
+                memories.
+            progress: called with the name of each memory before it is written anew.
+
+        Returns:
+            The names of the memories that were written anew.
+
+        Raises:
+            ConfigError: no key, or the package `cryptography` is missing.
+            MemoryBusy: somebody writes to one of them.
+        """
+        chosen, done = key or self._passphrase(), list[str]()
+        if not chosen:
+            raise ConfigError(
+                "there is no key to encrypt with; put one into REMANENCE_KEY, such as: openssl rand -base64 32"
+            )
+        with self._catalogue.errors(), self._catalogue.connect(create=True) as db:
+            self._catalogue.seal(db, chosen)
+        self._key = chosen
+        for info in self.list():
+            if info.name and any(not each.name.endswith(ENDING) for each in self.path(info.name).iterdir()):
+                if progress is not None:
+                    progress(info.name)
+                with self.hold(info.name):
+                    self.save(info.name, self.load(info.name), whole=True)
+                done.append(info.name)
+        return done
 
     # Use --------------------------------------------------------------------------------------------------------------
 
@@ -348,7 +390,11 @@ class MemoryStore:
                 # New files must not have the names of shared ones, so generations go on.
                 db, new, (id, created, stored.generation), header=header, state=stored.state, files=stored.parts,
                 done=0, writes=stored.rows or [],
-                pending=[(i, p["source"], float(p["time"]), _json(p["ids"])) for i, p in enumerate(pending)],
+                pending=hidden(
+                    stored.secret,
+                    ((i, p["source"], float(p["time"]), _json(p["ids"])) for i, p in enumerate(pending)),
+                    WAITING,
+                ),
                 sizes=(stored.count, sum(row[3] + row[4] for row in last), sum(len(piece["ids"]) for piece in pending)),
             )  # fmt: skip
 
@@ -434,19 +480,24 @@ class MemoryStore:
         folder, header, count = self._catalogue.folder(id), memory.header(), memory.write_count
         as_is, cuts, generation = mark(memory), len(memory.cuts), before + 1
         known = parts(db, id) if done else []
-        saving = Saving(folder, name, memory, known, done=done, replaced=replaced, generation=generation)
+        secret = self._catalogue.secret(db)
+        saving = Saving(folder, name, memory, known, done=done, replaced=replaced, generation=generation, secret=secret)
         sync_folder(folder)
         self._saved.pop(memory, None)  # a commit that fails may or may not have happened
         last = self._catalogue.commit(
             db, name, found, header=header, state=saving.state, files=saving.files, done=done,
-            writes=[
-                (*_row(write), digest) for write, digest in zip(memory.writes[done:], saving.digests, strict=True)
-            ],
-            pending=[(i, p.source, float(p.time), _json(p.ids)) for i, p in enumerate(memory.pending)],
+            writes=hidden(
+                secret,
+                ((*_row(write), own) for write, own in zip(memory.writes[done:], saving.digests, strict=True)),
+                WRITE,
+            ),
+            pending=hidden(
+                secret, ((i, p.source, float(p.time), _json(p.ids)) for i, p in enumerate(memory.pending)), WAITING
+            ),
             sizes=(count, memory.tokens, len(memory.pending_ids)),
         )  # fmt: skip
         self._saved[memory] = _Saved(id, generation, as_is, cuts)
-        stored = Stored(id, generation, saving.state, [], saving.files, last, count, header, None)
+        stored = Stored(id, generation, saving.state, [], saving.files, last, count, header, None, secret)
         saving.settle(StoredWrites(self._catalogue, name, stored), done)
 
     def _clean(self, db: sqlite3.Connection, id: str) -> None:
