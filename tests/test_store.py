@@ -416,13 +416,13 @@ def test_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_another_memory_replaces(store: MemoryStore) -> None:
-    store.save("ada", add(start(), 6, "secret"))
+    store.save("ada", add(start(), 6, "confidential"))
     other = add(start(small(K=2)), 2, "other")
     store.save("ada", other)
     assert state(store.load("ada")) == state(other)
     assert files(store) == named_files(store)
     assert len(files(store)) == 4
-    assert traces(store.root, "secret") == []
+    assert traces(store.root, "confidential") == []
     store.save("copy", store.load("ada"))
     assert state(store.load("copy")) == state(other)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from datetime import datetime
@@ -237,6 +238,24 @@ def memory_import(
         put_json({"memory": name, "model": memory.model, "memory_tokens": memory.tokens})
     else:
         say(f"{name}: {memory.tokens:,} tokens, written by {memory.model}.")
+
+
+@app.command("encrypt")
+def memory_encrypt(store: Store = None, as_json: Json = False) -> None:
+    """Encrypt all memories of the store; or let another key open it.
+
+    The new key is in REMANENCE_NEW_KEY, or else in REMANENCE_KEY or the keyring. Whoever loses it loses the memories.
+
+    Example: REMANENCE_KEY="$(openssl rand -base64 32)" remanence memory encrypt
+    """
+    shelf = open_store(store)
+    done = shelf.encrypt(
+        os.environ.get("REMANENCE_NEW_KEY"), progress=None if as_json else lambda name: say(f"encrypting {name} ...")
+    )
+    if as_json:
+        put_json({"encrypted": done})
+    else:
+        say(f"{shelf.root} is encrypted. Keep the key: without it nobody can read what is there.")
 
 
 @app.command("delete")

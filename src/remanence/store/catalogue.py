@@ -270,6 +270,8 @@ class Catalogue:
             size = row["bytes"] + sum(each.file.bytes for each in files)
             counts = row["writes"], row["tokens"], row["pending_tokens"]
             return MemoryInfo(name, meta["model"], found[1], row["time"], *counts, size)
+        except ConfigError:  # no key, or another one
+            raise
         except (MemoryCorrupt, ValueError, TypeError, LookupError) as error:
             return _unreadable(name, str(error) if isinstance(error, MemoryCorrupt) else "its rows cannot be read")
 
@@ -366,7 +368,7 @@ class Catalogue:
         found = self.find(db, name)
         if found is None or not found[2]:
             return None
-        id, checked = found[0], _format(db) > 1
+        id, checked, secret = found[0], _format(db) > 1, self.secret(db)
         pending: list[dict[str, Any]] | None = None
         model, forgotten = "", list[dict[str, float]]()
         with suppress(MemoryCorrupt, ValueError, TypeError, LookupError):
@@ -380,7 +382,7 @@ class Catalogue:
         for values in rows:
             row_values, own = (values[:-1], values[-1]) if checked else (values, None)
             if own is None or own == next(chained(before, [row_values])):
-                writes += [_write(shown) for shown in shown(self.secret(db), [row_values], WRITE)]
+                writes += [_write(shown) for shown in shown(secret, [row_values], WRITE)]
             before = own if isinstance(own, str) else ""
         there = {write["index"] for write in writes}
         (count,) = db.execute("SELECT writes FROM generations WHERE memory = ?", [id]).fetchone()

@@ -23,6 +23,7 @@ from ..errors import ConfigError
 ENDING = ".aes"  # of the names of encrypted files
 _COST = {"n": 1 << 15, "r": 8, "p": 1}  # of scrypt: 32 MB and about .1 s
 _NONCE = 12
+_LEAST = 16  # bytes of a block of AES
 
 
 def _library() -> Any:
@@ -110,7 +111,12 @@ class Secret:
             first: the place of the first of them in the file.
             size: bytes of a record; 16 at least.
             encrypt: or decrypt.
+
+        Raises:
+            ConfigError: smaller records.
         """
+        if size < _LEAST:
+            raise ConfigError(f"records of {size} bytes cannot be encrypted; a memory needs K of 8 at least for that.")
         view, parts = memoryview(data).cast("B"), []
         begin = hashlib.sha256(file.encode()).digest()[:8]
         for place in range(len(view) // size):

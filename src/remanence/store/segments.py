@@ -107,14 +107,13 @@ class Saving:
                 ending = f"-{os.urandom(8).hex()}{ENDING}" if self.secret else ""  # such a file is like no other
                 first, file = at, File(f"{kind}-{at}-{self.generation}{ending}", "", 0)
             end = min(memory.write_count, first + most)
-            data: Any = _bytes(records.span(at - memory.base, end - memory.base))
-            if self.secret:
-                data = self.secret.records(data, file.name, at - first, records.nbytes, encrypt=True)
-            data = memoryview(data)
+            data = memoryview(_bytes(records.span(at - memory.base, end - memory.base)))
             if kind == VECTORS:
                 for place in range(max(at, done), end):
                     record = data[(place - at) * records.nbytes : (place - at + 1) * records.nbytes]
                     self.digests[place - done] = hashlib.sha256(record).hexdigest()
+            if self.secret:
+                data = memoryview(self.secret.records(data, file.name, at - first, records.nbytes, encrypt=True))
             file = append(self.folder, file, data, self.name, whole=kind != VECTORS)
             new.append(Part(kind, first, end - 1, file))
             at = end
@@ -403,9 +402,9 @@ def _mapped(
     def check_vectors(places: Sequence[int] | None) -> None:
         for place in unchecked.intersection(range(count) if places is None else places):
             write = part.first + place
-            if hashlib.sha256(_bytes(raw_records[place])).hexdigest() != writes.digest(write):
-                raise _damaged(name, f"{path}: the vectors of write {write} were changed")
             show(place, place + 1)
+            if hashlib.sha256(_bytes(whole[place])).hexdigest() != writes.digest(write):
+                raise _damaged(name, f"{path}: the vectors of write {write} were changed")
             unchecked.discard(place)
 
     def check_file(places: Sequence[int] | None) -> None:
