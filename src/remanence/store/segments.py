@@ -28,7 +28,8 @@ _HASHERS = 4  # files that are hashed at the same time, which needs no lock of P
 def mark(memory: Memory) -> tuple[Any, ...]:
     """What differs as soon as a memory was written to; its first entry is the number of writes."""
     generator = memory.tensors(since=memory.write_count)["generator"].numpy().tobytes()
-    return memory.write_count, memory.first_write, tuple(memory.pending), len(memory.cuts), generator
+    beside = memory.policy, tuple(memory.quarantine)
+    return memory.write_count, memory.first_write, tuple(memory.pending), len(memory.cuts), generator, beside
 
 
 def header(memory: Memory) -> dict[str, Any]:
