@@ -87,9 +87,9 @@ _SMALL_TALK = re.compile(
     r"\W*(?:"
     + any_of(
         "hi", "hello", "hey", "good (?:morning|evening|night|day)", "thanks?", "thank you", "cheers", "ok(?:ay)?",
-        "sure", "yes", "yeah", "no", "nope", "lol", "haha+", "great", "nice", "cool", "wow", "bye", "goodbye", "see you",
-        "never mind", "please", "very much", "so much", "a lot", "again", "there", "then", "that'?s", "it", "all",
-        "right", "good", "fine", "how are you", "what'?s up", "you too", "sorry", "oh", "well", "and", "to you",
+        "sure", "yes", "yeah", "no", "nope", "lol", "haha+", "great", "nice", "cool", "wow", "bye", "goodbye",
+        "see you", "never mind", "please", "very much", "so much", "a lot", "again", "there", "then", "that'?s", "it",
+        "all", "right", "good", "fine", "how are you", "what'?s up", "you too", "sorry", "oh", "well", "and", "to you",
         "for (?:that|now|the help)", "i see", "got it", "perfect", "awesome", "sounds good", "no problem", "of course",
         "alright", "hmm+", "ah",
     ).pattern

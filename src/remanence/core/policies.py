@@ -20,6 +20,6 @@ def named(name: str) -> WritePolicy | None:
         return None
     if name not in NAMES:
         raise ConfigError(f"there is no policy {name!r}; choose one of {', '.join(NAMES)}.")
-    policies: dict[str, tuple[WritePolicy, ...]] = {"a-mac": (AMac(),), "guard": (Guard(),), "both": (AMac(), Guard())}
+    policies: dict[str, tuple[WritePolicy, ...]] = {"a-mac": (AMac(),), "guard": (Guard(),), "both": (Guard(), AMac())}
     chosen = policies[name]
     return chosen[0] if len(chosen) == 1 else Strictest(*chosen)
