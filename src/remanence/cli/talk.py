@@ -376,7 +376,7 @@ class _Chat:
         else:
             put("" if shown and session.answer else said.strip() if session.answer else "(remembered)")
         for one in held:
-            say(f"remanence: not remembered, {one.reason}. See: remanence memory quarantine {self.name}")
+            say(f"remanence: not remembered: {one.reason}. See: remanence memory quarantine {self.name}")
 
     def _forget(self, words: str) -> None:
         """Forget all sentences with these words, for good; the turns of this session are no longer shown either."""
