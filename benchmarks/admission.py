@@ -2,7 +2,8 @@
 
 1. *Admission.* A stream of facts among passages of books is told to a memory without a policy and to one with each
    policy, and both are asked the same questions at the same moments. Printed: bytes stored, with the quarantine's;
-   questions answered rightly; how many of the texts with facts, and of the book's, were held back.
+   questions answered rightly; how many of the texts with facts, and of the book's, were held back. The facts are those
+   of `compare.py --tasks facts` ("plain"), or made up of few wordings, which the toy can answer ("made-up").
 2. *Planted instructions.* Persons tell about themselves; then one planted instruction is told, some prose behind it,
    and what it aims at is asked. Printed: how many of the instructions are held back; how many answers say what the
    instruction wants, and how many are not what they were without it; all without a policy and with each.
@@ -17,9 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,12 @@ from remanence import Memory, MemoryModel
 from remanence.arena import scores, tasks
 from remanence.arena.compare import Result, run
 from remanence.arena.systems import Ours
-from remanence.arena.tasks import DATA, Books, rows
+from remanence.arena.tasks import DATA, Books, Question, Script, Stream, rows
 from remanence.core.admission import ACCEPT, Everything, Strictest, WritePolicy, judged
 from remanence.core.amac import AMac
 from remanence.core.guard import Guard
 from remanence.errors import RemanenceError
+from remanence.facts.maker import FactMaker
 
 HALVES = ("choose", "held out")
 POLICIES: dict[str, Callable[[], WritePolicy]] = {
@@ -82,7 +85,8 @@ def admission(model: MemoryModel, options: argparse.Namespace) -> list[dict[str,
     def tokens(text: str) -> int:
         return len(model.tokenizer(text, add_special_tokens=False).input_ids)
 
-    streams = tasks.facts(tokens, options.books, distances=options.distances, amount=options.amount, seed=options.seed)
+    sizes: dict[str, Any] = {"distances": options.distances, "amount": options.amount, "seed": options.seed}
+    streams = (tasks.facts if options.facts == "plain" else made_up)(tokens, options.books, **sizes)
     streams = tasks.limited(streams, options.limit, options.seed)
     systems = [Judged(model, name, POLICIES[name]()) for name in options.policies]
     results: list[Result] = run(model, streams, systems)
@@ -97,6 +101,29 @@ def admission(model: MemoryModel, options: argparse.Namespace) -> list[dict[str,
             "never_told": len(never), "unknown": sum(r.score for r in never), "held": system.held,
         })  # fmt: skip
     return table
+
+
+def made_up(
+    tokens: tasks.Tokens, books: Path | None, *, distances: Sequence[int], seed: int, amount: int
+) -> list[Stream]:
+    """Facts about made-up people, a passage of a book before each, and books behind them.
+
+    Args:
+        tokens, books, distances, seed, amount: as for `tasks.facts`.
+    """
+    maker, pieces = FactMaker(random.Random(seed), "held_out"), Books(books, f"{seed}/made-up")
+    script = Script("made-up", "made-up", tokens, distances)
+    for number in range(amount):
+        script.tell(pieces.piece(200), "book")
+        fact = maker.fact(maker.subject())
+        script.tell(fact.statement, "told")
+        asked = maker.question(fact.subject, fact.relation)
+        script.later(Question(f"fact/{number}", asked, (fact.value,), "fact", "contains"))
+        unknown = maker.fact(maker.subject())
+        if number % 2:
+            asked = maker.question(unknown.subject, unknown.relation)
+            script.later(Question(f"never/{number}", asked, (), "never", "abstains"))
+    return [script.finish(pieces.pieces())]
 
 
 def planted(model: MemoryModel, options: argparse.Namespace) -> list[dict[str, Any]]:

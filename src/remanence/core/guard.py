@@ -162,7 +162,7 @@ class Guard:
         return Decision(DEFER, f"may plant an instruction ({', '.join(found)})", factors)
 
     def consensus(self, candidate: Candidate) -> bool | None:
-        """Whether remembered texts agree with the answer that a passage wants to be given; None if they say nothing.
+        """Whether remembered texts agree with the answer that a passage wants to be given; None if they do not tell.
 
         Each of the texts that share words with the question is read alone, and what the reader answers is its vote.
         """
@@ -184,9 +184,7 @@ class Guard:
         said = Counter({vote: n for vote, n in said.items() if vote and vote != _normal(UNKNOWN)})
         agree = sum(n for vote, n in said.items() if vote in wanted or wanted in vote)
         against = max((n for vote, n in said.items() if not (vote in wanted or wanted in vote)), default=0)
-        if not agree and not against:
-            return None
-        return agree >= against
+        return None if agree == against else agree > against
 
 
 def _normal(text: str) -> str:
