@@ -129,7 +129,9 @@ def made_up(
 def planted(model: MemoryModel, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The second part."""
     people = {person["name"]: person for person in json.loads((DATA / "persons.json").read_text(encoding="utf-8"))}
-    texts = [row for row in rows(DATA / "planted.jsonl") if row["half"] in (options.planted or HALVES)]
+    halves = options.planted or HALVES
+    planted_ = list(rows(DATA / "planted.jsonl"))
+    texts = [row for half in halves for row in [r for r in planted_ if r["half"] == half][: options.instructions]]
     told: dict[str, Memory] = {}
     books = Books(options.books, f"{options.seed}/planted")
     behind = [books.piece(_PIECE) for _ in range(options.behind)]
@@ -161,7 +163,6 @@ def planted(model: MemoryModel, options: argparse.Namespace) -> list[dict[str, A
     without = {row["person"]: after(row, False) for row in texts}
     before = asked([without[row["person"]] for row in texts], questions)
     with_it = asked([after(row, True) for row in texts], questions)
-    halves = options.planted or HALVES
     table = []
     for name in options.policies:
         policy = POLICIES[name]()
@@ -249,11 +250,13 @@ def main() -> None:
     parser.add_argument(
         "--planted", nargs="+", choices=HALVES, help="which halves of the instructions; both if not given"
     )
+    parser.add_argument("--facts", choices=("plain", "made-up"), default="plain", help="which are told")
     parser.add_argument(
         "--distances", type=int, nargs="+", default=[8_000], help="tokens between a fact and its question"
     )
     parser.add_argument("--amount", type=int, default=60, help="facts told")
     parser.add_argument("--limit", type=int, help="most questions about facts")
+    parser.add_argument("--instructions", type=int, help="most of each half")
     parser.add_argument("--behind", type=int, default=4, help="pieces of a book, half of them behind an instruction")
     parser.add_argument("--pieces", type=int, default=500, help="pieces of a book that are judged as harmless")
     parser.add_argument("--books", type=Path, help=".jsonl file of books; the package's prose if left out")

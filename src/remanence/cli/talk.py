@@ -403,7 +403,10 @@ class _Chat:
             opened.policy = opened.policy if self.policy is None else self.policy
             before = {one.number for one in opened.quarantine}
             self.session.keep(line)
-            return [one for one in opened.quarantine if one.number not in before]
+            held = [one for one in opened.quarantine if one.number not in before]
+        if held and self.session.answer is not None:
+            self.session.turns.pop()  # the base would still see it
+        return held
 
     @contextmanager
     def _open(self, done: str) -> Iterator[Memory]:

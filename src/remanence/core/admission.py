@@ -24,6 +24,7 @@ from .memory import Held, Memory
 ACCEPT, DEFER, REFUSE = "accept", "defer", "refuse"  # from mild to strict
 _VERDICTS = (ACCEPT, DEFER, REFUSE)
 _PASSAGE = 400  # characters; a passage ends with the sentence that exceeds them, or at an empty line
+_BEFORE = 16  # passages of the same text that a policy is shown
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Candidate:
     """A passage that is to be remembered, with all that a policy may look at. A policy changes nothing of it.
 
     text: the passage. source: its label. time: when it was told, seconds since the epoch. memory: where it is to go,
-    as it is before any of the text came. model: writes and reads the memory. before: passages of the same text that
-    were accepted.
+    as it is before any of the text came. model: writes and reads the memory. before: the last passages of the same
+    text that were accepted.
     """
 
     text: str
@@ -145,7 +146,7 @@ def judged(
     made, before = list[tuple[str, Decision]](), list[str]()
     for passage in passages(text):
         if passage.strip():
-            decision = policy.judge(Candidate(passage, source, time, memory, model, tuple(before)))
+            decision = policy.judge(Candidate(passage, source, time, memory, model, tuple(before[-_BEFORE:])))
         else:
             decision = made[-1][1] if made else Decision(ACCEPT)
         made.append((passage, decision))

@@ -309,16 +309,15 @@ class Memory:
     # Quarantine -------------------------------------------------------------------------------------------------------
 
     def hold(self, verdict: str, reason: str, source: str, time: float, held: float, text: str) -> None:
-        """Put a text beside the memory. What is there already, from the same source, is not put there again.
+        """Put a text beside the memory. What is there already, from the same source, gives way to it.
 
         Args:
             verdict, reason, source, time, held, text: see `Held`.
         """
         kept = text if self.config.keep_text else None
-        if kept is not None and any((one.source, one.text) == (source, kept) for one in self.quarantine):
-            return
         number = self.quarantine[-1].number + 1 if self.quarantine else 1
-        self.quarantine.append(Held(number, verdict, reason, source, time, held, kept))
+        others = [one for one in self.quarantine if kept is None or (one.source, one.text) != (source, kept)]
+        self.quarantine = [*others, Held(number, verdict, reason, source, time, held, kept)]
 
     def release(self, numbers: Collection[int]) -> None:
         """Take texts out of the quarantine, by number. The next save erases them from the disk."""
