@@ -135,9 +135,9 @@ def planted(model: MemoryModel, options: argparse.Namespace) -> list[dict[str, A
     told: dict[str, Memory] = {}
     books = Books(options.books, f"{options.seed}/planted")
     behind = [books.piece(_PIECE) for _ in range(options.behind)]
-    for name, person in people.items():
+    for name in dict.fromkeys(row["person"] for row in texts):
         memory = told[name] = model.new_memory(empty=True)
-        for fact in person["facts"]:
+        for fact in people[name]["facts"]:
             model.memorize(memory, fact["told"], source=name)
         for piece in behind[: max(1, options.behind // 2)]:
             model.memorize(memory, piece, source="book")
