@@ -41,6 +41,7 @@ from remanence.core.amac import AMac, confidence, kind, recency, utility
 from remanence.core.guard import Guard, plain, scripted
 from remanence.core.policies import NAMES, named
 from remanence.core.wording import Wording, content_words
+from remanence.store.catalogue import Catalogue
 from test_cli import interrupt, refused, run
 from test_search import model_of
 from test_write import alike
@@ -125,7 +126,9 @@ def test_novelty_is_what_no_single_write_has(model: MemoryModel) -> None:
     assert memory.writes and memory.pending  # words of both count
     first = content_words(memory.writes[0].text or "")
     assert novelty(" ".join(sorted(first))) == 0.0
-    assert novelty(model.text_of(memory.pending[0].ids)) == 0.0
+    waits = model.new_memory()
+    model.memorize(waits, "cello")
+    assert not waits.writes and policy.novelty(candidate("the cello", waits, model)) == 0.0
     assert novelty("and so it was") == 0.0  # says nothing
 
 
@@ -426,6 +429,17 @@ def test_gone_from_the_disk(how: str, model: MemoryModel, tmp_path: Path) -> Non
     else:
         alike(loaded, before)
     assert b"Quillfeather" not in raw(store)
+
+
+def test_dropped_text_leaves_the_log_too(model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while somebody reads, who keeps SQLite from emptying its log by itself."""
+    store, erased = MemoryStore(tmp_path), list[bool]()
+    kept(model, store)
+    real = Catalogue.erase
+    monkeypatch.setattr(Catalogue, "erase", lambda self, db: erased.append(real(self, db)))
+    with store.open("ada", model) as memory:
+        memory.release({1})
+    assert erased == [True]
 
 
 def test_forgetting_takes_what_was_told_and_what_was_held(model: MemoryModel, tmp_path: Path) -> None:
