@@ -19,6 +19,7 @@ Legend:  L layers   W writes   K vectors a write   G keys a write   n vectors in
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,24 @@ class Pending:
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Held:
+    """A text that a policy held back (`core/admission.py`). It is kept beside the memory and never read for an answer.
+
+    number: by which it is named. verdict: "defer" or "refuse". reason: why, in words that quote nothing of it. source,
+    time: the label and time that it was told with. held: when it was held back, in seconds since the epoch. text: what
+    was told; None in a memory that keeps no texts (`keep_text`).
+    """
+
+    number: int
+    verdict: str
+    reason: str
+    source: str
+    time: float
+    held: float
+    text: str | None
+
+
 class Memory:
     """One user's memory. Handed to a `MemoryModel`; knows tensors, no model and no disk.
 
@@ -115,6 +134,8 @@ class Memory:
         self.records = self.new_records()
         self._generator = torch.Generator().manual_seed(seed)
         self.forgotten: list[dict[str, float]] = []  # that something was forgotten, "time" and "tokens"; not what
+        self.policy = ""  # the name of the policy that judges what is told from now on; see `core/admission.py`
+        self.quarantine: list[Held] = []  # what it held back
         self.cuts: list[int] = []  # since it was made: from these writes on, others took the place of those before
         self.ledger = Ledger(config, layers) if config.keeps_ledger else None
 
@@ -255,6 +276,7 @@ class Memory:
         earlier = Memory(self.config, layers=self.layers, width=self.width, model=self.model)
         earlier._generator.set_state(self._generator.get_state())
         earlier.writes, earlier.forgotten = self.writes.until(write), list(self.forgotten)
+        earlier.policy, earlier.quarantine = self.policy, list(self.quarantine)
         earlier._base, earlier.first_write = min(self._base, write), min(self.first_write, write)
         if self.config.long_term:
             earlier.records = {name: records.until(kept) for name, records in self.records.items()}
@@ -293,6 +315,24 @@ class Memory:
     def note_forgotten(self, time: float, tokens: int) -> None:
         """Put down that something was forgotten."""
         self.forgotten.append({"time": time, "tokens": tokens})
+
+    # Quarantine -------------------------------------------------------------------------------------------------------
+
+    def hold(self, verdict: str, reason: str, source: str, time: float, held: float, text: str) -> None:
+        """Put a text beside the memory. What is there already, from the same source, gives way to it.
+
+        Args:
+            verdict, reason, source, time, held, text: see `Held`.
+        """
+        kept = text if self.config.keep_text else None
+        number = self.quarantine[-1].number + 1 if self.quarantine else 1
+        others = [one for one in self.quarantine if kept is None or (one.source, one.text) != (source, kept)]
+        self.quarantine = [*others, Held(number, verdict, reason, source, time, held, kept)]
+
+    def release(self, numbers: Collection[int]) -> None:
+        """Take texts out of the quarantine, by number. The next save erases them from the disk."""
+        self.quarantine = [one for one in self.quarantine if one.number not in numbers]
+        self.cuts.append(self.write_count)  # no write was replaced, but text is to be erased
 
     # Writing, inside --------------------------------------------------------------------------------------------------
 
@@ -431,6 +471,8 @@ class Memory:
             "first_write": self.first_write,
             "base": self._base,
             **({"forgotten": self.forgotten} if self.forgotten else {}),
+            **({"policy": self.policy} if self.policy else {}),
+            **({"quarantine": [dataclasses.asdict(one) for one in self.quarantine]} if self.quarantine else {}),
             **({"ledger": self.ledger.meta()} if self.ledger is not None else {}),
         }
 
@@ -478,6 +520,8 @@ class Memory:
         memory.pending = [Pending(p["source"], p["time"], tuple(p["ids"])) for p in meta["pending"]]
         memory.first_write, memory._base = meta["first_write"], meta["base"]
         memory.forgotten = [dict(one) for one in meta.get("forgotten", ())]
+        memory.policy = meta.get("policy", "")
+        memory.quarantine = [Held(**one) for one in meta.get("quarantine", ())]
         pool = tensors["pool"].shape[1]
         expected = {"pool": (memory.layers, pool, memory.width), "pool_rows": (memory.layers, pool)}
         for name, shape in expected.items():

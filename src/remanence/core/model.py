@@ -23,12 +23,14 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from ..config import LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory, InputError
 from .adapters import ROLES, Adapters
+from .admission import WritePolicy, admitted
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
 from .forgetting import Forgotten, Wanted, forget
 from .looking import Begun, Looked, Verdict, WriteSlots, candidates, look
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
+from .policies import named
 from .prompts import UNKNOWN, Prompts
 from .read import ReadSlots, Source, waiting
 from .retriever import Retriever, attention_keys, block_scores
@@ -252,6 +254,7 @@ class MemoryDecoder(nn.Module):
         time: float | None = None,
         progress: Callable[[int, int], None] | None = None,
         last: int | None = None,
+        policy: WritePolicy | None = None,
     ) -> int:
         """Remember a text of any length. What does not fill a chunk stays verbatim in the window until more comes.
 
@@ -267,13 +270,23 @@ class MemoryDecoder(nn.Module):
             progress: called with (tokens done, tokens in all) after every write.
             last: remember only so many tokens at the end of the text. With what was left when an earlier call for the
                 text was cut short, tokens in all less tokens done, the memory becomes as if it had not been.
+            policy: judges the text first, and what it does not accept goes to the memory's quarantine
+                (`admission.py`). If None, the memory's own does, if it has one (`Memory.policy`).
 
         Returns:
             The number of tokens that were taken.
+
+        Raises:
+            ConfigError: `last` together with a policy, which may have held back some of the text.
         """
         self.check(memory)
+        time, policy = clock.time() if time is None else time, policy or named(memory.policy)
+        if policy is not None:
+            if last is not None:
+                raise ConfigError("`last` does not work where a policy judges what is told; tell the rest as a text.")
+            text = admitted(policy, text, memory=memory, model=self, source=source, time=time)
         ids = self._tokens(memory, text, last)
-        self.take(memory, ids, source, clock.time() if time is None else time, progress)
+        self.take(memory, ids, source, time, progress)
         return len(ids)
 
     def take(

@@ -371,10 +371,12 @@ class Catalogue:
         id, checked, secret = found[0], _format(db) > 1, self.secret(db)
         pending: list[dict[str, Any]] | None = None
         model, forgotten = "", list[dict[str, float]]()
+        policy, quarantine = "", list[dict[str, Any]]()
         with suppress(MemoryCorrupt, ValueError, TypeError, LookupError):
             row, _, _, waiting = self._sealed(db, name, *found)
             meta = json.loads(row["meta"])
             model, forgotten = meta["model"], meta.get("forgotten", [])
+            policy, quarantine = meta.get("policy", ""), meta.get("quarantine", [])
             pending = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in waiting]
         columns = columns_of_writes(_format(db)) + (", digest" if checked else "")
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
@@ -389,7 +391,8 @@ class Catalogue:
         last = max(
             [count - 1 if isinstance(count, int) else -1, *there, *(r[0] for r in rows if isinstance(r[0], int))]
         )
-        return Salvaged(writes, [index for index in range(last + 1) if index not in there], pending, model, forgotten)
+        lost = [index for index in range(last + 1) if index not in there]
+        return Salvaged(writes, lost, pending, model, forgotten, policy, quarantine)
 
     def _sealed(
         self, db: sqlite3.Connection, name: str, id: str, created: float, generation: int

@@ -167,8 +167,8 @@ class Salvaged:
     """What of a memory's texts is as it was written.
 
     writes: their columns, as dicts; without those of `lost`, which were changed or are missing. pending: what waits, as
-    in `Memory.meta`; None if it was changed. model: the fingerprint of the model that wrote it, or "". forgotten: as of
-    `Memory.meta`.
+    in `Memory.meta`; None if it was changed. model: the fingerprint of the model that wrote it, or "". forgotten,
+    policy, quarantine: as of `Memory.meta`.
     """
 
     writes: list[dict[str, Any]]
@@ -176,6 +176,8 @@ class Salvaged:
     pending: list[dict[str, Any]] | None
     model: str
     forgotten: list[dict[str, float]]
+    policy: str
+    quarantine: list[dict[str, Any]]
 
 
 def digest(*values: Any) -> str:
