@@ -43,7 +43,7 @@ _READ = 1 << 24  # bytes that are hashed at once
 def mark(memory: Memory) -> tuple[Any, ...]:
     """What differs as soon as a memory was written to; its first entry is the number of writes."""
     generator = memory.state()["generator"].numpy().tobytes()
-    return memory.write_count, memory.first_write, tuple(memory.pending), len(memory.cuts), generator
+    return memory.write_count, memory.first_write, tuple(memory.pending), len(memory.cuts), generator, memory.limits
 
 
 # Writing --------------------------------------------------------------------------------------------------------------

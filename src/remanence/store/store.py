@@ -19,7 +19,6 @@ Texts are stored as they are, not encrypted, in files that only their owner may 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sqlite3
@@ -36,7 +35,7 @@ from filelock import FileLock, Timeout
 from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
 from .catalogue import NAME, Catalogue, parts, transaction
-from .rows import MemoryInfo, Salvaged, Stored
+from .rows import MemoryInfo, Salvaged, Stored, ids_column, pieces_column
 
 if TYPE_CHECKING:
     from ..core.memory import Memory, Write
@@ -348,7 +347,10 @@ class MemoryStore:
                 # New files must not have the names of shared ones, so generations go on.
                 db, new, (id, created, stored.generation), header=header, state=stored.state, files=stored.parts,
                 done=0, writes=stored.rows or [],
-                pending=[(i, p["source"], float(p["time"]), _json(p["ids"])) for i, p in enumerate(pending)],
+                pending=[
+                    (i, p["source"], float(p["time"]), ids_column(p["ids"], p.get("tags", {})))
+                    for i, p in enumerate(pending)
+                ],
                 sizes=(stored.count, sum(row[3] + row[4] for row in last), sum(len(piece["ids"]) for piece in pending)),
             )  # fmt: skip
 
@@ -442,7 +444,9 @@ class MemoryStore:
             writes=[
                 (*_row(write), digest) for write, digest in zip(memory.writes[done:], saving.digests, strict=True)
             ],
-            pending=[(i, p.source, float(p.time), _json(p.ids)) for i, p in enumerate(memory.pending)],
+            pending=[
+                (i, p.source, float(p.time), ids_column(p.ids, p.tags.plain())) for i, p in enumerate(memory.pending)
+            ],
             sizes=(count, memory.tokens, len(memory.pending_ids)),
         )  # fmt: skip
         self._saved[memory] = _Saved(id, generation, as_is, cuts)
@@ -515,12 +519,8 @@ def _check_name(name: str) -> None:
 
 def _row(write: Write) -> tuple[Any, ...]:
     """A write as the columns of `WRITE`."""
-    pieces = json.dumps(write.pieces, ensure_ascii=False) if write.pieces else None
-    return write.index, write.source, float(write.time), write.first_token, write.tokens, write.text, pieces
-
-
-def _json(ids: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, ids)) + "]"
+    head = write.index, write.source, float(write.time), write.first_token, write.tokens, write.text
+    return *head, pieces_column(write)
 
 
 def _remove(folder: Path) -> None:
