@@ -260,20 +260,20 @@ def test_tags_and_limits_come_back_from_the_disk(model: MemoryModel, tmp_path: P
 
 def test_the_commands(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    assert not run(home, "memorize", "-m", "book", stdin="The office opens at nine. " * 30).code
-    assert not run(home, "memorize", "-m", "ada", "--meta", "team=sales", "--keep-for", "30d", stdin="Rex. " * 90).code
-    found = json.loads(run(home, "ask", "When does it open?", "-m", "ada", "--under", "book", "--json").out)
+    assert not run(home, "memorize", "-m", "book", stdin="The office opens at nine. " * 30).returncode
+    assert not run(home, "memorize", "-m", "ada", "--meta", "team=sales", "--keep-for", "30d", stdin="Rex. " * 90).returncode
+    found = json.loads(run(home, "ask", "When does it open?", "-m", "ada", "--under", "book", "--json").stdout)
     assert {source.get("memory") for source in found["sources"]} == {None, "book"}
-    found = json.loads(run(home, "ask", "Who?", "-m", "ada", "--meta", "team=none", "--json").out)
+    found = json.loads(run(home, "ask", "Who?", "-m", "ada", "--meta", "team=none", "--json").stdout)
     assert found["sources"] == []
-    assert "team=sales" in run(home, "memory", "history", "ada").out
+    assert "team=sales" in run(home, "memory", "history", "ada").stdout
     refused(run(home, "memorize", "-m", "ada", "--keep-for", "soon", stdin="x"), "--keep-for", "30d")
     refused(run(home, "memorize", "-m", "ada", "--meta", "team", stdin="x"), "KEY=VALUE")
-    assert json.loads(run(home, "memory", "limit", "ada", "--tokens", "200", "--json").out)["limits"] == {"tokens": 200}
+    assert json.loads(run(home, "memory", "limit", "ada", "--tokens", "200", "--json").stdout)["limits"] == {"tokens": 200}
     refused(run(home, "memorize", "-m", "ada", stdin="word " * 300), "at most 200", "remanence memory limit")
-    assert not run(home, "memory", "limit", "ada", "--keep-for", "1s", "--tokens", "0").code
+    assert not run(home, "memory", "limit", "ada", "--keep-for", "1s", "--tokens", "0").returncode
     merging = run(home, "memory", "merge", "ada", "book", "both", "--json")
-    assert json.loads(merging.out)["memory_tokens"] > 100
+    assert json.loads(merging.stdout)["memory_tokens"] > 100
     refused(run(home, "memory", "merge", "ada", "book", "both"), "both", "another name")
-    assert not run(home, "memory", "merge", "ada", "book", "anew", "--rewrite").code
+    assert not run(home, "memory", "merge", "ada", "book", "anew", "--rewrite").returncode
     refused(run(home, "memory", "sweep"), "--all")

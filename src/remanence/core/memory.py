@@ -406,8 +406,7 @@ class Memory:
                 (min(part.tags.expires(part.time, None) for part in parts), min(part.time for part in parts))
                 for parts in (list(write.parts()) for write in self.writes[known:])
             ]
-            self.has_ends = False  # whether a text of any write may expire by itself
-        self._ends_W2 = torch.cat([self._ends_W2[:known], torch.tensor(new, dtype=torch.float64)])
+            self._ends_W2 = torch.cat([self._ends_W2[:known], torch.tensor(new, dtype=torch.float64)])
         if not self.write_count:
             return None
         ends_W, times_W = self._ends_W2.unbind(1)
@@ -485,7 +484,7 @@ class Memory:
             if tuple(tensors[name].shape) != expected:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {expected}.")
             whole = tensors[name].unflatten(1, (memory.records_count, per_write)).transpose(0, 1)
-            records.settle(0, [Block(whole.reshape(-1, *records.shape).contiguous())])
+            records.settle(0, [Block(whole.reshape(memory.records_count, *records.shape).contiguous())])
         return memory
 
     @property
