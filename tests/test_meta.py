@@ -108,6 +108,8 @@ def test_exports() -> None:
         "MemoryModel",
         "Forgotten",
         "Wanted",
+        "Limits",
+        "Only",
         "Memory",
         "MemoryStore",
         "MemoryConfig",
@@ -165,7 +167,7 @@ def test_rooms_know_only_what_they_may() -> None:
 
 
 def test_memory_and_retriever_are_plain_tensor_code() -> None:
-    plain = ("memory", "records", "history", "ledger", "retriever", "retrieval", "search", "quantise")
+    plain = ("memory", "records", "history", "ledger", "retriever", "retrieval", "search", "quantise", "writes")
     for module in plain:
         assert third_parties(f"core.{module}") <= {"torch"}
         known = {"config", "errors", *(f"core.{name}" for name in plain)}
@@ -180,6 +182,7 @@ def test_the_store_knows_no_model() -> None:
             "core.memory",
             "core.records",
             "core.history",
+            "core.writes",
         }
         assert "transformers" not in third_parties(module)
 

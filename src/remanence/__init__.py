@@ -19,6 +19,7 @@ from .errors import (
     InputError,
     MemoryBusy,
     MemoryCorrupt,
+    OverLimit,
     RemanenceError,
     StorageError,
     UnknownMemory,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .core.memory import Memory
     from .core.model import Answer
     from .core.read import Source
+    from .core.writes import Limits, Only
     from .models.pretrained import MemoryModel
     from .store import MemoryStore
 
@@ -39,10 +41,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "core.model",
     "Forgotten": "core.forgetting",
+    "Limits": "core.writes",
     "Memory": "core.memory",
     "MemoryConfig": "config",
     "MemoryModel": "models.pretrained",
     "MemoryStore": "store",
+    "Only": "core.writes",
     "Source": "core.read",
     "Wanted": "core.forgetting",
 }
@@ -53,12 +57,15 @@ __all__ = [
     "Forgotten",
     "IncompatibleMemory",
     "InputError",
+    "Limits",
     "Memory",
     "MemoryBusy",
     "MemoryConfig",
     "MemoryCorrupt",
     "MemoryModel",
     "MemoryStore",
+    "Only",
+    "OverLimit",
     "RemanenceError",
     "Source",
     "StorageError",

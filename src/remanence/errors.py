@@ -7,6 +7,7 @@
     ├── MemoryCorrupt        bytes on disk that are not what was saved
     ├── MemoryBusy           another process holds the memory
     ├── InputError           text that cannot be read: missing, binary, not UTF-8, too long
+    ├── OverLimit            more than a memory or a store is allowed to hold
     └── StorageError         the disk refused: full, read-only, no permission
 
 Each message says what was found, what was expected, and what to do.
@@ -41,6 +42,10 @@ class MemoryBusy(RemanenceError):
 
 class InputError(RemanenceError, ValueError):
     """Text that cannot be read or does not fit."""
+
+
+class OverLimit(RemanenceError):
+    """More than a memory, or a store, was allowed to hold. Nothing was written."""
 
 
 class StorageError(RemanenceError, OSError):

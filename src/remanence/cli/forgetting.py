@@ -11,6 +11,7 @@ import typer
 
 from ..errors import ConfigError, InputError
 from ..models.names import DEFAULT_MODEL
+from .keeping import Metadata, metadata_of
 from .output import Json, Model, Name, Store, bar, load_model, open_store, put, put_json, say
 from .reading import check_text
 from .stopping import stoppable
@@ -29,6 +30,7 @@ def forget(
     write: Annotated[list[int] | None, typer.Option(min=0, help="Only this write. May be repeated.")] = None,
     since: Annotated[str | None, typer.Option(help="Only what was told from this date or time on.")] = None,
     until: Annotated[str | None, typer.Option(help="Only what was told before this date or time.")] = None,
+    meta: Metadata = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Only show what would be forgotten.")] = False,
     model: Model = DEFAULT_MODEL,
@@ -52,7 +54,7 @@ def forget(
     with stoppable():
         from ..core.forgetting import Wanted
 
-        wanted = Wanted(write, source, begin, end, words)
+        wanted = Wanted(write, source, begin, end, words, metadata_of(meta) or None)
         wanted.check()
         if write and (beyond := max(write)) >= (count := shelf.info(memory).writes):
             raise InputError(f"there is no write {beyond}; memory {memory!r} has {count:,}, counted from 0.")

@@ -13,10 +13,13 @@ import typer
 
 from ..errors import ConfigError
 from ..models.names import DEFAULT_MODEL
+from . import keeping
 from .output import Json, Model, Store, bar, load_model, open_store, put, put_json, say
 from .stopping import stoppable
 
 app = typer.Typer(help="List, show and delete memories.", no_args_is_help=True)
+for command in (keeping.limit, keeping.sweep, keeping.merge):
+    app.command()(command)
 _LAST = 5  # writes that `show` shows
 _DONE = {"defer": "deferred", "refuse": "refused"}
 
@@ -96,21 +99,26 @@ def memory_history(
             continue
         first, last = event["writes"]
         writes = "waiting" if first is None else f"write {first}" + (f" to {last}" if last > first else "")
-        put(f"{when}  told       {much}  {writes:<18}  {event['source']}")
+        metadata = "".join(f"  {key}={value}" for key, value in event.get("metadata", {}).items())
+        until = f"  until {datetime.fromtimestamp(event['until']):%Y-%m-%d %H:%M}" if "until" in event else ""
+        put(f"{when}  told       {much}  {writes:<18}  {event['source']}{metadata}{until}")
 
 
 def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
     """What was told, neighbours of one source and time as one, held back, and forgotten; in the order of time."""
     told: list[dict[str, Any]] = []
-    pieces = [(w["source"], w["time"], w["tokens"], w["index"]) for w in meta["writes"]]
-    pieces += [(p["source"], p["time"], len(p["ids"]), None) for p in meta["pending"]]
-    for source, told_at, tokens, write in pieces:
-        if told and (told[-1]["source"], told[-1]["time"]) == (source, told_at) and write is not None:
+    pieces = [(w["source"], w["time"], w["tokens"], w["index"], _shared(w)) for w in meta["writes"]]
+    pieces += [(p["source"], p["time"], len(p["ids"]), None, p.get("tags", {})) for p in meta["pending"]]
+    for source, told_at, tokens, write, tags in pieces:
+        same = told and (told[-1]["source"], told[-1]["time"], told[-1]["tags"]) == (source, told_at, tags)
+        if same and write is not None:
             told[-1]["tokens"] += tokens
             told[-1]["writes"][1] = write
         else:
-            writes = [write, write]
-            told.append({"what": "told", "time": told_at, "tokens": tokens, "source": source, "writes": writes})
+            event = {"what": "told", "time": told_at, "tokens": tokens, "source": source, "writes": [write, write]}
+            told.append(event | {"tags": tags})
+    for event in told:
+        event |= event.pop("tags")
     gone = [{"what": "forgotten", **one} for one in meta.get("forgotten", ())]
     held = [
         {
@@ -175,6 +183,11 @@ def memory_quarantine(
     say(f"{name}: {', '.join(done)}; {left:,} left in quarantine.")
 
 
+def _shared(write: dict[str, Any]) -> dict[str, Any]:
+    """The metadata and end of a write's first text."""
+    return dict(write["tags"][0]) if write.get("tags") else {}
+
+
 def _info(info: Any) -> dict[str, Any]:
     import dataclasses
 
@@ -226,7 +239,7 @@ def memory_rebuild(
     shelf = open_store(store)
     with stoppable(), shelf.hold(name):
         from ..core.forgetting import retell
-        from ..core.memory import Held
+        from ..core.writes import Held, Limits
 
         salvaged = shelf.salvage(name)
         loaded = load_model(model)
@@ -235,6 +248,7 @@ def memory_rebuild(
             memory, waiting = retell(loaded, salvaged.writes, salvaged.pending or [], salvaged.model, progress=update)
         memory.forgotten, memory.policy = salvaged.forgotten, salvaged.policy
         memory.quarantine = [Held(**one) for one in salvaged.quarantine]
+        memory.limits = Limits(**salvaged.limits)
         shelf.save(name, memory, whole=True)
         seconds = time.perf_counter() - began
     lost = list(salvaged.lost)

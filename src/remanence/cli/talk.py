@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ import typer
 
 from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
 from ..models.names import DEFAULT_MODEL
+from .keeping import KeepFor, Metadata, Under, metadata_of, seconds_of, sweep_if_possible
 from .output import (
     Json,
     Model,
@@ -36,8 +37,9 @@ from .stopping import Stopped, stoppable
 from .telling import Place, Telling
 
 if TYPE_CHECKING:
-    from ..core.memory import Held, Memory
+    from ..core.memory import Memory
     from ..core.model import Answer
+    from ..core.writes import Held
     from ..models.pretrained import MemoryModel
     from ..store import MemoryStore
 
@@ -74,6 +76,8 @@ def memorize(
         int | None, typer.Option(min=1, help="Only so many tokens at the end of the first text: to go on after a stop.")
     ] = None,
     policy: Policy = None,
+    meta: Metadata = None,
+    keep_for: KeepFor = None,
     plan: Plan = False,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +92,7 @@ def memorize(
         return
     if source is not None:
         check_text(source, "--source")
+    metadata, seconds_kept = metadata_of(meta), seconds_of(keep_for, "--keep-for")
     reader = Reader(files or ["-"], start, (lambda line: None) if as_json else lambda line: say(f"remanence: {line}"))
     if last is not None and start is None and not reader.one_text:
         raise ConfigError("--last counts tokens of one text; give --from, too, as the command that was stopped says.")
@@ -98,11 +103,13 @@ def memorize(
         shelf, loaded = open_store(store), load_model(model)
         began = time.perf_counter()
         with shelf.open(memory, loaded) as opened, bar("memorizing") as update:
+            sweep_if_possible(loaded, opened, update)
             opened.policy = opened.policy if chosen is None else chosen
             before = {one.number for one in opened.quarantine}
             telling = Telling(
-                loaded, reader, source=source, last=last, save=lambda kept: shelf.save(memory, kept), every=SAVE_SECONDS
-            )
+                loaded, reader, source=source, last=last, save=lambda kept: shelf.save(memory, kept),
+                every=SAVE_SECONDS, metadata=metadata, keep_for=seconds_kept,
+            )  # fmt: skip
             try:
                 telling.tell(opened, chain([first], read), stop, update)
             except Stopped as stopped:  # asked twice
@@ -196,6 +203,8 @@ def _source_dict(source: Any) -> dict[str, Any]:
     return {
         "write": source.write, "score": round(source.score, 4), "layers": source.layers, "where": source.where,
         "source": source.label, "time": source.time, "text": source.text,
+        **({"memory": source.memory} if source.memory else {}),
+        **({"metadata": source.metadata} if source.metadata else {}),
     }  # fmt: skip
 
 
@@ -206,6 +215,9 @@ def ask(
     store: Store = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
     sources: Annotated[bool, typer.Option(help="Show what was read.")] = False,
+    under: Under = None,
+    source: Annotated[str | None, typer.Option(help="Read only what was told with this label.")] = None,
+    meta: Metadata = None,
     plan: Plan = False,
     as_json: Json = False,
 ) -> None:
@@ -219,11 +231,15 @@ def ask(
     if question is None:
         raise InputError("ask what? remanence ask QUESTION, or --plan.")
     check_text(question, "the question")
+    metadata = metadata_of(meta)
     with stoppable():
         with uncollected():
-            opened = open_store(store).load(memory)
+            shelf = open_store(store)
+            opened, lower = shelf.load(memory), {name: shelf.load(name) for name in under or ()}
             loaded = load_model(model)
-        loaded.check(opened)
+        from ..core.writes import Only
+
+        opened = loaded.over(opened, lower)
         room = loaded.config.window_tokens - len(opened.pending_ids)
         if max_new_tokens >= room:
             raise ConfigError(
@@ -231,7 +247,8 @@ def ask(
                 f"{loaded.config.window_tokens} tokens, and {len(opened.pending_ids)} wait in it."
             )
         began = time.perf_counter()
-        answer = loaded.ask(opened, question, max_new_tokens=max_new_tokens)
+        only = Only(source, metadata) if source is not None or metadata else None
+        answer = loaded.ask(opened, question, max_new_tokens=max_new_tokens, only=only)
         seconds = time.perf_counter() - began
     if as_json:
         result = {
@@ -248,7 +265,8 @@ def ask(
 
 def _show_sources(sources: list[Any]) -> None:
     for s in sources[:5]:
-        say(f"  {s.score:+6.2f}  {s.where:<10}  {s.label}: {s.text}")
+        label = f"{s.memory}/{s.label}" if s.memory else s.label
+        say(f"  {s.score:+6.2f}  {s.where:<10}  {label}: {s.text}")
 
 
 # chat -----------------------------------------------------------------------------------------------------------------
@@ -259,6 +277,7 @@ def chat(
     model: Model = DEFAULT_MODEL,
     store: Store = None,
     policy: Policy = None,
+    under: Under = None,
     plan: Plan = False,
     as_json: Json = False,
 ) -> None:
@@ -276,7 +295,7 @@ def chat(
     chosen = _policy(policy)
     with stoppable():
         shelf = open_store(store)
-        talk = _Chat(shelf, memory, load_model(model), as_json, chosen)
+        talk = _Chat(shelf, memory, load_model(model), as_json, policy=chosen, under=under or ())
         asking = not as_json and sys.stdin.isatty()
         if asking:
             say(f"Talking to {talk.model.name} with memory {memory!r}. Tell it facts, ask questions; /quit ends.")
@@ -300,13 +319,20 @@ class _Chat:
     """
 
     def __init__(
-        self, shelf: MemoryStore, name: str, model: MemoryModel, as_json: bool, policy: str | None = None
+        self,
+        shelf: MemoryStore,
+        name: str,
+        model: MemoryModel,
+        as_json: bool,
+        *,
+        policy: str | None = None,
+        under: Sequence[str] = (),
     ) -> None:
         from ..core.session import Session
 
         self.shelf, self.name, self.model, self.as_json, self.policy = shelf, name, model, as_json, policy
         self.refused = 0
-        self.session = Session(model, self._load())
+        self.session = Session(model, self._load(), under={each: shelf.load(each) for each in under})
         self.talks = model.config.base_answers  # a base that answers for itself is let talk
         self.last: Answer | None = None  # for /sources
 
@@ -353,6 +379,9 @@ class _Chat:
         session = self.session
         if not self.shelf.is_current(self.name, session.memory):
             session.memory = self._load()
+        for each, lower in session.under.items():
+            if not self.shelf.is_current(each, lower):
+                session.under[each] = self.shelf.load(each)
         # A small model only acknowledges a statement, which it may not do before it is kept. A reply of one that talks
         # is shown as it comes; what could not be kept is said behind it.
         shown = not self.as_json and (session.asks(line) or self.talks)
@@ -400,6 +429,7 @@ class _Chat:
     def _keep(self, line: str) -> list[Held]:
         """Remember a turn for good. Returns what of it was held back."""
         with self._open("remembered") as opened:
+            sweep_if_possible(self.model, opened)
             opened.policy = opened.policy if self.policy is None else self.policy
             before = {one.number for one in opened.quarantine}
             self.session.keep(line)

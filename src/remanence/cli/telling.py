@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,7 @@ class Telling:
         last: only so many tokens at the end of the first piece.
         save: makes the memory permanent; called at least so often as `every` says, in seconds.
         every: see `save`.
+        metadata, keep_for: of all pieces, as for `MemoryModel.memorize`.
 
     Attributes:
         tokens: that the memory took. told: the same, by name of the document. cut: where a stop ended it, None if none
@@ -66,8 +67,10 @@ class Telling:
     def __init__(
         self, model: MemoryModel, reader: Reader, *,
         source: str | None, last: int | None, save: Callable[[Memory], None], every: float,
+        metadata: Mapping[str, str] | None = None, keep_for: float | None = None,
     ) -> None:  # fmt: skip
         self.model, self.reader, self.source, self.last = model, reader, source, last
+        self._metadata, self._keep_for = metadata, keep_for
         self.tokens = 0
         self.told: dict[str, int] = {}
         self.cut: Place | None = None
@@ -130,7 +133,10 @@ class Telling:
 
         label = self.source if self.source is not None else piece.label
         try:
-            tokens = self.model.memorize(memory, piece.text, source=label, progress=progress, last=self.last)
+            tokens = self.model.memorize(
+                memory, piece.text, source=label, progress=progress, last=self.last,
+                metadata=self._metadata, keep_for=self._keep_for,
+            )  # fmt: skip
         except _Cut as cut:
             self.cut = replace(place, left=cut.left, total=cut.total - waited)
             tokens = max(0, cut.total - waited - cut.left)

@@ -2,6 +2,8 @@
 
 model.py     text -> chunks -> write; question -> read -> answer
 memory.py    one user's memory: the short-term pool and the long-term store (`blocks.py`, `ledger.py`)
+writes.py    what is known of a write beside its vectors
+view.py, merging.py   several memories read as one, or without what has expired; two memories made one
 retriever.py which past writes matter for a question: their scores
 retrieval.py from scores to what is read, one rule for use and training
 read.py      which vectors a question reads, as slots

@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from ..errors import InputError
 from .forgetting import SENTENCE
-from .memory import Held, Memory
+from .memory import Memory
+from .writes import Held, Tags
 
 ACCEPT, DEFER, REFUSE = "accept", "defer", "refuse"  # from mild to strict
 _VERDICTS = (ACCEPT, DEFER, REFUSE)
@@ -155,11 +156,14 @@ def judged(
     return made
 
 
-def admitted(policy: WritePolicy, text: str, *, memory: Memory, model: Asked, source: str, time: float) -> str:
+def admitted(
+    policy: WritePolicy, text: str, *, memory: Memory, model: Asked, source: str, time: float, tags: Tags
+) -> str:
     """What of a text is to be remembered; the rest is put into the memory's quarantine.
 
     Args:
         policy, text, memory, model, source, time: as for `judged`.
+        tags: kept with what is held back.
     """
     kept = list[str]()
     made = judged(policy, text, memory=memory, model=model, source=source, time=time)
@@ -168,7 +172,7 @@ def admitted(policy: WritePolicy, text: str, *, memory: Memory, model: Asked, so
         if verdict == ACCEPT:
             kept.append(part)
         else:
-            memory.hold(verdict, reason, source, time, clock.time(), part.strip())
+            memory.hold(verdict, reason, source, time, clock.time(), part.strip(), tags)
     return "".join(kept)
 
 
@@ -193,8 +197,16 @@ def let_in(
     for one in chosen(memory, numbers):
         if one.text is None:
             raise InputError(f"of {one.number} no text was kept (keep_text), so it cannot be admitted; tell it again.")
+        tags = Tags.from_plain(one.tags)
         tokens += model.memorize(
-            memory, one.text, source=one.source, time=one.time, progress=progress, policy=Everything()
+            memory,
+            one.text,
+            source=one.source,
+            time=one.time,
+            progress=progress,
+            policy=Everything(),
+            metadata=dict(tags.metadata),
+            keep_for=None if tags.until is None else max(0.001, tags.until - one.time),
         )
         memory.release({one.number})
     return tokens

@@ -11,14 +11,16 @@ are drawn anew. Neither knows anything of what was forgotten.
 
 from __future__ import annotations
 
+import math
 import re
 import time as clock
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import ConfigError, InputError
-from .memory import Held, Memory, Pending, Write
+from .memory import Memory
+from .writes import Held, Only, Pending, Tags, Write
 
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*")
 
@@ -29,6 +31,7 @@ class Wanted:
 
     writes: numbers of writes. source: the label. since, until: seconds since the epoch, from and before.
     containing: sentences in which these words stand, whatever their case and the white space between them.
+    metadata: these keys have these values. expired: what has expired at this moment, in seconds since the epoch.
     """
 
     writes: Collection[int] | None = None
@@ -36,11 +39,15 @@ class Wanted:
     since: float | None = None
     until: float | None = None
     containing: str | None = None
+    metadata: Mapping[str, str] | None = None
+    expired: float | None = None
 
     def check(self) -> None:
         """Raise `InputError` if nothing is given, or no words."""
-        if all(value is None for value in (self.writes, self.source, self.since, self.until, self.containing)):
-            raise InputError("forget what? Name writes, a source, a time, or words.")
+        if not self.metadata and all(
+            value is None for value in (self.writes, self.source, self.since, self.until, self.containing, self.expired)
+        ):
+            raise InputError("forget what? Name writes, a source, metadata, a time, or words.")
         if self.containing is not None and not self.containing.strip():
             raise InputError("the words to be forgotten are empty.")
 
@@ -67,6 +74,12 @@ class _Told:
     text: str
     source: str
     time: float
+    tags: Tags
+
+    @property
+    def kind(self) -> tuple[str, float, Tags]:
+        """What neighbours must share to be one text."""
+        return self.source, self.time, self.tags
 
 
 class Rewriter(Protocol):
@@ -87,7 +100,13 @@ class Rewriter(Protocol):
         """The memory as it was before a write."""
 
     def take(
-        self, memory: Memory, ids: list[int], source: str, time: float, progress: Callable[[int, int], None] | None
+        self,
+        memory: Memory,
+        ids: list[int],
+        source: str,
+        time: float,
+        progress: Callable[[int, int], None] | None,
+        tags: Tags,
     ) -> None:
         """Write tokens to a memory."""
 
@@ -114,8 +133,8 @@ def forget(
             "Delete it, and tell again what is to stay."
         )
     told = [piece for write in memory.writes for piece in _pieces(write)]
-    told += [_Told(-1, model.text_of(p.ids), p.source, p.time) for p in memory.pending]
-    gone = _gone(told, wanted)
+    told += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in memory.pending]
+    gone = _gone(told, wanted, memory.limits.keep_for)
     held = _held(memory, wanted)
     beside = [one.text or "" for one in held]
     touched = [place for place, spans in enumerate(gone) if spans]
@@ -170,11 +189,50 @@ def retell(
         raise InputError("this memory keeps no texts (keep_text), so they cannot be written again.")
     told = [piece for write in writes for piece in _pieces(Write.of(write))]
     readable = not pending or wrote.rpartition("-")[0] == model.fingerprint.rpartition("-")[0]
-    told += [_Told(-1, model.text_of(p["ids"]), p["source"], p["time"]) for p in pending if readable]
+    waits = [Pending.of(piece) for piece in pending if readable]
+    told += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in waits]
     memory: Memory = model.new_memory()
     stays = list(_stays(model, told, [[] for _ in told]))
     _write(model, memory, stays, progress)
     return memory, readable
+
+
+def retell_both(
+    model: Any, memories: Sequence[Memory], *, progress: Callable[[int, int], None] | None = None
+) -> Memory:
+    """A new memory of the texts of several, in the order of time; texts of one time stay in the order of the memories.
+
+    Args:
+        model: a `MemoryModel`, which writes.
+        memories: that keep their texts; other models may have written them.
+        progress: as in `retell`.
+
+    Raises:
+        InputError: a memory keeps no texts, or text waits in it whose tokens this model cannot read.
+    """
+    told: list[_Told] = []
+    for memory in memories:
+        if any(write.text is None for write in memory.writes):
+            raise InputError("a memory keeps no texts (keep_text), so they cannot be written again.")
+        if memory.pending and memory.model.rpartition("-")[0] != model.fingerprint.rpartition("-")[0]:
+            raise InputError(f"what waits in a memory are tokens that only {memory.model!r} can read; use that model.")
+        own = [piece for write in memory.writes for piece in _pieces(write)]
+        own += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in memory.pending]
+        keep_for = memory.limits.keep_for
+        for piece in own:
+            until = piece.tags.expires(piece.time, keep_for)
+            told.append(piece if until == math.inf else replace(piece, tags=replace(piece.tags, until=until)))
+    told.sort(key=lambda piece: piece.time)
+    new: Memory = model.new_memory()
+    apart: list[Pending] = []
+    for part in _stays(model, told, [[] for _ in told]):
+        text = model.text_of(part.ids).strip()
+        ids = tuple(model.encode(f"\n{text}" if apart else text))  # texts are told apart
+        if ids:
+            apart.append(replace(part, ids=ids))
+    _write(model, new, apart, progress)
+    new.forgotten = sorted((one for memory in memories for one in memory.forgotten), key=lambda one: one["time"])
+    return new
 
 
 def _write(
@@ -189,20 +247,21 @@ def _write(
             if progress is not None:
                 progress(min(total, begun + at), total)
 
-        model.take(memory, list(piece.ids), piece.source, piece.time, further)
+        model.take(memory, list(piece.ids), piece.source, piece.time, further, piece.tags)
         done += len(piece.ids)
 
 
 def _pieces(write: Write) -> Iterator[_Told]:
     """The texts that a write is of."""
     text, at = write.text or "", 0
-    for source, time, characters in write.pieces or [(write.source, write.time, len(text))]:
-        yield _Told(write.index, text[at : at + characters], source, time)
-        at += characters
+    for part in write.parts():
+        yield _Told(write.index, text[at : at + part.characters], part.source, part.time, part.tags)
+        at += part.characters
 
 
-def _gone(told: Sequence[_Told], wanted: Wanted) -> list[list[tuple[int, int]]]:
-    """Of every piece the characters that are to be forgotten."""
+def _gone(told: Sequence[_Told], wanted: Wanted, keep_for: float | None) -> list[list[tuple[int, int]]]:
+    """Of every piece the characters that are to be forgotten. keep_for: of the memory (`Limits`)."""
+    only = Only(wanted.source, wanted.metadata or {})
     matches: list[list[tuple[int, int]]]
     if wanted.containing is None:
         matches = [[(0, len(piece.text))] if piece.text else [] for piece in told]
@@ -211,9 +270,10 @@ def _gone(told: Sequence[_Told], wanted: Wanted) -> list[list[tuple[int, int]]]:
     return [
         spans
         if (wanted.writes is None or piece.write in wanted.writes)
-        and (wanted.source is None or piece.source == wanted.source)
+        and only.takes(piece.source, piece.tags)
         and (wanted.since is None or piece.time >= wanted.since)
         and (wanted.until is None or piece.time < wanted.until)
+        and (wanted.expired is None or piece.tags.expires(piece.time, keep_for) <= wanted.expired)
         else []
         for piece, spans in zip(told, matches, strict=True)
     ]
@@ -268,13 +328,13 @@ def _texts(told: Sequence[_Told], gone: Sequence[Sequence[tuple[int, int]]]) -> 
 
 
 def _stays(model: Rewriter, told: Sequence[_Told], gone: Sequence[Sequence[tuple[int, int]]]) -> Iterator[Pending]:
-    """What is to be written again, as tokens; neighbours of one source and time in one piece."""
+    """What is to be written again, as tokens; neighbours of one kind in one piece."""
     held: list[_Told] = []
 
     def joined() -> Pending:
         # A letter of several bytes that two writes share is not whole in the text of either.
         text = "".join(piece.text for piece in held).replace("\N{REPLACEMENT CHARACTER}", "")
-        return Pending(held[0].source, held[0].time, tuple(model.encode(text)))
+        return Pending(held[0].source, held[0].time, tuple(model.encode(text)), held[0].tags)
 
     for piece, spans in zip(told, gone, strict=True):
         kept, at = "", 0
@@ -283,9 +343,9 @@ def _stays(model: Rewriter, told: Sequence[_Told], gone: Sequence[Sequence[tuple
         kept += piece.text[at:]
         if not kept:
             continue
-        if held and (held[0].source, held[0].time) != (piece.source, piece.time):
+        if held and held[0].kind != piece.kind:
             yield joined()
             held = []
-        held.append(_Told(piece.write, kept, piece.source, piece.time))
+        held.append(replace(piece, text=kept))
     if held:
         yield joined()

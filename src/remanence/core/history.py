@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
-    from .memory import Write
+    from .writes import Write
 
 
 class Writes(Sequence["Write"]):

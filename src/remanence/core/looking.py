@@ -76,8 +76,13 @@ class Begun:
 
 def candidates(memory: Memory, found: Found, count: int) -> list[int]:
     """The writes that the search takes for the best, by number."""
-    best = found.scores.topk(min(count, len(found.scores))).indices
-    return [memory.first_write + place for place in best.tolist()]
+    scores, places = found.scores.topk(min(count, len(found.scores)))
+    return [memory.first_write + place for place in places[scores > -torch.inf].tolist()]
+
+
+def first_beside(memory: Memory, write: int) -> int:
+    """The first write that is read with a write: the one before it, or itself if there is none."""
+    return write - 1 + int(memory.begins(torch.tensor([write]))[0])
 
 
 @torch.no_grad()
@@ -168,7 +173,7 @@ class WriteSlots:
         self._start_rows = model.start_rows()
         self._spans: list[Tensor] = []  # by row: rows of its memory
         for memory, write in zip(memories, writes, strict=True):
-            first = 0 if write is None else max(memory.first_write, write - 1)
+            first = 0 if write is None else first_beside(memory, write)
             self._spans.append(torch.arange(first * K, 0 if write is None else (write + 1) * K))
         self._places: dict[Memory, list[int]] = {}
         for row, memory in enumerate(memories):

@@ -19,8 +19,9 @@ Legend:  L layers   W writes   K vectors a write   G keys a write   n vectors in
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +34,9 @@ from .ledger import Ledger
 from .quantise import decode, encode, quantised, row_bytes
 from .records import Block, Records
 from .retrieval import best_rows
+from .writes import Held, Limits, Pending, Tags, Write
+
+__all__ = ["Memory", "Pending", "Write"]  # what is known of a write belongs to a memory, and lies in `writes.py`
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TRIM_WRITES = 256  # expired writes are cut off the store this many at a time
@@ -42,62 +46,6 @@ def _of_tokens(config: MemoryConfig) -> dict[str, torch.dtype]:
     """What a memory keeps of the written tokens themselves, by name."""
     words = {"words": torch.int16} if config.score_layers == "one" and config.long_term else {}
     return words | ({"ids": torch.int32} if config.store_dtype == "tokens" else {})
-
-
-@dataclass(frozen=True)
-class Write:
-    """What is known of one write.
-
-    index: its number, from 0. source: the label it was given. time: seconds since the epoch.
-    first_token: how many tokens were remembered before it. tokens: how many it holds. text: its text, with the white
-    space at its ends, or None. pieces: where it holds the end of one text and the beginning of others, the label, time
-    and number of characters of each; its own label and time are then those of the first.
-    """
-
-    index: int
-    source: str
-    time: float
-    first_token: int
-    tokens: int
-    text: str | None
-    pieces: tuple[tuple[str, float, int], ...] = ()
-
-    @classmethod
-    def of(cls, values: dict[str, Any]) -> Write:
-        """The write of plain values, as `Memory.meta` has them."""
-        return cls(**(values | {"pieces": tuple(map(tuple, values.get("pieces", ())))}))
-
-    @property
-    def label(self) -> str:
-        """Where all of it is from."""
-        return "; ".join(dict.fromkeys(source for source, _, _ in self.pieces)) or self.source
-
-
-@dataclass(frozen=True)
-class Pending:
-    """Tokens that wait in the window until there is a chunk to write: one piece of one source."""
-
-    source: str
-    time: float
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Held:
-    """A text that a policy held back (`core/admission.py`). It is kept beside the memory and never read for an answer.
-
-    number: by which it is named. verdict: "defer" or "refuse". reason: why, in words that quote nothing of it. source,
-    time: the label and time that it was told with. held: when it was held back, in seconds since the epoch. text: what
-    was told; None in a memory that keeps no texts (`keep_text`).
-    """
-
-    number: int
-    verdict: str
-    reason: str
-    source: str
-    time: float
-    held: float
-    text: str | None
 
 
 class Memory:
@@ -138,6 +86,9 @@ class Memory:
         self.quarantine: list[Held] = []  # what it held back
         self.cuts: list[int] = []  # since it was made: from these writes on, others took the place of those before
         self.ledger = Ledger(config, layers) if config.keeps_ledger else None
+        self.limits = Limits()
+        self.has_ends = False  # whether a text of any write may expire by itself
+        self._ends_W2 = torch.zeros(0, 2, dtype=torch.float64)  # see `expired`
 
     def new_records(self) -> dict[str, Records]:
         """What is kept of every write from `base` on, by name, with nothing in it.
@@ -262,6 +213,7 @@ class Memory:
         self.pool_LnD = torch.cat([self.pool_LnD, vectors_LKD.to(self.pool_LnD)], 1)
         self.pool_rows_Ln = torch.cat([self.pool_rows_Ln, rows], 1)
         self.writes.append(write)
+        self.has_ends |= any(tags.until is not None for tags in write.tags)
         self._expire()
 
     # Forgetting -------------------------------------------------------------------------------------------------------
@@ -277,6 +229,7 @@ class Memory:
         earlier._generator.set_state(self._generator.get_state())
         earlier.writes, earlier.forgotten = self.writes.until(write), list(self.forgotten)
         earlier.policy, earlier.quarantine = self.policy, list(self.quarantine)
+        earlier.limits, earlier.has_ends = self.limits, self.has_ends
         earlier._base, earlier.first_write = min(self._base, write), min(self.first_write, write)
         if self.config.long_term:
             earlier.records = {name: records.until(kept) for name, records in self.records.items()}
@@ -318,16 +271,18 @@ class Memory:
 
     # Quarantine -------------------------------------------------------------------------------------------------------
 
-    def hold(self, verdict: str, reason: str, source: str, time: float, held: float, text: str) -> None:
+    def hold(
+        self, verdict: str, reason: str, source: str, time: float, held: float, text: str, tags: Tags | None = None
+    ) -> None:
         """Put a text beside the memory. What is there already, from the same source, gives way to it.
 
         Args:
-            verdict, reason, source, time, held, text: see `Held`.
+            verdict, reason, source, time, held, text, tags: see `Held`.
         """
         kept = text if self.config.keep_text else None
         number = self.quarantine[-1].number + 1 if self.quarantine else 1
         others = [one for one in self.quarantine if kept is None or (one.source, one.text) != (source, kept)]
-        self.quarantine = [*others, Held(number, verdict, reason, source, time, held, kept)]
+        self.quarantine = [*others, Held(number, verdict, reason, source, time, held, kept, (tags or Tags()).plain())]
 
     def release(self, numbers: Collection[int]) -> None:
         """Take texts out of the quarantine, by number. The next save erases them from the disk."""
@@ -341,7 +296,7 @@ class Memory:
         while count and self.pending:
             piece = self.pending.pop(0)
             if len(piece.ids) > count:
-                self.pending.insert(0, Pending(piece.source, piece.time, piece.ids[count:]))
+                self.pending.insert(0, replace(piece, ids=piece.ids[count:]))
             count -= min(count, len(piece.ids))
 
     def _drop(self, excess: int) -> None:
@@ -379,8 +334,9 @@ class Memory:
             self.records[name].append(record)
 
     def _expire(self) -> None:
-        """Let the oldest writes leave the long-term store once it holds more than `store_tokens`."""
-        cap = self.config.store_tokens
+        """Let the oldest writes leave the long-term store once it holds more than `store_tokens`, or the limit."""
+        caps = [self.config.store_tokens, self.limits.tokens if self.limits.when_full == "oldest" else None]
+        cap = min((cap for cap in caps if cap is not None), default=None)
         if self.config.merge_every is not None and self.ledger is not None:
             self.first_write = min(int(self.pool_rows_Ln.min()), self.ledger.first_row) // self.config.K
         elif cap is None:
@@ -432,6 +388,61 @@ class Memory:
         dtype = self.config.store_dtype
         return decode(found, self.width, dtype) if quantised(dtype) else found
 
+    @property
+    def readable_count(self) -> int:
+        """Writes that are searched, W - first_write."""
+        return self.write_count - self.first_write
+
+    def hide(self, scores: Tensor) -> Tensor:
+        """Scores [..., one or several a write] as they count: -inf for writes that may not be read (`view.py`)."""
+        return scores
+
+    def begins(self, writes: Tensor) -> Tensor:
+        """Of some writes, which have no write before them that may be read [len(writes)]."""
+        return writes == self.first_write
+
+    def origin(self, write: int) -> tuple[str, int]:
+        """The name of the memory that a write is of, or "" for this one; and its number there."""
+        return "", write
+
+    @property
+    def pool_owner(self) -> Memory:
+        """The memory whose pool this one reads."""
+        return self
+
+    def must_be_writable(self) -> None:
+        """Raise `ConfigError` if this is a view (`view.py`), which is only read."""
+
+    # Time to live -----------------------------------------------------------------------------------------------------
+
+    def expired(self, now: float) -> Tensor | None:
+        """Which writes hold a text whose time is over [W]; None if no text of any write has an end.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        known, keep_for = len(self._ends_W2), self.limits.keep_for
+        if not self.has_ends and keep_for is None:  # nobody looks at every write for nothing
+            return None
+        if known > self.write_count:
+            known = 0
+        if known < self.write_count:  # the earliest end and the earliest time of each write's texts
+            new = [
+                (min(part.tags.expires(part.time, None) for part in parts), min(part.time for part in parts))
+                for parts in (list(write.parts()) for write in self.writes[known:])
+            ]
+            self._ends_W2 = torch.cat([self._ends_W2[:known], torch.tensor(new, dtype=torch.float64)])
+        if not self.write_count:
+            return None
+        ends_W, times_W = self._ends_W2.unbind(1)
+        if keep_for is not None:
+            ends_W = torch.minimum(ends_W, times_W + keep_for)
+        return None if math.isinf(float(ends_W.min())) else ends_W <= now
+
+    def waits_expired(self, piece: Pending, now: float) -> bool:
+        """Whether the time of a text that waits is over."""
+        return piece.tags.expires(piece.time, self.limits.keep_for) <= now
+
     # As a whole -------------------------------------------------------------------------------------------------------
 
     def copy(self) -> Memory:
@@ -470,6 +481,8 @@ class Memory:
             "model": self.model,
             "first_write": self.first_write,
             "base": self._base,
+            **({"limits": limits} if (limits := self.limits.plain()) else {}),
+            **({"ends": True} if self.has_ends else {}),
             **({"forgotten": self.forgotten} if self.forgotten else {}),
             **({"policy": self.policy} if self.policy else {}),
             **({"quarantine": [dataclasses.asdict(one) for one in self.quarantine]} if self.quarantine else {}),
@@ -480,8 +493,8 @@ class Memory:
         """All plain values that make it whole, with `tensors`; JSON-ready."""
         return {
             **self.header(),
-            "writes": [dataclasses.asdict(write) for write in self.writes],
-            "pending": [dataclasses.asdict(piece) for piece in self.pending],
+            "writes": [write.plain() for write in self.writes],
+            "pending": [piece.plain() for piece in self.pending],
         }
 
     @classmethod
@@ -498,7 +511,7 @@ class Memory:
             if tuple(tensors[name].shape) != expected:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {expected}.")
             whole = tensors[name].unflatten(1, (memory.records_count, per_write)).transpose(0, 1)
-            records.settle(0, [Block(whole.reshape(-1, *records.shape).contiguous())])
+            records.settle(0, [Block(whole.reshape(memory.records_count, *records.shape).contiguous())])
         return memory
 
     @property
@@ -517,7 +530,8 @@ class Memory:
         if missing := {"pool", "pool_rows", "generator"} - tensors.keys():
             raise MemoryCorrupt(f"the memory lacks its tensors {', '.join(sorted(missing))}; restore it from a copy.")
         memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
-        memory.pending = [Pending(p["source"], p["time"], tuple(p["ids"])) for p in meta["pending"]]
+        memory.pending = [Pending.of(piece) for piece in meta["pending"]]
+        memory.limits, memory.has_ends = Limits(**meta.get("limits", {})), meta.get("ends", False)
         memory.first_write, memory._base = meta["first_write"], meta["base"]
         memory.forgotten = [dict(one) for one in meta.get("forgotten", ())]
         memory.policy = meta.get("policy", "")

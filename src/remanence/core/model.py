@@ -10,9 +10,9 @@ import json
 import math
 import re
 import time as clock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,22 +21,25 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..config import LATER, PUBLISHED, READING, MemoryConfig
-from ..errors import ConfigError, IncompatibleMemory, InputError
+from ..errors import ConfigError, IncompatibleMemory, InputError, OverLimit
 from .adapters import ROLES, Adapters
 from .admission import WritePolicy, admitted
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
 from .forgetting import Forgotten, Wanted, forget
-from .looking import Begun, Looked, Verdict, WriteSlots, candidates, look
-from .memory import Memory, Pending, Write
+from .looking import Begun, Looked, Verdict, WriteSlots, candidates, first_beside, look
+from .memory import Memory
+from .merging import merged
 from .placement import device_of, stored
 from .policies import named
 from .prompts import UNKNOWN, Prompts
 from .read import ReadSlots, Source, waiting
 from .retriever import Retriever, attention_keys, block_scores
 from .search import Found, Search, word_scores
+from .view import over, readable
 from .write import PrecedingSlots
 from .write import at_once as write_together
+from .writes import Limits, Only, Pending, Tags, Write
 
 _AT_ONCE = 1024  # tokens that are encoded at once
 _ASKED = 64  # tokens of a question that are searched with
@@ -255,6 +258,8 @@ class MemoryDecoder(nn.Module):
         progress: Callable[[int, int], None] | None = None,
         last: int | None = None,
         policy: WritePolicy | None = None,
+        metadata: Mapping[str, str] | None = None,
+        keep_for: float | None = None,
     ) -> int:
         """Remember a text of any length. What does not fill a chunk stays verbatim in the window until more comes.
 
@@ -272,22 +277,47 @@ class MemoryDecoder(nn.Module):
                 text was cut short, tokens in all less tokens done, the memory becomes as if it had not been.
             policy: judges the text first, and what it does not accept goes to the memory's quarantine
                 (`admission.py`). If None, the memory's own does, if it has one (`Memory.policy`).
+            metadata: kept with every piece of the text, for answers to name and to choose by (`Only`, `Wanted`).
+            keep_for: seconds from `time` on after which it is not read any more; `sweep` then forgets it.
 
         Returns:
             The number of tokens that were taken.
 
         Raises:
+            OverLimit: it is more than the memory may hold (`Memory.limits`); nothing of it was written.
+            ConfigError: keep_for with a memory that cannot forget a part.
             ConfigError: `last` together with a policy, which may have held back some of the text.
         """
         self.check(memory)
+        memory.must_be_writable()
         time, policy = clock.time() if time is None else time, policy or named(memory.policy)
+        if keep_for is not None:
+            Limits(keep_for=keep_for)  # checks it
+            self._check_forgets(memory)
+        tags = Tags.of(metadata, None if keep_for is None else time + keep_for)
         if policy is not None:
             if last is not None:
                 raise ConfigError("`last` does not work where a policy judges what is told; tell the rest as a text.")
-            text = admitted(policy, text, memory=memory, model=self, source=source, time=time)
+            text = admitted(policy, text, memory=memory, model=self, source=source, time=time, tags=tags)
         ids = self._tokens(memory, text, last)
-        self.take(memory, ids, source, time, progress)
+        most = memory.limits.tokens
+        if most is not None and memory.limits.when_full == "refuse":
+            held = memory.tokens + len(memory.pending_ids)
+            if ids and held + len(ids) > most:
+                raise OverLimit(
+                    f"the text takes {len(ids):,} tokens, and the memory holds {held:,} of at most {most:,}. Raise its "
+                    "limit (remanence memory limit), or forget a part of it."
+                )
+        self.take(memory, ids, source, time, progress, tags)
         return len(ids)
+
+    def _check_forgets(self, memory: Memory) -> None:
+        """Raise `ConfigError` if a memory cannot forget a part, so that nothing in it can have an end."""
+        if memory.ledger is not None or self.shipped is not None or not memory.config.keep_text:
+            raise ConfigError(
+                "keep_for needs a memory that can forget a part: one that keeps its texts (keep_text), and not of a "
+                "published checkpoint."
+            )
 
     def take(
         self,
@@ -296,6 +326,7 @@ class MemoryDecoder(nn.Module):
         source: str,
         time: float,
         progress: Callable[[int, int], None] | None = None,
+        tags: Tags = Tags(),  # noqa: B008
     ) -> None:
         """Write tokens behind what waits already, as `memorize` does with those of a text.
 
@@ -303,7 +334,9 @@ class MemoryDecoder(nn.Module):
             memory: takes them.
             ids: tokens.
             source, time, progress: as for `memorize`.
+            tags: metadata, and when it expires.
         """
+        memory.must_be_writable()
         waiting, taken, done = len(memory.pending_ids), 0, 0  # what waits already is written first
         total = waiting + len(ids)
         ready: list[tuple[Tensor, Tensor | None]] = []  # the vectors and keys of the next chunks
@@ -313,7 +346,7 @@ class MemoryDecoder(nn.Module):
             chunk = before + ids[taken : taken + max(0, self.config.chunk_tokens - len(before))]
             chunk = chunk[: self.config.chunk_tokens]
             chunk = chunk[: self._cut(chunk)]
-            pieces = _pieces(chunk, memory.pending, source, time)
+            pieces = _pieces(chunk, memory.pending, Pending(source, time, tuple(chunk), tags))
             if not ready:
                 behind = taken + max(0, len(chunk) - len(before))
                 ready = self._encoded(memory, [chunk, *self._following(memory, ids[behind : behind + _AT_ONCE])])
@@ -324,7 +357,7 @@ class MemoryDecoder(nn.Module):
             if progress is not None:
                 progress(done, total)
         if taken < len(ids):
-            memory.pending.append(Pending(source, time, tuple(ids[taken:])))
+            memory.pending.append(Pending(source, time, tuple(ids[taken:]), tags))
 
     def forget(
         self,
@@ -348,18 +381,54 @@ class MemoryDecoder(nn.Module):
             InputError: nothing is named, or the memory keeps no texts.
             ConfigError: a memory of a published checkpoint.
         """
+        memory.must_be_writable()
         return forget(self, memory, wanted, dry_run=dry_run, progress=progress)
+
+    def sweep(
+        self,
+        memory: Memory,
+        *,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Forgotten:
+        """Forget what has expired, by the clock of this moment. Costs nothing where nothing has.
+
+        The arguments and errors are those of `forget`.
+        """
+        now, expired = clock.time(), memory.expired(clock.time())
+        waits = any(memory.waits_expired(piece, now) for piece in memory.pending)
+        if not waits and (expired is None or not expired.any()):
+            return Forgotten([], 0, memory.write_count, 0)
+        return self.forget(memory, Wanted(expired=now), dry_run=dry_run, progress=progress)
 
     def before(self, memory: Memory, write: int) -> Memory:
         """The memory as it was before a write (`Memory.before`), with its pool."""
-        earlier = memory.before(write)
-        if self.config.store_dtype == "tokens" and earlier.pool_size:
-            K, rows_Ln = self.config.K, earlier.pool_rows_Ln
+        return self._with_pool(memory.before(write))
+
+    def _with_pool(self, memory: Memory) -> Memory:
+        """A memory whose pool is zeros if only tokens are stored: with the pool."""
+        if self.config.store_dtype == "tokens" and memory.pool_size:
+            K, rows_Ln = self.config.K, memory.pool_rows_Ln
             writes, of_row = torch.unique(rows_Ln // K, return_inverse=True)
-            again = self.encode_again(earlier, writes)
+            again = self.encode_again(memory, writes)
             for layer, places in enumerate(of_row * K + rows_Ln % K):
-                earlier.pool_LnD[layer] = again[layer][places.to(again[layer].device)].to(earlier.pool_LnD)
-        return earlier
+                memory.pool_LnD[layer] = again[layer][places.to(again[layer].device)].to(memory.pool_LnD)
+        return memory
+
+    def merge(self, one: Memory, other: Memory) -> Memory:
+        """A new memory of two, which stay as they are: the writes of both by time (`core/merging.py`).
+
+        Raises:
+            IncompatibleMemory: another model wrote one of them.
+            ConfigError: memories without a long-term store, or of a published checkpoint.
+        """
+        for memory in (one, other):
+            self.check(memory)
+            memory.must_be_writable()
+        memory = self._with_pool(merged(one, other))
+        memory.pool_LnD = memory.pool_LnD.to(self.device)
+        self.take(memory, [], "", 0.0)  # what waits of both may fill a chunk
+        return memory
 
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of tokens in the middle of a text, with the white space at its ends."""
@@ -441,7 +510,8 @@ class MemoryDecoder(nn.Module):
             of_tokens["words"] = self.retriever.words(ids_K).cpu()
         if self.config.store_dtype == "tokens":
             of_tokens["ids"] = ids_K.cpu()
-        write = Write(memory.write_count, source, time, memory.tokens, len(chunk), text, parts)
+        tags = tuple(p.tags for p in pieces) if any(p.tags != Tags() for p in pieces) else ()
+        write = Write(memory.write_count, source, time, memory.tokens, len(chunk), text, parts, tags)
         memory.add(vectors, keys, write, of_tokens)
 
     def _following(self, memory: Memory, ids: list[int]) -> list[list[int]]:
@@ -490,12 +560,9 @@ class MemoryDecoder(nn.Module):
         K, device = self.config.K, self.attachment.device
         if not len(writes):
             return [memory.pool_LnD[layer][:0] for layer in range(memory.layers)]
-        own, begins = memory.ids(writes).long(), writes == memory.first_write
-        first = torch.full((len(writes), 1), self.prompts.first_token())
-        before = memory.ids((writes - 1).clamp_min(memory.first_write)).long()
-        ids = torch.cat([first, before, own], 1)
-        if begins.any():  # nothing is before it: its own tokens only
-            ids[begins, 1 : 1 + K] = own[begins]
+        begins = memory.begins(writes)  # nothing is before it: its own tokens only
+        own, before = (memory.ids(each).long() for each in (writes, torch.where(begins, writes, writes - 1)))
+        ids = torch.cat([torch.full((len(writes), 1), self.prompts.first_token()), before, own], 1)
         with self.adapter("write"):
             states = self.attachment.inputs(ids.to(device), use_cache=False)
             made = [self.attachment.keys_values(layer, each) for layer, each in enumerate(states)]
@@ -577,6 +644,29 @@ class MemoryDecoder(nn.Module):
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
+    def over(self, memory: Memory, under: Mapping[str, Memory]) -> Memory:
+        """A private memory with shared ones under it, to ask: a question finds what any of them holds.
+
+        Nothing is copied, and what it gives cannot be written to. What one says of them holds later, too: make it anew
+        for every question, or after every write. `core/view.py` says what differs from one memory of everything.
+
+        Args:
+            memory: the private one; what one is told belongs there.
+            under: read-only memories by the name that answers give as `Source.memory`, the oldest first.
+
+        Raises:
+            IncompatibleMemory: another model wrote one of them.
+            ConfigError: memories without a long-term store, or of a published checkpoint.
+        """
+        for each in (memory, *under.values()):
+            self.check(each)
+        return over(memory, under)
+
+    def readable(self, memories: Sequence[Memory], only: Only | None = None) -> list[Memory]:
+        """Memories as a question reads them: without what has expired, and without what `only` leaves out."""
+        now = clock.time()
+        return [readable(memory, now, only) for memory in memories]
+
     def asked(self, questions: Sequence[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """What the one search sees of questions.
 
@@ -616,11 +706,11 @@ class MemoryDecoder(nn.Module):
             scores = torch.zeros(0)
             if self.config.long_term and memory.write_count > memory.first_write:
                 asks_T = asks_BT[b]
-                scores = block_scores(queries_BTR[b, asks_T.cpu()], memory.keys(0), self.retriever.scale)
                 words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
                 weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
-                scores += word_scores(words_T, weights_T, memory.words())
-            slope = self.config.null_slope * math.log(max(1, len(scores)))
+                scores = block_scores(queries_BTR[b, asks_T.cpu()], memory.keys(0), self.retriever.scale)
+                scores = memory.hide(scores + word_scores(words_T, weights_T, memory.words()))
+            slope = self.config.null_slope * math.log(max(1, memory.readable_count))
             found.append(Found(scores, null_B[b] + slope, needs_B[b]))
         return found
 
@@ -706,6 +796,8 @@ class MemoryDecoder(nn.Module):
         Returns:
             The generated tokens [B, new], without the prompts; and what was read.
         """
+        if found is None and writes is None:  # otherwise they are those that were searched
+            memories = self.readable(memories)
         if len(memories) != len(prompts):
             raise ConfigError(f"{len(memories)} memories for {len(prompts)} prompts; give one memory per prompt.")
         if not all(prompts):
@@ -757,23 +849,27 @@ class MemoryDecoder(nn.Module):
         *,
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = 32,
+        only: Only | None = None,
         **options: Any,
     ) -> Answer:
-        """Answer a question from memory.
+        """Answer a question from memory. What has expired is not read.
 
         Args:
-            memory: read, not changed.
+            memory: read, not changed; also several as one (`over`).
             question: any text that fits the window with what is pending.
             history: earlier turns of this conversation, what the user said and what the model answered, oldest first.
                 The base sees them where it answers by itself, as many of the last as fit the window; what was told in
                 them and is to be known later must be memorized.
             max_new_tokens: most tokens of the answer.
+            only: which texts are read; all if None.
             options: for Hugging Face's `generate`; greedy by default.
 
         Raises:
             InputError: an empty question, or one longer than the window.
         """
-        return self.ask_batch([memory], [question], histories=[history], max_new_tokens=max_new_tokens, **options)[0]
+        return self.ask_batch(
+            [memory], [question], histories=[history], max_new_tokens=max_new_tokens, only=only, **options
+        )[0]
 
     def ask_batch(
         self,
@@ -782,9 +878,11 @@ class MemoryDecoder(nn.Module):
         *,
         histories: Sequence[Sequence[tuple[str, str]]] | None = None,
         max_new_tokens: int = 32,
+        only: Only | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Answer one question per memory in one go; equal to asking each alone."""
+        """Answer one question per memory in one go; equal to asking each alone. The arguments are those of `ask`."""
+        memories = self.readable(memories, only)
         options = {"do_sample": False} | options
         if options.get("num_return_sequences", 1) != 1:
             raise ConfigError("ask gives one answer a question; for several use generate(num_return_sequences=...).")
@@ -857,7 +955,7 @@ class MemoryDecoder(nn.Module):
         answers = {}
         for row, one, ids in zip(rows, looked, out.tolist(), strict=True):
             memory = memories[row]
-            read = set() if one.best is None else {max(memory.first_write, one.best - 1), one.best}
+            read = set() if one.best is None else {first_beside(memory, one.best), one.best}
             sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)
             answers[row] = Answer(self.said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
         return answers
@@ -949,14 +1047,14 @@ class MemoryDecoder(nn.Module):
         )
 
 
-def _pieces(chunk: list[int], pending: Sequence[Pending], source: str, time: float) -> list[Pending]:
-    """The texts that a chunk is of: what waits first, then the one at hand; neighbours of one label and time as one."""
+def _pieces(chunk: list[int], pending: Sequence[Pending], new: Pending) -> list[Pending]:
+    """The texts that a chunk is of: what waits first, then the one at hand; neighbours of one kind as one."""
     pieces, at = list[Pending](), 0
-    for piece in [*pending, Pending(source, time, tuple(chunk))]:
+    for piece in [*pending, new]:
         ids = tuple(chunk[at : at + len(piece.ids)])
         at += len(ids)
-        if ids and pieces and (pieces[-1].source, pieces[-1].time) == (piece.source, piece.time):
-            pieces[-1] = Pending(piece.source, piece.time, pieces[-1].ids + ids)
+        if ids and pieces and replace(pieces[-1], ids=()) == replace(piece, ids=()):
+            pieces[-1] = replace(piece, ids=pieces[-1].ids + ids)
         elif ids:
-            pieces.append(Pending(piece.source, piece.time, ids))
+            pieces.append(replace(piece, ids=ids))
     return pieces

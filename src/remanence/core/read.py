@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -34,7 +34,9 @@ class Source:
     write: its number. score: mean of (its score - the score of "nothing relevant") over the layers that read it, or
     over all layers if they share their scores (`score_layers`).
     layers: how many layers read it. label, time, text: as they were given to `memorize`. where: "long-term",
-    "short-term" or "window" (text that is not written yet; its write is -1 and its score 0).
+    "short-term" or "window" (text that is not written yet; its write is -1 and its score 0). memory: where several
+    memories are read (`MemoryModel.over`) the name of the one that it is of, in which it has this number; "" for the
+    private one. metadata: as it was given to `memorize`.
     """
 
     write: int
@@ -44,6 +46,8 @@ class Source:
     time: float
     text: str | None
     where: str
+    memory: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -193,7 +197,7 @@ class ReadSlots:
         model, pool_LnD, device = self.model, memory.pool_LnD, like.device
         weights = [(p.data_ptr(), p._version) for p in model.attachment.layers[layer].parameters()]
         state = first, device, like.dtype, pool_LnD._version, weights
-        kept = model.pools.setdefault(memory, {})
+        kept = model.pools.setdefault(memory.pool_owner, {})
         if layer in kept and not torch.is_grad_enabled():
             of_pool, of_state, slots = kept[layer]
             if of_pool is pool_LnD and of_state == state:
@@ -250,27 +254,31 @@ class ReadSlots:
             return torch.zeros(0), 0.0
         if config.retriever == "attention":
             queries = model.attachment.queries(layer, hidden_TD).cpu()
-            block = config.score == "block"
-            return attention_scores(queries, memory.keys(layer), model.attachment.key_heads, block), 0.0
+            block, heads = config.score == "block", model.attachment.key_heads
+            return attention_scores(queries, memory.keys(layer), heads, block, memory.hide), 0.0
         normed = model.attachment.norm(layer, hidden_TD).float()
         queries = model.retriever.queries(layer, normed).cpu()
         if config.score == "vector":
-            return vector_scores(queries, memory.keys(layer)), 0.0
+            return memory.hide(vector_scores(queries, memory.keys(layer))), 0.0
         keys, scale = memory.keys(layer), model.retriever.scale
-        if among is not None:
+        if among is not None:  # what is hidden has been left behind by the first layer
             scores = block_scores_of(among, queries, keys, scale)
         else:
-            scores = block_scores(queries, keys, scale, self._pooled(memory, layer))
+            scores = memory.hide(block_scores(queries, keys, scale, self._pooled(memory, layer)))
         null = model.retriever.null[layer].item()
-        return scores, null + config.null_slope * math.log(sum(map(len, keys)))
+        return scores, null + config.null_slope * math.log(max(1, memory.readable_count))
 
     def _of_rows(self, memory: Memory, scores: Tensor, rows: Tensor) -> Tensor:
-        """The scores of given rows."""
+        """The scores of given rows; a write of unknown score counts as the worst."""
         if not len(scores):
             return torch.zeros(len(rows))
         per_write = len(scores) // (memory.write_count - memory.first_write)
         at = (rows // (memory.config.K // per_write) - memory.first_write * per_write).clamp_min(0)
-        return scores[at]
+        found = scores[at]
+        if found.isinf().any():  # only in a view: in the pool, and no more in the store
+            known = scores[~scores.isinf()]
+            found = found.masked_fill(found.isinf(), float(known.min()) if len(known) else 0.0)
+        return found
 
     def writes_read(self, row: int) -> list[set[int]]:
         """Per layer, the writes that have a vector among the slots of a row."""
@@ -299,12 +307,16 @@ def source(memory: Memory, index: int, score: float, layers: int, pooled: bool) 
     """A write that so many layers read, as a source. pooled: whether the short-term pool has vectors of it."""
     write = memory.writes[index]
     text, where = None if write.text is None else write.text.strip(), "short-term" if pooled else "long-term"
-    return Source(index, score, layers, write.label, write.time, text, where)
+    name, number = memory.origin(index)
+    return Source(number, score, layers, write.label, write.time, text, where, name, write.metadata)
 
 
 def waiting(memory: Memory, tokenizer: Any, layers: int) -> list[Source]:
     """What waits in the window, as sources that so many layers read."""
     return [
-        Source(-1, 0.0, layers, piece.source, piece.time, tokenizer.decode(list(piece.ids)).strip(), "window")
+        Source(
+            -1, 0.0, layers, piece.source, piece.time, tokenizer.decode(list(piece.ids)).strip(), "window",
+            piece.origin, dict(piece.tags.metadata),
+        )
         for piece in memory.pending
-    ]
+    ]  # fmt: skip

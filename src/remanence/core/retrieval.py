@@ -38,7 +38,7 @@ def best_rows(scores: Tensor, pool_rows_n: Tensor, K: int, count: int, *, block:
     """In use: the best `count` vectors of one layer that are not in the pool, oldest first [count].
 
     Args:
-        scores: one a write (`block`), or one a vector.
+        scores: one a write (`block`), or one a vector; -inf for what may not be read.
         pool_rows_n: the vectors in the pool, counted as those that have scores; older ones are negative.
         count: at most as many as there are outside the pool.
     """
@@ -50,6 +50,7 @@ def best_rows(scores: Tensor, pool_rows_n: Tensor, K: int, count: int, *, block:
     # K, so this many are enough.
     shared = len(torch.unique(pool_rows_n // K))
     writes = scores.topk(min(len(scores), -(-count // K) + shared)).indices
+    writes = writes[scores[writes] > -torch.inf]
     rows = (writes[:, None] * K + torch.arange(K)).flatten()
     return rows[~torch.isin(rows, pool_rows_n)][:count].sort().values
 

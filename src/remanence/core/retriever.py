@@ -5,7 +5,7 @@ Legend:  B batch   T question tokens   W writes   G keys per write   R retriever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +113,13 @@ def attention_keys(keys_KHE: Tensor) -> Tensor:
     return nn.functional.normalize(keys_KHE.float(), dim=-1).flatten(-2)
 
 
-def attention_scores(queries_TQE: Tensor, keys: Sequence[Tensor], heads: int, block: bool = True) -> Tensor:
+def attention_scores(
+    queries_TQE: Tensor,
+    keys: Sequence[Tensor],
+    heads: int,
+    block: bool = True,
+    hide: Callable[[Tensor], Tensor] = lambda cosines: cosines,
+) -> Tensor:
     """Score of each write, or vector, by the layer's own queries and keys without positions, float32 [W] or [W * G].
 
     Every token and head of the question spreads one vote over all writes: the softmax of the cosines with their best
@@ -125,6 +131,7 @@ def attention_scores(queries_TQE: Tensor, keys: Sequence[Tensor], heads: int, bl
         keys: of all writes in order, made by `attention_keys`, in blocks [w, G, R].
         heads: H; each is shared by Q / H query heads.
         block: score writes by their best key; otherwise every key by itself.
+        hide: makes -inf of what may not be read (`Memory.hide`); it gets no vote, and the score -inf.
     """
     size = queries_TQE.shape[-1]
     queries = nn.functional.normalize(queries_TQE.float(), dim=-1)
@@ -137,5 +144,9 @@ def attention_scores(queries_TQE: Tensor, keys: Sequence[Tensor], heads: int, bl
             best = cosines_HXw if best is None else torch.maximum(best, cosines_HXw)
         assert best is not None
         parts.append(best)
-    votes = (torch.cat(parts, -1) * (_SHARPNESS * size**0.5)).softmax(-1).mean((0, 1))
-    return (votes * len(votes)).clamp_min(1e-12).log()
+    cosines_HXW = hide(torch.cat(parts, -1))
+    read_W = cosines_HXW[0, 0] > -torch.inf
+    if not read_W.any():
+        return cosines_HXW[0, 0]
+    votes_W = (cosines_HXW * (_SHARPNESS * size**0.5)).softmax(-1).mean((0, 1))
+    return (votes_W * read_W.sum()).clamp_min(1e-12).log().masked_fill(~read_W, -torch.inf)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from threading import Event, Thread
 from typing import Any
 
@@ -26,10 +26,14 @@ class Session:
         model: answers and writes.
         memory: of the person who talks. May be set anew between turns.
         label: the source of what is remembered.
+        under: shared memories that are read, too (`MemoryDecoder.over`).
     """
 
-    def __init__(self, model: MemoryDecoder, memory: Memory, *, label: str = "chat") -> None:
-        self.model, self.memory, self.label = model, memory, label
+    def __init__(
+        self, model: MemoryDecoder, memory: Memory, *, label: str = "chat", under: Mapping[str, Memory] | None = None
+    ) -> None:
+        self.model, self.memory, self.label, self.under = model, memory, label, dict(under or {})
+        self._read()  # refuses what does not go together
         self.answer: Answer | None = None
         self.turns: list[tuple[str, str]] = []  # of this session: what was said, what was answered
 
@@ -61,10 +65,14 @@ class Session:
             InputError: a question that does not fit the window.
         """
         self.answer = None
-        if self.asks(text) or self.model.fits(self.memory, text, max_new_tokens):
+        if self.asks(text) or self.model.fits(self._read(), text, max_new_tokens):
             yield from self._answer(text, max_new_tokens, options)
             if self.answer is not None:
                 self.turns.append((text, self.answer.text))
+
+    def _read(self) -> Memory:
+        """The memory as it is read now."""
+        return self.model.over(self.memory, self.under)
 
     def keep(self, text: str) -> None:
         """Remember a turn."""
@@ -77,7 +85,7 @@ class Session:
         def work() -> None:
             try:
                 self.answer = self.model.ask(
-                    self.memory,
+                    self._read(),
                     text,
                     history=self.turns[-_TURNS:],
                     max_new_tokens=max_new_tokens,

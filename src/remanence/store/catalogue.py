@@ -53,6 +53,8 @@ from .rows import (
     chained,
     columns_of_writes,
     digest,
+    pieces_shown,
+    waiting_shown,
 )
 from .secret import Sealed, Secret
 
@@ -297,7 +299,7 @@ class Catalogue:
             raise self._changed(name, f"it has {count} writes, expected {row['writes']}")
         try:
             meta = dict(json.loads(row["meta"]))
-            meta["pending"] = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in pending]
+            meta["pending"] = [waiting_shown(s, t, ids) for _, s, t, ids in pending]
             meta["writes"] = [_write(values) for values in shown(self.secret(db), rows, WRITE)]
         except (ValueError, TypeError) as error:  # only rows of format 1, which have no digest
             raise self._changed(name, f"it has values that cannot be read ({type(error).__name__})") from error
@@ -370,14 +372,14 @@ class Catalogue:
             return None
         id, checked, secret = found[0], _format(db) > 1, self.secret(db)
         pending: list[dict[str, Any]] | None = None
-        model, forgotten = "", list[dict[str, float]]()
+        model, forgotten, limits = "", list[dict[str, float]](), dict[str, Any]()
         policy, quarantine = "", list[dict[str, Any]]()
         with suppress(MemoryCorrupt, ValueError, TypeError, LookupError):
             row, _, _, waiting = self._sealed(db, name, *found)
             meta = json.loads(row["meta"])
-            model, forgotten = meta["model"], meta.get("forgotten", [])
+            model, forgotten, limits = meta["model"], meta.get("forgotten", []), meta.get("limits", {})
             policy, quarantine = meta.get("policy", ""), meta.get("quarantine", [])
-            pending = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in waiting]
+            pending = [waiting_shown(s, t, ids) for _, s, t, ids in waiting]
         columns = columns_of_writes(_format(db)) + (", digest" if checked else "")
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
         writes, before = list[dict[str, Any]](), id
@@ -392,7 +394,7 @@ class Catalogue:
             [count - 1 if isinstance(count, int) else -1, *there, *(r[0] for r in rows if isinstance(r[0], int))]
         )
         lost = [index for index in range(last + 1) if index not in there]
-        return Salvaged(writes, lost, pending, model, forgotten, policy, quarantine)
+        return Salvaged(writes, lost, pending, model, forgotten, limits, policy, quarantine)
 
     def _sealed(
         self, db: sqlite3.Connection, name: str, id: str, created: float, generation: int
@@ -628,7 +630,7 @@ def parts(db: sqlite3.Connection, id: str) -> list[Part]:
 def _write(values: Sequence[Any]) -> dict[str, Any]:
     """A row of writes as `Memory.meta` has it."""
     write = dict(zip(_KEYS, values, strict=False))
-    return write | {"pieces": json.loads(write["pieces"] or "[]")}
+    return write | pieces_shown(write["pieces"])
 
 
 def hidden(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:

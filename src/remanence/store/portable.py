@@ -45,7 +45,7 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
     meta = memory.meta()
     writes, pending, quarantine = meta.pop("writes"), meta.pop("pending"), meta.pop("quarantine", [])
     if not texts:
-        writes, pending, quarantine = [write | {"text": None, "pieces": ()} for write in writes], [], []
+        writes, pending, quarantine = [_bare(write) for write in writes], [], []
     lines = [json.dumps({"write": one}, ensure_ascii=False) for one in writes]
     lines += [json.dumps({"waits": one}, ensure_ascii=False) for one in pending]
     lines += [json.dumps({"held": one}, ensure_ascii=False) for one in quarantine]
@@ -73,6 +73,13 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
             part.unlink(missing_ok=True)
 
     write_whole(path, write, private=True)
+
+
+def _bare(write: dict[str, Any]) -> dict[str, Any]:
+    """A write without its text, and of its tags only when it expires."""
+    ends = [tags["until"] for tags in write.get("tags", ()) if "until" in tags]
+    kept = {key: value for key, value in write.items() if key != "tags"} | {"text": None, "pieces": ()}
+    return kept | ({"tags": [{"until": min(ends)}]} if ends else {})
 
 
 def unpack(path: Path) -> Memory:

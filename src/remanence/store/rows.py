@@ -6,11 +6,13 @@ docs/format.md describes the tables and digests.
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.writes import Write
 from .secret import Secret
 
 FORMAT = 4
@@ -168,7 +170,7 @@ class Salvaged:
 
     writes: their columns, as dicts; without those of `lost`, which were changed or are missing. pending: what waits, as
     in `Memory.meta`; None if it was changed. model: the fingerprint of the model that wrote it, or "". forgotten,
-    policy, quarantine: as of `Memory.meta`.
+    limits, policy, quarantine: as of `Memory.meta`.
     """
 
     writes: list[dict[str, Any]]
@@ -176,6 +178,7 @@ class Salvaged:
     pending: list[dict[str, Any]] | None
     model: str
     forgotten: list[dict[str, float]]
+    limits: dict[str, Any]
     policy: str
     quarantine: list[dict[str, Any]]
 
@@ -213,3 +216,37 @@ def columns_of_writes(format: int) -> str:
     """The columns of `WRITE` in a catalogue of a format, for SELECT."""
     columns = WRITE if format >= 3 else WRITE.replace("pieces", "NULL")
     return columns if format >= 4 else columns.replace("vectors", "NULL")
+
+
+def pieces_column(write: Write) -> str | None:
+    """The column `pieces` of a write: of each text label, time, number of characters, and tags if it has any.
+
+    NULL for one text without tags.
+    """
+    if not write.pieces and not write.tags:
+        return None
+    parts = [
+        [part.source, part.time, part.characters, *([tags] if (tags := part.tags.plain()) else [])]
+        for part in write.parts()
+    ]
+    return json.dumps(parts, ensure_ascii=False)
+
+
+def pieces_shown(column: str | None) -> dict[str, Any]:
+    """The inverse of `pieces_column`: "pieces", and "tags" if there are any, as of `Write.plain`."""
+    parts = json.loads(column or "[]")
+    tags = [part[3] if len(part) > 3 else {} for part in parts]
+    pieces = [part[:3] for part in parts] if len(parts) > 1 else []
+    return {"pieces": pieces} | ({"tags": tags} if any(tags) else {})
+
+
+def ids_column(ids: Sequence[int], tags: Mapping[str, Any]) -> str:
+    """The column `ids` of a text that waits: its tokens; or those and its tags, if there are any."""
+    listed = "[" + ", ".join(map(str, ids)) + "]"
+    return f'{{"ids": {listed}, "tags": {json.dumps(tags, ensure_ascii=False)}}}' if tags else listed
+
+
+def waiting_shown(source: str, time: float, column: str) -> dict[str, Any]:
+    """What waits, as of `Pending.plain`."""
+    held = json.loads(column)
+    return {"source": source, "time": time, **(held if isinstance(held, dict) else {"ids": list(held)})}

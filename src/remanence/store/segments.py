@@ -44,7 +44,7 @@ _READ = 1 << 24  # bytes that are hashed at once
 def mark(memory: Memory) -> tuple[Any, ...]:
     """What differs as soon as a memory was written to; its first entry is the number of writes."""
     generator = memory.state()["generator"].numpy().tobytes()
-    beside = memory.policy, tuple(memory.quarantine)
+    beside = memory.limits, memory.policy, tuple(memory.quarantine)
     return memory.write_count, memory.first_write, tuple(memory.pending), len(memory.cuts), generator, beside
 
 

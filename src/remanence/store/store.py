@@ -19,7 +19,6 @@ Texts are stored as they are, not encrypted, in files that only their owner may 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sqlite3
@@ -36,7 +35,7 @@ from filelock import FileLock, Timeout
 from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
 from .catalogue import NAME, Catalogue, hidden, parts, transaction
-from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored
+from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored, ids_column, pieces_column
 from .secret import ENDING, from_keyring
 
 if TYPE_CHECKING:
@@ -392,7 +391,10 @@ class MemoryStore:
                 done=0, writes=stored.rows or [],
                 pending=hidden(
                     stored.secret,
-                    ((i, p["source"], float(p["time"]), _json(p["ids"])) for i, p in enumerate(pending)),
+                    (
+                        (i, p["source"], float(p["time"]), ids_column(p["ids"], p.get("tags", {})))
+                        for i, p in enumerate(pending)
+                    ),
                     WAITING,
                 ),
                 sizes=(stored.count, sum(row[3] + row[4] for row in last), sum(len(piece["ids"]) for piece in pending)),
@@ -492,7 +494,12 @@ class MemoryStore:
                 WRITE,
             ),
             pending=hidden(
-                secret, ((i, p.source, float(p.time), _json(p.ids)) for i, p in enumerate(memory.pending)), WAITING
+                secret,
+                (
+                    (i, p.source, float(p.time), ids_column(p.ids, p.tags.plain()))
+                    for i, p in enumerate(memory.pending)
+                ),
+                WAITING,
             ),
             sizes=(count, memory.tokens, len(memory.pending_ids)),
         )  # fmt: skip
@@ -566,12 +573,8 @@ def _check_name(name: str) -> None:
 
 def _row(write: Write) -> tuple[Any, ...]:
     """A write as the columns of `WRITE`."""
-    pieces = json.dumps(write.pieces, ensure_ascii=False) if write.pieces else None
-    return write.index, write.source, float(write.time), write.first_token, write.tokens, write.text, pieces
-
-
-def _json(ids: tuple[int, ...]) -> str:
-    return "[" + ", ".join(map(str, ids)) + "]"
+    head = write.index, write.source, float(write.time), write.first_token, write.tokens, write.text
+    return *head, pieces_column(write)
 
 
 def _remove(folder: Path) -> None:

@@ -1,0 +1,92 @@
+"""Two memories as one: the writes of both, in the order of time.
+
+Nothing is written again: every write keeps its vectors, which saw what its own memory held at that time. What is
+guaranteed: the writes of each memory keep their order, and where both were told in the order of time, so is the whole;
+writes that had left the long-term store come first. Every write keeps its text, label, time, metadata and end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from ..errors import ConfigError, IncompatibleMemory
+from .history import Writes
+from .memory import Memory
+from .records import Block
+from .writes import Tags, Write
+
+
+def merged(one: Memory, other: Memory) -> Memory:
+    """A new memory of two, which stay as they are. It has no limits; what would expire still does.
+
+    Its pool is the newest N vectors, as the long-term store has them (zeros with `store_dtype="tokens"`). What waited
+    in either waits.
+
+    Raises:
+        IncompatibleMemory: different models wrote them.
+        ConfigError: memories without a long-term store, or of a published checkpoint.
+    """
+    if (one.model, one.key_layers) != (other.model, other.key_layers):
+        raise IncompatibleMemory(
+            f"one memory was written by model {one.model!r}, the other by {other.model!r}; only their texts can be "
+            "merged: remanence memory merge --rewrite"
+        )
+    if any(memory.ledger is not None or not memory.config.long_term for memory in (one, other)):
+        raise ConfigError(
+            "only memories with a long-term store can be merged, and none of a published checkpoint; write their texts "
+            "into a new memory: remanence memory merge --rewrite"
+        )
+    pair, config = (one, other), one.config
+    gone = _in_order([memory.writes[: memory.first_write] for memory in pair])
+    kept = _in_order([memory.writes[memory.first_write :] for memory in pair])
+    new = Memory(config, layers=one.layers, width=one.width, model=one.model, dtype=one.pool_LnD.dtype)
+    new._generator.set_state(one._generator.get_state())
+    new.first_write = new._base = len(gone)
+    writes, tokens = list[Write](), 0
+    for which, write in [*gone, *kept]:
+        tags = tuple(_ends(part.tags, part.time, pair[which].limits.keep_for) for part in write.parts())
+        tags = tags if any(each != Tags() for each in tags) else ()
+        writes.append(replace(write, index=len(writes), first_token=tokens, tags=tags))
+        tokens += write.tokens
+        new.has_ends |= any(each.until is not None for each in tags)
+    new.writes = Writes(new=writes)
+    stored = [memory.write_count - memory.first_write for memory in pair]
+    order = torch.tensor(
+        [write.index - pair[which].first_write + which * stored[0] for which, write in kept], dtype=torch.long
+    )
+    for name, records in new.records.items():
+        both = torch.cat([m.records[name].span(m.first_write - m.base) for m in pair])
+        records.settle(0, [Block(both[order].contiguous())])
+    first, end = max(len(gone) * config.K, len(writes) * config.K - config.N), len(writes) * config.K
+    new.pool_rows_Ln = torch.arange(first, max(first, end)).expand(new.layers, -1).clone()
+    if config.store_dtype == "tokens":
+        pool = torch.zeros(*new.pool_rows_Ln.shape, new.width)
+    else:
+        pool = torch.stack([new.long_term(layer, rows) for layer, rows in enumerate(new.pool_rows_Ln)])
+    new.pool_LnD = pool.to(one.pool_LnD)
+    new.forgotten = sorted(one.forgotten + other.forgotten, key=lambda each: each["time"])
+    new.pending = [
+        replace(piece, tags=_ends(piece.tags, piece.time, memory.limits.keep_for))
+        for memory in sorted(pair, key=lambda memory: memory.pending[0].time if memory.pending else 0.0)
+        for piece in memory.pending
+    ]
+    return new
+
+
+def _in_order(both: Sequence[Sequence[Write]]) -> list[tuple[int, Write]]:
+    """The writes of two lists by time, each list in its own order; and of which list each is."""
+    merged, at = list[tuple[int, Write]](), [0, 0]
+    while any(place < len(writes) for place, writes in zip(at, both, strict=True)):
+        left = [which for which in (0, 1) if at[which] < len(both[which])]
+        which = min(left, key=lambda which: (both[which][at[which]].time, which))
+        merged.append((which, both[which][at[which]]))
+        at[which] += 1
+    return merged
+
+
+def _ends(tags: Tags, time: float, keep_for: float | None) -> Tags:
+    """Tags that hold by themselves what the limit of a memory says."""
+    return tags if keep_for is None else replace(tags, until=tags.expires(time, keep_for))
