@@ -38,6 +38,7 @@ from remanence.errors import (
     InputError,
     MemoryBusy,
     MemoryCorrupt,
+    OverLimit,
     StorageError,
     UnknownMemory,
 )
@@ -1404,6 +1405,37 @@ def test_nobody_writes_what_is_held(store: MemoryStore) -> None:
             MemoryStore(store.root).save("ada", add(start(), 1))
         store.save("ada", add(start(), 5), whole=True)
     assert store.load("ada").write_count == 5
+
+
+def test_quotas(store: MemoryStore) -> None:
+    """What would be too much is refused before anything of it is written; what there is may stay and shrink."""
+    assert store.quotas() == {} and not store.root.exists()
+    for name in ("ada", "bob"):
+        store.save(name, add(start(), 4))
+    assert store.quotas(memories=2) == MemoryStore(store.root).quotas() == {"memories": 2}
+    before = files(store)
+    with pytest.raises(OverLimit, match="2 of at most 2 memories"):
+        store.save("carl", start())
+    with pytest.raises(OverLimit, match="memories"):
+        store.fork("ada", "carl")
+    assert not store.exists("carl") and [info.name for info in store.list()] == ["ada", "bob"]
+    used = sum(info.bytes_on_disk for info in store.list())
+    store.quotas(bytes=used + 3 * start().bytes_per_write)
+    memory = store.load("ada")
+    with pytest.raises(OverLimit, match="bytes"):
+        store.save("ada", add(memory, 4))
+    assert files(store) == before and store.load("ada").write_count == 4
+    memory = store.load("ada")
+    store.save("ada", add(memory, 1))
+    memory.become(memory.before(2), 2)
+    store.quotas(bytes=1)
+    store.save("ada", memory)  # less than there was
+    assert store.load("ada").write_count == 2
+    assert store.quotas(bytes=None, memories=None) == {}
+    store.save("carl", add(start(), 9))
+    for wrong in ({"bytes": 0}, {"tokens": 5}):
+        with pytest.raises(ConfigError, match="no limit of a store"):
+            store.quotas(**wrong)
 
 
 # Copies --------------------------------------------------------------------------------------------------------------

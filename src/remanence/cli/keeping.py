@@ -45,6 +45,14 @@ def seconds_of(text: str | None, option: str) -> float | None:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+def bytes_of(text: str, option: str) -> int:
+    """A size such as 20G, in bytes. Raises `InputError`."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kMGT]?)B?", text.strip())
+    if match is None:
+        raise InputError(f"{option} {text!r} is no size; give for instance 500M or 20G.")
+    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+
+
 def sweep_if_possible(model: MemoryModel, memory: Memory, update: Any = None) -> int:
     """Forget what has expired in a memory that is open for writing; how many tokens that were."""
     if not memory.config.keep_text or memory.ledger is not None:  # nothing in it can have an end
@@ -92,6 +100,29 @@ def limit(
     put(f"{'most tokens':>15}  {limits.get('tokens', 'no limit')}")
     put(f"{'when full':>15}  {limits.get('when_full', 'refuse')}")
     put(f"{'kept for':>15}  " + (f"{limits['keep_for'] / 86400:g} days" if "keep_for" in limits else "ever"))
+
+
+def quota(
+    memories: Annotated[int | None, typer.Option(min=0, help="Most memories; 0 for no limit.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--bytes", help="Most bytes of all memories, such as 500M or 20G; 0 for no limit.")
+    ] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Limit how much the store holds in all; without options, show its limits.
+
+    Example: remanence memory quota --memories 1000 --bytes 20G
+    """
+    wanted: dict[str, int | None] = {} if memories is None else {"memories": memories or None}
+    if size is not None:
+        wanted["bytes"] = bytes_of(size, "--bytes") or None
+    found = open_store(store).quotas(**wanted)
+    if as_json:
+        put_json({"quotas": found})
+        return
+    for what in ("memories", "bytes"):
+        put(f"{'most ' + what:>15}  " + (f"{found[what]:,}" if what in found else "no limit"))
 
 
 def sweep(

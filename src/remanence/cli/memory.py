@@ -18,7 +18,7 @@ from .output import Json, Model, Store, bar, load_model, open_store, put, put_js
 from .stopping import stoppable
 
 app = typer.Typer(help="List, show and delete memories.", no_args_is_help=True)
-for command in (keeping.limit, keeping.sweep, keeping.merge):
+for command in (keeping.limit, keeping.quota, keeping.sweep, keeping.merge):
     app.command()(command)
 _LAST = 5  # writes that `show` shows
 _DONE = {"defer": "deferred", "refuse": "refused"}

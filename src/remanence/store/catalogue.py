@@ -30,6 +30,7 @@ from ..errors import (
     InputError,
     MemoryBusy,
     MemoryCorrupt,
+    OverLimit,
     RemanenceError,
     StorageError,
 )
@@ -218,6 +219,37 @@ class Catalogue:
             db.execute("DELETE FROM secret")
             db.execute("INSERT INTO secret VALUES (?, ?)", [sealed.salt, sealed.wrapped])
         self._secret = sealed, secret
+
+    # Quotas -----------------------------------------------------------------------------------------------------------
+
+    def quotas(self, db: sqlite3.Connection) -> dict[str, int]:
+        """How much the store may hold: "memories" and "bytes", where there is a limit."""
+        return dict(db.execute("SELECT what, most FROM quotas").fetchall()) if _format(db) >= 4 else {}
+
+    def set_quotas(self, db: sqlite3.Connection, quotas: dict[str, int]) -> None:
+        """Set all limits."""
+        with transaction(db):
+            db.execute("DELETE FROM quotas")
+            db.executemany("INSERT INTO quotas VALUES (?, ?)", list(quotas.items()))
+
+    def must_fit(self, db: sqlite3.Connection, name: str, more: int) -> None:
+        """Raise `OverLimit` if a memory with so many more bytes is more than the store may hold."""
+        quotas = self.quotas(db)
+        if "memories" in quotas and self.find(db, name) is None:
+            (count,) = db.execute("SELECT count(*) FROM memories").fetchone()
+            if count >= quotas["memories"]:
+                raise OverLimit(
+                    f"the store {self.root} has {count:,} of at most {quotas['memories']:,} memories. Delete one, or "
+                    "raise the limit: remanence memory quota --memories N"
+                )
+        if "bytes" in quotas and more > 0:
+            tables = ("generations", "segments", "records")
+            sums = [db.execute(f"SELECT total(bytes) FROM {table}").fetchone()[0] for table in tables]
+            if (used := int(sum(sums))) + more > quotas["bytes"]:
+                raise OverLimit(
+                    f"the store {self.root} holds {used:,} of at most {quotas['bytes']:,} bytes, and this takes "
+                    f"{more:,}. Forget or delete something, or raise the limit: remanence memory quota --bytes SIZE"
+                )
 
     # Finding ----------------------------------------------------------------------------------------------------------
 

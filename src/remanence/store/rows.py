@@ -83,6 +83,7 @@ CHANGES = {  # by the format that they are new in
             PRIMARY KEY (memory, kind, first_write)
         )""",
         "CREATE TABLE secret (salt BLOB NOT NULL, wrapped BLOB NOT NULL)",
+        "CREATE TABLE quotas (what TEXT PRIMARY KEY, most INTEGER NOT NULL)",
     ),
 }
 OWN = ("generations", "segments", "records", "writes", "pending")  # what a memory has rows in

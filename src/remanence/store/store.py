@@ -228,10 +228,12 @@ class MemoryStore:
         Raises:
             MemoryBusy: someone else has it open, or has saved it since this one was loaded.
             InputError: a text or a label that is not valid Unicode.
+            OverLimit: it is more than the store may hold (`quotas`).
         """
         _check_name(name)
         catalogue = self._catalogue
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
+            catalogue.must_fit(db, name, self._more(name, memory))
             found = id, _, generation = catalogue.register(db, name)
             done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
             try:
@@ -371,6 +373,7 @@ class MemoryStore:
         """A memory of the files of another one."""
         catalogue = self._catalogue
         with catalogue.connect(create=True) as db:
+            catalogue.must_fit(db, new, 0)  # shared files take no room
             id, created, _ = catalogue.register(db, new)
             self._clean(db, id)
             folder = catalogue.folder(id)
@@ -450,7 +453,36 @@ class MemoryStore:
             with suppress(OSError):  # Windows removes it by itself
                 os.unlink(lock)
 
+    def quotas(self, **limits: int | None) -> dict[str, int]:
+        """How much the store may hold, after setting what is given; what is stored already stays.
+
+        Args:
+            limits: memories: how many there may be. bytes: of all of their files. None takes a limit away.
+
+        Returns:
+            The limits that there are, by those names.
+
+        Raises:
+            ConfigError: another name, or a number below 1.
+        """
+        for what, most in limits.items():
+            if what not in ("memories", "bytes") or (most is not None and most < 1):
+                raise ConfigError(f"{what} = {most!r} is no limit of a store; it has memories and bytes, from 1 on.")
+        with self._catalogue.errors(), self._catalogue.connect(create=bool(limits)) as db:
+            kept = {what: most for what, most in (self._catalogue.quotas(db) | limits).items() if most is not None}
+            if limits:
+                self._catalogue.set_quotas(db, kept)
+            return kept
+
     # Saving -----------------------------------------------------------------------------------------------------------
+
+    def _more(self, name: str, memory: Memory) -> int:
+        """Bytes that a memory takes on the disk beyond those that its name takes already, about."""
+        own = self._generation(name)
+        saved, kept = self._saved.get(memory), memory.write_count - memory.first_write
+        if own is not None and saved is not None and saved.id == own[0]:
+            kept -= saved.mark[0] - saved.mark[1]
+        return kept * memory.bytes_per_write if memory.config.long_term else 0
 
     def _stored_writes(self, name: str, memory: Memory, id: str, generation: int) -> tuple[int, bool]:
         """How many of a memory's first writes are stored already, and whether others were replaced (`Memory.cuts`)."""
