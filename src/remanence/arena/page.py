@@ -36,7 +36,8 @@ tbody tr:hover td { background: var(--band); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .grid { stroke: var(--line); stroke-width: 1; }
-.key { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; padding: 0; margin: .4rem 0; list-style: none; }
+.key { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; padding: 0;
+  margin: .4rem 0; list-style: none; }
 .key svg { display: inline-block; width: 30px; height: 12px; vertical-align: middle; }
 """
 

@@ -171,10 +171,7 @@ def mcnemar(better: int, worse: int) -> float:
     n, k = better + worse, min(better, worse)
     if n == 0:
         return 1.0
-    # In logarithms: the numbers are large.
-    tail = sum(math.exp(math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)) / 2.0**n for i in range(k + 1)) \
-        if n < 1000 else 0.5 * math.erfc((abs(better - worse) - 1) / math.sqrt(2 * n))  # fmt: skip
-    return min(1.0, 2 * tail)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -284,7 +281,7 @@ def _machine(about: dict[str, Any]) -> str:
     return f"{about.get('processor') or about['machine']}, {about['cores']} cores, {about['threads']} threads{gpu}"
 
 
-def test_table(cells: Sequence[CellResults], against: str = "none") -> Table:
+def test_table(cells: Sequence[CellResults], against: str) -> Table:
     """A row a system: how much better than another one it is, and whether that could be chance.
 
     Raises:
@@ -330,8 +327,8 @@ def check_table(cells: Sequence[CellResults]) -> Table | None:
     if not rows:
         return None
     head = [
-        "system", "score", "nothing told", "words shuffled", "somebody else's", "answers shuffled", "same seed, same file",
-        "nothing leaks between samples", "same after save and load",
+        "system", "score", "nothing told", "words shuffled", "somebody else's", "answers shuffled",
+        "same seed, same file", "nothing leaks between samples", "same after save and load",
     ]  # fmt: skip
     note = "A score that does not fall where it ought to is no memory's: the reader knows it, guesses it, or abstains."
     return Table("Checks", head, rows, note)

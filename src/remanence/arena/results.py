@@ -130,8 +130,8 @@ def measure(result: Result) -> float:
         return scores.rouge_l(said, answers)
     if result.measure == "choice":
         return scores.choice(said, answers)
-    if result.measure == "absent":  # what must not be said
-        return float(not scores.contains(said, result.stale))
+    if result.measure == "share":  # of several answers, how many are said
+        return sum(scores.contains(said, [answer]) for answer in answers) / len(answers)
     if result.measure == "locomo":
         return scores.locomo(said, answers[0] if answers else "", result.category)
     return float(scores.contains(said, answers))

@@ -55,8 +55,10 @@ class Question:
     """A question of a stream.
 
     name: unlike all others of its task. answers: all that are right; none if nothing told answers it. kind: which
-    column it belongs to. score: how it is scored, "contains", "squad", "rouge", "choice" (answers are the letter and
-    its words), "locomo", "abstains", "absent" (none of `stale` is said) or "same" (as the reader alone). distance: tokens asked for between evidence and question, 0 if it is asked at the end. gold: the evidence.
+    column it belongs to. score: how it is scored: "contains" (any of the answers is said), "share" (of the answers that
+    are said), "squad", "rouge", "choice" (answers are the letter and its words), "locomo", "abstains" or "same" (as the
+    reader alone). distance: tokens asked for between evidence and question, 0 if it is asked at the end. gold: the
+    evidence.
     stale: answers that were right before something changed. category: of LoCoMo.
     """
 
@@ -111,8 +113,8 @@ class Stream:
 class Materials:
     """What a task makes its streams of.
 
-    tokens: counts tokens. data: folder of data sets (docs/arena.md says which files); None for what is made up. books: a
-    .jsonl file of books; the public-domain prose in the package if None. seed: of every choice.
+    tokens: counts tokens. data: folder of data sets (docs/arena.md says which files); None for what is made up. books:
+    a .jsonl file of books; the public-domain prose in the package if None. seed: of every choice.
     """
 
     tokens: Tokens

@@ -36,12 +36,12 @@ def list_(as_json: Json = False) -> None:
     from ..arena.catalogue import TASKS
     from ..arena.registry import SYSTEMS, class_of, options_of
 
-    systems = {}
+    systems: dict[str, dict[str, Any]] = {}
     for name in SYSTEMS:
         kind = class_of(name)
         about = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
         systems[name] = {"about": about, "inside": kind.inside, "options": options_of(kind)}
-    tasks = {
+    tasks: dict[str, dict[str, Any]] = {
         name: {"about": task.about, "source": task.source, "options": options_of(task.make)}
         for name, task in TASKS.items()
     }
@@ -236,7 +236,7 @@ def _run(
 
     failed: dict[str, str] = {}
     began, ran = time.perf_counter(), 0
-    left = [cell for cell in cells if not grid.done(cell) or checks and unchecked(cell, grid.folder)]
+    left = [cell for cell in cells if not grid.done(cell) or (checks and unchecked(cell, grid.folder))]
     with stoppable(), _line() as show:
         for cell in left:
             with grid.claimed(cell) as mine:
