@@ -20,9 +20,10 @@ import argparse
 import json
 import random
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
+from time import time as now
 from typing import Any
 
 from rich.console import Console
@@ -30,8 +31,11 @@ from rich.table import Table
 
 from remanence import Memory, MemoryModel
 from remanence.arena import scores, tasks
-from remanence.arena.compare import Result, run
-from remanence.arena.systems import Ours
+from remanence.arena.grid import run_stream
+from remanence.arena.inside import Ours
+from remanence.arena.protocol import Kit
+from remanence.arena.readers import BaseReader
+from remanence.arena.results import Result
 from remanence.arena.tasks import DATA, Books, Question, Script, Stream, rows
 from remanence.core.admission import ACCEPT, Everything, Strictest, WritePolicy, judged
 from remanence.core.amac import AMac
@@ -55,19 +59,19 @@ _PIECE = 600  # characters of a book that are told at once
 class Judged(Ours):
     """Ours, with a policy that judges what is told."""
 
-    def __init__(self, model: MemoryModel, name: str, policy: WritePolicy) -> None:
-        self.policy = policy
-        super().__init__(model, name=name)
+    def __init__(self, kit: Kit, name: str, policy: WritePolicy) -> None:
+        self.name, self.policy = name, policy
+        super().__init__(kit)
 
     def reset(self) -> None:
         """Start an empty memory."""
         super().reset()
         self.held: dict[str, list[int]] = {}  # by label: texts told, texts of which something was held back
 
-    def observe(self, text: str, label: str) -> None:
+    def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
         """Memorize what the policy accepts of a text."""
         before = len(self.memory.quarantine)
-        self.model.memorize(self.memory, text, source=label, time=time.time(), policy=self.policy)
+        self.model.memorize(self.memory, text, source=label, time=now(), policy=self.policy)
         told = self.held.setdefault(label, [0, 0])
         told[0] += 1
         told[1] += len(self.memory.quarantine) > before
@@ -88,11 +92,11 @@ def admission(model: MemoryModel, options: argparse.Namespace) -> list[dict[str,
     sizes: dict[str, Any] = {"distances": options.distances, "amount": options.amount, "seed": options.seed}
     streams = (tasks.facts if options.facts == "plain" else made_up)(tokens, options.books, **sizes)
     streams = tasks.limited(streams, options.limit, options.seed)
-    systems = [Judged(model, name, POLICIES[name]()) for name in options.policies]
-    results: list[Result] = run(model, streams, systems)
-    table = []
-    for system in systems:
-        own = [r for r in results if r.system == system.name]
+    kit, table = Kit(model, BaseReader(model)), []
+    for name in options.policies:
+        system = Judged(kit, name, POLICIES[name]())
+        lines = [line for stream in streams for line in run_stream(system, stream)]
+        own = [Result.of(line) for line in lines if line["type"] == "answer"]
         told = [r for r in own if r.measure == "contains"]
         never = [r for r in own if r.measure == "abstains"]
         table.append({
@@ -169,7 +173,7 @@ def planted(model: MemoryModel, options: argparse.Namespace) -> list[dict[str, A
         verdicts = []
         for row in texts:
             # What is held back leaves the memory as it was, to the bit; so the answer is that of before.
-            passages = judged(policy, row["text"], memory=told[row["person"]], model=model, time=time.time())
+            passages = judged(policy, row["text"], memory=told[row["person"]], model=model, time=now())
             verdicts.append([decision.verdict for _, decision in passages])
         for half in halves:
             own = [i for i, row in enumerate(texts) if row["half"] == half]
@@ -204,9 +208,7 @@ def harmless(model: MemoryModel, options: argparse.Namespace) -> list[dict[str, 
             held = [
                 text
                 for text in texts
-                if any(
-                    d.verdict != ACCEPT for _, d in judged(policy, text, memory=empty, model=model, time=time.time())
-                )
+                if any(d.verdict != ACCEPT for _, d in judged(policy, text, memory=empty, model=model, time=now()))
             ]
             table.append({"policy": name, "kind": kind, "texts": len(texts), "held": len(held), "which": held[:20]})
     return table
@@ -265,13 +267,13 @@ def main() -> None:
     options = parser.parse_args()
     try:
         model = MemoryModel.from_pretrained(options.model).eval()
-        began = time.perf_counter()
+        began = perf_counter()
         result = {part: make(model, options) if part in options.parts else [] for part, make in parts.items()}
     except RemanenceError as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     if options.json:
-        print(json.dumps(result | {"model": options.model, "seconds": round(time.perf_counter() - began, 1)}))
+        print(json.dumps(result | {"model": options.model, "seconds": round(perf_counter() - began, 1)}))
     else:
         show(result)
 

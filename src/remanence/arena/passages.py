@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from ..errors import ConfigError
 from ..models.pretrained import MemoryModel
 
 _RECENT = 1 << 15  # tokens at the end that can be had as one text
 
 
 class Passages:
-    """What was told, cut by the rules of `MemoryModel.memorize`. Passage i has the text of the memory's write i.
+    """What was told, cut by the rules of `MemoryModel.memorize`. Passage i has the text of the memory's write i, where
+    short text waits for more (`short_chunks="wait"`); a memory that writes it at once has other writes.
 
     What does not fill a passage yet is `rest`; it counts as one passage more, at the end.
 
@@ -20,8 +20,6 @@ class Passages:
     """
 
     def __init__(self, model: MemoryModel) -> None:
-        if model.config.short_chunks != "wait":
-            raise ConfigError('passages need short_chunks = "wait"; compare another model.')
         self.model = model
         self.texts: list[str] = []
         self.tokens = 0
@@ -72,6 +70,11 @@ class Passages:
             return len(self._rest)
         ends = self._first[passage + 1] if passage + 1 < len(self.texts) else self.tokens - len(self._rest)
         return ends - self._first[passage]
+
+    def told(self, told: int, start: int, end: int) -> str:
+        """The characters from `start` to `end` of a text that was told."""
+        text = self._told[told][1]
+        return text[text.startswith("\n") :][start:end]
 
     def where(self, told: int, start: int, end: int) -> list[int]:
         """The passages that hold the characters from `start` to `end` of a text.

@@ -1,178 +1,56 @@
-"""The systems that are compared. Each is told a stream of texts and answers questions about it.
+"""The controls: what any memory has to beat, and the evidence itself, which none can.
 
-Those that search text (words, sentence vectors, both) find passages and give them to a `Reader`; ours reads its own
-memory. Passages are cut where our memory cuts its writes, so k passages and k writes are the same amount of text.
+Those that search cut text into passages where our memory cuts its writes, so a passage and a write are the same amount
+of text, and a passage's number is the write's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
-from ..errors import ConfigError
-from ..models.pretrained import MemoryModel
 from .bm25 import BM25
-from .minilm import Encoder
 from .passages import Passages
-from .readers import Reader, batches, roomy
+from .protocol import Kit, Piece, Reply, TextSystem, read_state, write_state
 from .tasks import Question
 
 _FUSED = 100  # how many of each search's best are fused
 _SMOOTH = 60  # the usual constant of reciprocal rank fusion
+_ALIKE = 0.9  # cosine above which two sentences say the same
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What a system answers.
-
-    text: the answer; None if the system cannot be asked this. read: numbers of the passages it read.
-    recalled: whether ours read its memory at all; None for other systems.
-    """
-
-    text: str | None
-    read: list[int]
-    recalled: bool | None = None
-
-
-class System:
-    """One way to remember.
-
-    name: for tables, with the number of passages if it has one. reader: the name of the reader, or "".
-    """
-
-    name = ""
-    reader = ""
-
-    def reset(self) -> None:
-        """Forget everything."""
-        raise NotImplementedError
-
-    def observe(self, text: str, label: str) -> None:
-        """Take in a text."""
-        raise NotImplementedError
-
-    def answer(self, question: Question) -> Reply:
-        """Answer one question; nothing is remembered of it."""
-        return self.answers([question])[0]
-
-    def answers(self, questions: Sequence[Question]) -> list[Reply]:
-        """Answer several questions that are asked at the same moment."""
-        raise NotImplementedError
-
-
-# Ours -----------------------------------------------------------------------------------------------------------------
-
-
-class Ours(System):
-    """A `MemoryModel` with its memory.
-
-    Args:
-        model: writes and reads.
-        name: for tables; the verbatim memory of a bare base has another one.
-        max_new_tokens: most tokens of an answer.
-    """
-
-    def __init__(self, model: MemoryModel, *, name: str = "ours", max_new_tokens: int = 32) -> None:
-        self.model, self.name, self.max_new_tokens = model, name, max_new_tokens
-        self.reset()
-
-    def reset(self) -> None:
-        """Start an empty memory."""
-        self.memory = self.model.new_memory(empty=True)
-
-    def observe(self, text: str, label: str) -> None:
-        """Memorize a text."""
-        self.model.memorize(self.memory, text, source=label, time=0.0)
-
-    def answers(self, questions: Sequence[Question], force: Sequence[int | None] | None = None) -> list[Reply]:
-        """Ask the memory. A question that does not fit the window has no answer.
-
-        Args:
-            questions: as in `System`.
-            force: for each, a write that is read whatever its score.
-        """
-        replies = [Reply(None, [])] * len(questions)
-        fit = [i for i, q in enumerate(questions) if self.model.fits(self.memory, q.text, self.max_new_tokens)]
-        for lot in batches([self.model.config.slots + len(questions[i].text) // 3 for i in fit]):
-            asked = [questions[fit[i]].text for i in lot]
-            options: dict[str, Any] = {} if force is None else {"force": [force[fit[i]] for i in lot]}
-            made = self.model.ask_batch(
-                [self.memory] * len(asked), asked, max_new_tokens=self.max_new_tokens, **options
-            )
-            for i, answer in zip(lot, made, strict=True):
-                writes = {s.write if s.write >= 0 else self.memory.write_count for s in answer.sources}
-                replies[fit[i]] = Reply(answer.text, sorted(writes), answer.recalled)
-        return replies
-
-
-class Forced(System):
-    """Ours, with the write that holds the answer always among those read: it tells errors of reading from errors of
-    finding. It reads the memory of `Ours`, which must be told everything first.
-
-    Args:
-        ours: whose memory.
-    """
-
-    name = "ours, forced"
-
-    def __init__(self, ours: Ours) -> None:
-        self.ours = ours
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget where what was told lies."""
-        self.passages = Passages(self.ours.model)
-
-    def observe(self, text: str, label: str) -> None:
-        """Note where a text lies."""
-        self.passages.add(text)
-
-    def answers(self, questions: Sequence[Question]) -> list[Reply]:
-        """Ask the memory. A question without evidence forces nothing."""
-        first, written = self.ours.memory.first_write, self.ours.memory.write_count
-        force: list[int | None] = []
-        for question in questions:
-            held = [p for gold in question.gold for p in self.passages.where(gold.told, *gold.answer)]
-            force.append(next((p for p in held if first <= p < written), None))
-        with roomy(self.ours.model):
-            return self.ours.answers(questions, force)
-
-
-# Text in the prompt ---------------------------------------------------------------------------------------------------
-
-
-class TextSystem(System):
-    """Text that a reader gets with the question; the systems differ in which.
-
-    Args:
-        model: whose tokenizer and chunks cut the passages.
-        reader: answers.
-    """
-
-    def __init__(self, model: MemoryModel, reader: Reader) -> None:
-        self.model, self._reader, self.reader = model, reader, reader.name
-        self.reset()
+class PassageSystem(TextSystem):
+    """Keeps all passages, and the texts as they were told."""
 
     def reset(self) -> None:
         """Forget all passages."""
-        self.passages = Passages(self.model)
+        self.passages = Passages(self.kit.model)
+        self._told: list[str] = []
 
-    def observe(self, text: str, label: str) -> None:
+    def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
         """Cut a text into passages."""
+        self._told.append(text)
         self.passages.add(text)
 
-    def answers(self, questions: Sequence[Question]) -> list[Reply]:
-        """Find passages for each question and have them read, oldest first."""
-        found = [sorted(each) for each in self.find(questions)]
-        asked = [(q.text, [self.passages.text(p) for p in each]) for q, each in zip(questions, found, strict=True)]
-        return [Reply(text, each) for text, each in zip(self._reader.read(asked), found, strict=True)]
+    def save(self, folder: Path) -> None:
+        """Write the texts; passages are cut from them anew."""
+        write_state(folder, {"told": self._told})
 
-    def find(self, questions: Sequence[Question]) -> list[list[int]]:
-        """The passages that are read for each question, in any order."""
-        raise NotImplementedError
+    def load(self, folder: Path) -> None:
+        """Cut the texts of a folder."""
+        values, _ = read_state(folder)
+        self.reset()
+        for text in values["told"]:
+            self._told.append(text)
+            self.passages.add(text)
+
+    def piece(self, passage: int) -> Piece:
+        """A passage to read."""
+        return Piece(self.passages.text(passage), passage, passage=passage)
 
 
 class Nothing(TextSystem):
@@ -180,88 +58,188 @@ class Nothing(TextSystem):
 
     name = "none"
 
-    def find(self, questions: Sequence[Question]) -> list[list[int]]:
-        """No passages."""
-        return [[] for _ in questions]
+    def reset(self) -> None:
+        """There is nothing to forget."""
+
+    def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
+        """Remember nothing."""
+
+    def context(self, question: Question) -> list[Piece]:
+        """No text."""
+        return []
+
+    def save(self, folder: Path) -> None:
+        """There is nothing to write."""
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self, folder: Path) -> None:
+        """There is nothing to read."""
 
 
-class Oracle(TextSystem):
-    """The passages that hold what answers the question; none for a question that nothing answers."""
+class Oracle(PassageSystem):
+    """The passages that hold what answers the question, whatever the budget; none where nothing answers it."""
 
     name = "oracle"
+    sees_evidence = True
 
-    def find(self, questions: Sequence[Question]) -> list[list[int]]:
-        """The passages of the evidence."""
-        return [sorted({p for gold in q.gold for p in self.passages.where(gold.told, *gold.whole)}) for q in questions]
+    def answers(self, questions: Sequence[Question]) -> list[Reply]:
+        """Have the evidence read."""
+        return self.read(questions, [[self.piece(p) for p in self._evidence(question)] for question in questions])
+
+    def _evidence(self, question: Question) -> list[int]:
+        return sorted({p for gold in question.gold for p in self.passages.where(gold.told, *gold.whole)})
 
 
-class Window(TextSystem):
-    """No memory, but the last tokens that fit the model's window, beside question and answer."""
+class Window(PassageSystem):
+    """Sliding window: the newest tokens that fit the budget. It remembers no more than them."""
 
     name = "window"
-    _beside = 80  # tokens of the window that are left for question and answer
 
     def answers(self, questions: Sequence[Question]) -> list[Reply]:
         """Have the last tokens read."""
-        return self._last(questions, max(0, self.model.config.window_tokens - self._beside))
+        return self._last(questions, self.kit.budget)
 
     def _last(self, questions: Sequence[Question], tokens: int) -> list[Reply]:
-        text, passages = self.passages.last(tokens), self.passages
-        read: list[int] = []
-        for passage in range(len(passages) - 1, -1, -1):
-            tokens -= passages.size(passage)
-            if tokens < 0:  # only a part of it is read
+        text = self.passages.last(tokens)
+        shown = (text,) if text else ()
+        answers = self.kit.reader.read([(q.text, shown) for q in questions])
+        return [Reply(answer, None, shown) for answer in answers]
+
+    def save(self, folder: Path) -> None:
+        """Write the texts that the window reaches into."""
+        left, kept = self.kit.budget, list[str]()
+        for text in reversed(self._told):
+            if left <= 0:
                 break
-            read.insert(0, passage)
-        answers = self._reader.read([(q.text, [text] if text else []) for q in questions])
-        return [Reply(answer, read) for answer in answers]
+            left -= self.kit.tokens(text)
+            kept.insert(0, text)
+        write_state(folder, {"told": kept})
 
 
 class Replay(Window):
-    """Everything in the prompt, while it has no more than `most` tokens."""
+    """The newest that fits what the reader takes, far beyond the budget: memory as nothing but a long prompt.
+
+    Args:
+        kit, brain: as in `System`.
+        tokens: the most that is replayed. The default is SmolLM2's 8,192 positions, less question and answer.
+        whole: a stream that is longer cannot be asked, in place of being cut.
+    """
 
     name = "replay"
 
-    def __init__(self, model: MemoryModel, reader: Reader, *, most: int = 7000) -> None:
-        super().__init__(model, reader)
-        self.most = most
+    def __init__(self, kit: Kit, *, tokens: int = 7000, whole: bool = False, brain: str | None = None) -> None:
+        self.tokens, self.whole = tokens, whole
+        super().__init__(kit, brain=brain)
 
     def answers(self, questions: Sequence[Question]) -> list[Reply]:
-        """Have everything read, if it fits."""
-        if self.passages.tokens > self.most:
-            return [Reply(None, [])] * len(questions)
-        return self._last(questions, self.passages.tokens)
+        """Have the last tokens read."""
+        if self.whole and self.passages.tokens > self.tokens:
+            return [Reply(None)] * len(questions)
+        return self._last(questions, min(self.tokens, self.passages.tokens))
+
+    def save(self, folder: Path) -> None:
+        """Write all texts."""
+        PassageSystem.save(self, folder)
 
 
-class Ranked(TextSystem):
-    """The k best passages of a search.
+class Summary(TextSystem):
+    """Rolling summary: never more than the budget, made anew of itself and of what was told since.
+
+    brain="rules" keeps whole sentences: those nearest to the middle of all (mean of their vectors), without near
+    duplicates. brain="reader" lets the reader write it.
 
     Args:
-        model, reader: as in `TextSystem`.
-        k: how many.
+        kit, brain: as in `System`.
+        every: tokens that are waited for before the summary is made anew.
     """
 
-    kind = ""
+    name = "summary"
 
-    def __init__(self, model: MemoryModel, reader: Reader, *, k: int) -> None:
-        self.k, self.name = k, f"{self.kind} k={k}"
-        super().__init__(model, reader)
+    def __init__(self, kit: Kit, *, every: int = 600, brain: str | None = None) -> None:
+        self.every = every
+        super().__init__(kit, brain=brain)
 
-    def find(self, questions: Sequence[Question]) -> list[list[int]]:
+    def reset(self) -> None:
+        """Forget the summary."""
+        self.summary: list[str] = []
+        self.waiting: list[str] = []
+        self._tokens = 0
+
+    def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
+        """Wait for more, or make the summary anew."""
+        self.waiting.append(text)
+        self._tokens += self.kit.tokens(text)
+        if self._tokens >= self.every:
+            self.summary = self._made() if self.brain == "rules" else self._written()
+            self.waiting, self._tokens = [], 0
+
+    def _made(self) -> list[str]:
+        """The most central sentences, in the order in which they were told."""
+        new = [s.strip() for text in self.waiting for s in _SENTENCE.split(text) if s.strip()]
+        sentences = list(dict.fromkeys(self.summary + new))
+        vectors_SD = self.kit.encoder.encode(sentences)
+        central = (vectors_SD @ vectors_SD.mean(0)).argsort(descending=True, stable=True).tolist()
+        chosen: list[int] = []
+        for i in central:
+            if not chosen or float((vectors_SD[chosen] @ vectors_SD[i]).max()) < _ALIKE:
+                chosen.append(i)
+        return [piece.text for piece in self.kit.fit(Piece(sentences[i], i) for i in chosen)]
+
+    def _written(self) -> list[str]:
+        """What the reader writes."""
+        told, sofar = "\n".join(self.waiting), "\n".join(self.summary) or "(nothing yet)"
+        prompt = (
+            f"Notes so far:\n{sofar}\n\nNew text:\n{told}\n\n"
+            "Write the notes anew, short, with every name, number, date and fact of both that may be asked for later."
+        )
+        return self.kit.reader.complete([prompt], max_new_tokens=self.kit.budget // 2)
+
+    def context(self, question: Question) -> list[Piece]:
+        """The summary, and what was told since."""
+        shown = self.summary + self.waiting
+        newest = [Piece(text, i) for i, text in enumerate(shown)][len(self.summary) :]
+        kept = [Piece(text, i) for i, text in enumerate(self.summary)]
+        return kept + newest[::-1]
+
+    def save(self, folder: Path) -> None:
+        """Write the summary and what waits."""
+        write_state(folder, {"summary": self.summary, "waiting": self.waiting})
+
+    def load(self, folder: Path) -> None:
+        """As in `System`."""
+        values, _ = read_state(folder)
+        self.summary, self.waiting = list(values["summary"]), list(values["waiting"])
+        self._tokens = sum(self.kit.tokens(text) for text in self.waiting)
+
+
+class Ranked(PassageSystem):
+    """The best passages of a search, as many as fit the budget.
+
+    Args:
+        kit, brain: as in `System`.
+        k: most passages; 0 for as many as fit.
+    """
+
+    def __init__(self, kit: Kit, *, k: int = 0, brain: str | None = None) -> None:
+        self.k = k
+        super().__init__(kit, brain=brain)
+
+    def contexts(self, questions: Sequence[Question]) -> list[list[Piece]]:
         """The best by the search."""
         if not len(self.passages):
             return [[] for _ in questions]
-        return [ranked[: self.k] for ranked in self.ranked([q.text for q in questions])]
+        most = self.k or max(1, self.kit.budget // 2)
+        return [[self.piece(p) for p in order[:most]] for order in self.ranked([q.text for q in questions])]
 
     def ranked(self, questions: Sequence[str]) -> list[list[int]]:
-        """Passages for each question, best first, at least k of them if there are so many."""
+        """Passages for each question, best first."""
         raise NotImplementedError
 
 
 class ByWords(Ranked):
-    """BM25."""
+    """BM25 (Robertson and Zaragoza 2009) over passages."""
 
-    kind = "bm25"
+    name = "bm25"
 
     def reset(self) -> None:
         """Forget all passages."""
@@ -285,127 +263,58 @@ class ByWords(Ranked):
 
 
 class ByMeaning(Ranked):
-    """Cosine of sentence vectors.
+    """Cosine of sentence vectors of passages."""
 
-    Args:
-        model, reader, k: as in `Ranked`.
-        encoder: makes the vectors.
-    """
-
-    kind = "minilm"
-
-    def __init__(self, model: MemoryModel, reader: Reader, *, k: int, encoder: Encoder) -> None:
-        self.encoder = encoder
-        super().__init__(model, reader, k=k)
+    name = "minilm"
 
     def reset(self) -> None:
         """Forget all passages."""
         super().reset()
         self._vectors: list[torch.Tensor] = []
 
+    def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
+        """Cut a text into passages, and encode them."""
+        super().observe(text, label, time)
+        if new := self.passages.texts[sum(map(len, self._vectors)) :]:
+            self._vectors.append(self.kit.encoder.encode(new))
+
     def ranked(self, questions: Sequence[str]) -> list[list[int]]:
         """All passages, best first; of equal ones the newest."""
-        done = sum(map(len, self._vectors))
-        if new := self.passages.texts[done:]:
-            self._vectors.append(self.encoder.encode(new))
-        rest = self.passages.rest
-        vectors_PD = torch.cat([*self._vectors, *([self.encoder.encode([rest])] if rest else [])])
-        scores_QP = self.encoder.encode(questions) @ vectors_PD.T
+        rest, encoder = self.passages.rest, self.kit.encoder
+        vectors_PD = torch.cat([*self._vectors, *([encoder.encode([rest])] if rest else [])])
+        scores_QP = encoder.encode(questions) @ vectors_PD.T
         orders: list[list[int]] = scores_QP.flip(1).sort(dim=1, descending=True, stable=True).indices.tolist()
         return [[len(vectors_PD) - 1 - i for i in order] for order in orders]
 
+    def save(self, folder: Path) -> None:
+        """Write texts and vectors."""
+        write_state(folder, {"told": self._told}, {"vectors": torch.cat(self._vectors)} if self._vectors else None)
 
-class Fused(Ranked):
-    """BM25 and sentence vectors, their orders put together by reciprocal rank fusion.
+    def load(self, folder: Path) -> None:
+        """As in `System`."""
+        super().load(folder)
+        _, tensors = read_state(folder)
+        self._vectors = list(tensors.values())
 
-    Args:
-        model, reader, k, encoder: as in `ByMeaning`.
-    """
 
-    kind = "fused"
+class Fused(ByMeaning):
+    """BM25 and sentence vectors, their orders put together by reciprocal rank fusion (Cormack et al. 2009)."""
 
-    def __init__(self, model: MemoryModel, reader: Reader, *, k: int, encoder: Encoder) -> None:
-        self._parts: list[Ranked] = [
-            ByWords(model, reader, k=k),
-            ByMeaning(model, reader, k=k, encoder=encoder),
-        ]
-        super().__init__(model, reader, k=k)
+    name = "fused"
 
     def reset(self) -> None:
         """Forget all passages."""
         super().reset()
-        for part in self._parts:
-            part.reset()
-            part.passages = self.passages
+        self._words = ByWords(self.kit, k=self.k)
+        self._words.passages = self.passages
 
     def ranked(self, questions: Sequence[str]) -> list[list[int]]:
         """The fused order of the best of both."""
         orders = []
-        for several in zip(*(part.ranked(questions) for part in self._parts), strict=True):
+        for several in zip(self._words.ranked(questions), super().ranked(questions), strict=True):
             scores: dict[int, float] = {}
             for order in several:
                 for rank, passage in enumerate(order[:_FUSED], start=1):
                     scores[passage] = scores.get(passage, 0.0) + 1 / (_SMOOTH + rank)
             orders.append(sorted(scores, key=lambda i: (-scores[i], -i)))
         return orders
-
-
-SYSTEMS = ("none", "window", "replay", "bm25", "minilm", "fused", "ours", "ours-forced", "ours-untrained", "oracle")
-
-
-def build(
-    names: Sequence[str],
-    model: MemoryModel,
-    readers: Sequence[Reader],
-    *,
-    ks: Sequence[int] = (1, 4, 5),
-    replay_tokens: int = 7000,
-    max_new_tokens: int = 32,
-    untrained: Callable[[], MemoryModel] | None = None,
-    encoder: Callable[[], Encoder] = Encoder.packaged,
-) -> list[System]:
-    """The systems of these names, each text system once per reader and, if it ranks, once per k.
-
-    Args:
-        names: of `SYSTEMS`.
-        model: ours; its tokenizer and chunks serve all.
-        readers: of texts.
-        ks: numbers of passages.
-        replay_tokens: most tokens of `replay`.
-        max_new_tokens: most tokens of an answer of ours.
-        untrained: makes the model of `ours-untrained`.
-        encoder: makes the encoder of `minilm` and `fused`.
-    """
-    made: list[System] = []
-    vectors = encoder() if {"minilm", "fused"} & set(names) else None
-    for name in SYSTEMS:
-        if name not in names:
-            continue
-        if name == "ours":
-            made.append(Ours(model, max_new_tokens=max_new_tokens))
-        elif name == "ours-forced":
-            if not made or not isinstance(made[-1], Ours):
-                raise ConfigError("ours-forced reads the memory of ours; compare ours too.")
-            made.append(Forced(made[-1]))
-        elif name == "ours-untrained":
-            if untrained is not None:
-                made.append(Ours(untrained(), name=name, max_new_tokens=max_new_tokens))
-        else:
-            for reader in readers:
-                made += _of_text(name, model, reader, ks, replay_tokens, vectors)
-    return made
-
-
-def _of_text(
-    name: str, model: MemoryModel, reader: Reader, ks: Sequence[int], replay_tokens: int, encoder: Encoder | None
-) -> list[System]:
-    """The systems of one name with one reader."""
-    if name == "replay":
-        return [Replay(model, reader, most=replay_tokens)]
-    if name == "bm25":
-        return [ByWords(model, reader, k=k) for k in ks]
-    if name in ("minilm", "fused") and encoder is not None:
-        kind = ByMeaning if name == "minilm" else Fused
-        return [kind(model, reader, k=k, encoder=encoder) for k in ks]
-    simple: dict[str, type[TextSystem]] = {"none": Nothing, "window": Window, "oracle": Oracle}
-    return [simple[name](model, reader)]
