@@ -282,7 +282,12 @@ def _scores(model: MemoryDecoder, ids_BT: Tensor, mask: Tensor, places_BT: Tenso
 
 def _only_greedy(config: Any) -> None:
     """Refuse what a base's generation config asks for that rows side by side cannot have."""
-    for name, allowed in {"num_beams": 1, "num_return_sequences": 1, "guidance_scale": 1, "token_healing": False}.items():
+    for name, allowed in {
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "guidance_scale": 1,
+        "token_healing": False,
+    }.items():
         value = getattr(config, name, None)
         if value not in (None, allowed):
             raise ConfigError(
