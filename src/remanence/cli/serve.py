@@ -164,13 +164,13 @@ def keys_list(store: Store = None, key_file: KeyFile = None, as_json: Json = Fal
     if as_json:
         shown = [
             {"id": key.id, "label": key.label, "memories": list(key.memories), "created": key.created}
-            for key in keys.list()
+            for key in keys.all()
         ]
         put_json({"keys": shown})
         return
     if not keys.needed:
         say("No keys: only this machine is served, to anyone on it. Make one with: remanence serve keys add NAME")
-    for key in keys.list():
+    for key in keys.all():
         made = datetime.fromtimestamp(key.created).strftime("%Y-%m-%d")
         put(f"{key.id}  {made}  {', '.join(key.memories)}  {key.label}".rstrip())
 

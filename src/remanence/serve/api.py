@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -222,7 +222,7 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
     metrics = Metrics(engine, people)
     pool = ThreadPoolExecutor(bounds.places + _MORE, "memories")
     model = people.model.name
-    people.model.fingerprint  # noqa: B018: is computed once, here and not in several threads
+    log.debug("serving %s", people.model.fingerprint)  # which is computed now, not in several threads at once
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -371,7 +371,7 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
     async def memories(request: Request) -> dict[str, Any]:
         """All memories that the key is for."""
         key: Key | None = request.state.key
-        infos = await later(people.list)
+        infos = await later(people.infos)
         return {"data": [_entry(info) for info in infos if not info.damage and (key is None or key.may(info.name))]}
 
     @app.post("/v1/memories", tags=["memories"])

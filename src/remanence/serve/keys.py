@@ -1,8 +1,8 @@
 """API keys, each for some memories. A file holds what is needed to check them, and not the keys.
 
-A key is `rem-ID-SECRET`. The file has a line of JSON for each: its id, a salt, the scrypt of the secret, and the memories
-that it may use: names, in which `*` stands for any letters. scrypt needs some megabytes for every guess, so whoever reads
-the file cannot try secrets quickly; and a secret has 256 bits, so that trying is hopeless anyway.
+A key is `rem-ID-SECRET`. The file has a line of JSON for each: its id, a salt, the scrypt of the secret, and the
+memories that it may use: names, in which `*` stands for any letters. scrypt needs some megabytes for every guess, so
+whoever reads the file cannot try secrets quickly; and a secret has 256 bits, so that trying is hopeless anyway.
 
 To check a key costs the same whether its id is known or not. A key that was right is remembered until the file changes.
 """
@@ -33,7 +33,7 @@ _RIGHT = 1024  # keys that are remembered to be right
 
 @dataclass(frozen=True)
 class Key:
-    """One key, as the file has it. memories: names or patterns. created: seconds since the epoch. salt, hash: in hex."""
+    """One key, as the file has it. memories: names or patterns. created: seconds since the epoch. salt, hash: hex."""
 
     id: str
     label: str
@@ -89,7 +89,7 @@ class Keys:
         """Whether there is a file of keys. While there is one, nobody goes without a key, even if it holds none."""
         return self.path.exists()
 
-    def list(self) -> list[Key]:
+    def all(self) -> list[Key]:
         """All keys, oldest first.
 
         Raises:

@@ -4,11 +4,11 @@ Any number of threads may call `People`. Of one memory either several are readin
 goes before those who want to read later. Every write is on the disk before the call returns (`MemoryStore`), so a
 process that is killed at any moment loses nothing that was acknowledged.
 
-A memory stays loaded after it was used, until others need the room: the one that was used longest ago goes first. Before
-each use it is compared with the disk, so that what another process saved is seen.
+A memory stays loaded after it was used, until others need the room: the one that was used longest ago goes first.
+Before each use it is compared with the disk, so that what another process saved is seen.
 
-All that computes goes through a `Computer`. `Alone`, the default, is a lock around the model; the server's engine is one
-that answers several people together.
+All that computes goes through a `Computer`. `Alone`, the default, is a lock around the model; the server's engine is
+one that answers several people together.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class People:
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
-    def list(self) -> list[MemoryInfo]:
+    def infos(self) -> list[MemoryInfo]:
         """All memories, by name; damaged ones say so (`MemoryInfo.damage`)."""
         return self.store.list()
 
@@ -326,8 +326,8 @@ class People:
     def search(self, name: str, query: str, k: int = 5) -> list[Source]:
         """The writes that fit a query best, best first, without an answer.
 
-        With one search for all layers every write is compared; otherwise the layers search for themselves, and what they
-        would read of it is told, best first.
+        With one search for all layers every write is compared. Otherwise the layers search for themselves, and what
+        they would read is told.
 
         Args:
             name: of the memory.
