@@ -343,8 +343,10 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
             count(turn.written.tokens)
 
     def ended(turn: Turn) -> None:
-        turn.close()
-        engine.leave()
+        try:
+            turn.close()
+        finally:
+            engine.leave()
 
     def count(tokens: int) -> None:
         metrics.writes.inc()
