@@ -680,9 +680,7 @@ def test_one_writes_or_several_read(model: MemoryModel, tmp_path: Path) -> None:
     assert "bike" in texts_of(people.store, "a")
 
 
-def test_a_write_that_fails_leaves_nothing(
-    model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_nothing(model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = People(model, MemoryStore(tmp_path))
     people.write("a", FACT)
 
