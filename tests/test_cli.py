@@ -390,7 +390,7 @@ def test_what_is_no_fact_is_not_remembered(home: Path) -> None:
 
 
 def test_undo_takes_back_the_last_turn(home: Path) -> None:
-    """From the memory and from the conversation, whatever others told the memory since; and a question changes nothing."""
+    """From the memory and from the conversation, whatever others told the memory since; a question changes nothing."""
 
     def elsewhere() -> None:
         model, store = MemoryModel.from_pretrained("builtin"), MemoryStore(home)
