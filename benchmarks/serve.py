@@ -236,8 +236,8 @@ def fuzz(url: str, requests: int, seed: int = 0) -> dict[str, Any]:
         seed: of our own.
 
     Returns:
-        "requests", "statuses" (a count for each), and "server_errors", what was asked where the answer was 5xx, other
-        than "come again", or had a traceback.
+        "requests", "from_schema", how many of them, "statuses", a count for each, and "server_errors", what was asked
+        where the answer was 5xx, other than for want of time, or had a traceback.
     """
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
@@ -271,6 +271,7 @@ def fuzz(url: str, requests: int, seed: int = 0) -> dict[str, Any]:
                     note(response.status_code, response.text, f"{where} {case.body!r}")
 
                 call()
+    from_schema = sum(statuses.values())
     random_ = random.Random(seed)
     bodies = [
         ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi?"}], "user": "f", "stop": "x"}),
@@ -291,7 +292,12 @@ def fuzz(url: str, requests: int, seed: int = 0) -> dict[str, Any]:
             kind = random_.choice(["application/json"] * 4 + ["text/plain", ""])
             response = client.request(method, path, content=content, headers={"content-type": kind} if kind else {})
             note(response.status_code, response.text, f"{method} {path} {content!r}")
-    return {"requests": sum(statuses.values()), "statuses": statuses, "server_errors": wrong}
+    return {
+        "requests": sum(statuses.values()),
+        "from_schema": from_schema,
+        "statuses": statuses,
+        "server_errors": wrong,
+    }
 
 
 def broken(text: str, random_: random.Random) -> bytes:

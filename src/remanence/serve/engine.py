@@ -6,6 +6,7 @@ too long ends with `TimeUp`. An answer that nobody waits for is cancelled.
 
 from __future__ import annotations
 
+import logging
 import math
 import queue
 import threading
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..core.memory import Memory
     from ..core.model import Answer, MemoryDecoder
 
+log = logging.getLogger("remanence.serve")
 T = TypeVar("T")
 Sink = Callable[["str | Answer | BaseException"], None]  # takes the pieces of an answer, then the whole or an error
 
@@ -210,7 +212,8 @@ class Engine:
         """Nobody waits for this answer any more."""
         asked.cancelled = True
         with self._changed:
-            if asked.ticket is not None and self._answering.pop(asked.ticket, None) is not None:
+            if asked.ticket is not None and self._answering.get(asked.ticket) is asked:  # tickets of a new batch are
+                del self._answering[asked.ticket]  # those of an old one again
                 self._batch.cancel(asked.ticket)
             self._changed.notify_all()
 
@@ -291,7 +294,7 @@ class Engine:
         for asked in list(self._answering.values()):
             if now > asked.until:
                 self.cancel(asked)
-                asked.put(TimeUp(f"the answer took longer than the {self.seconds:g} s that the server allows."))
+                _tell(asked, TimeUp(f"the answer took longer than the {self.seconds:g} s that the server allows."))
         while self._asks and len(self._answering) < self.together:
             self._join(self._asks.popleft(), now)
         if not self._answering:
@@ -299,17 +302,18 @@ class Engine:
         try:
             events = self._batch.step()
         except Exception as error:  # a fault of ours: nobody waits for ever
-            failed, self._batch = list(self._answering.values()), self._new_batch()
-            self._answering.clear()
+            with self._changed:
+                failed, self._batch = list(self._answering.values()), self._new_batch()
+                self._answering.clear()
             for asked in failed:
-                asked.put(error)
+                _tell(asked, error)
             return
         for event in events:
             self._deliver(event)
 
     def _join(self, asked: Asked, now: float) -> None:
         if now > asked.until:
-            asked.put(TimeUp(f"the server had no time for this within {self.seconds:g} s."))
+            _tell(asked, TimeUp(f"the server had no time for this within {self.seconds:g} s."))
             return
         try:
             with self._changed:  # so that who cancels it finds its ticket, or we that it was cancelled
@@ -320,17 +324,25 @@ class Engine:
                 )
                 self._answering[asked.ticket] = asked
         except Exception as error:  # of this question alone
-            asked.put(error)
+            _tell(asked, error)
 
     def _deliver(self, event: Event) -> None:
         asked = self._answering.get(event.ticket)
         if asked is None:
             return
         if event.text:
-            asked.put(event.text)
+            _tell(asked, event.text)
         end = event.answer or event.error
         if end is not None:
             self._answering.pop(event.ticket, None)
             spent = self.seconds - (asked.until - time.monotonic())
             self._usual += 0.1 * (spent - self._usual)
-            asked.put(end)
+            _tell(asked, end)
+
+
+def _tell(asked: Asked, item: str | Answer | BaseException) -> None:
+    """Hand something to who waits. What goes wrong with them must not end the model's thread."""
+    try:
+        asked.put(item)
+    except Exception as error:
+        log.error("a part of an answer could not be handed over", exc_info=error)

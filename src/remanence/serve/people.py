@@ -160,7 +160,7 @@ class People:
         self.most, self.most_bytes, self.patience_s = most, most_bytes, patience_s
         self.evicted = 0  # memories that left the RAM so that others had room
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the one used last at the end
-        self._changed = threading.Condition()
+        self._changed, self._importing = threading.Condition(), threading.Lock()
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
@@ -432,12 +432,10 @@ class People:
             if self.store.exists(name):
                 raise Taken(f"there is a memory {name!r} already; choose another name.")
             try:
-                memory = unpack(path)
-                self.model.check(memory)
-                ours, its = self.model.config.to_dict(), memory.config.to_dict()
-                if apart := [key for key in its if key not in READING and its[key] != ours[key]]:
-                    raise IncompatibleMemory(f"its settings {', '.join(apart)} are not those of this model.")
-                self.computer.run(lambda: self._try(memory))
+                with self._importing:  # one file at a time is in RAM
+                    memory = unpack(path)
+                    self._check(memory)
+                    self.computer.run(lambda: self._try(memory))
             except IncompatibleMemory as error:
                 raise InputError(f"this memory cannot be used here: {error}") from error
             except (RemanenceError, LookupError, ArithmeticError, RuntimeError, ValueError, TypeError) as error:
@@ -447,6 +445,13 @@ class People:
         finally:
             self._leave(name, one, writing=True)
         return self.info(name)
+
+    def _check(self, memory: Memory) -> None:
+        """Raise `IncompatibleMemory` unless this model wrote it, with these settings."""
+        self.model.check(memory)
+        ours, its = self.model.config.to_dict(), memory.config.to_dict()
+        if apart := [key for key in its if key not in READING and its[key] != ours[key]]:
+            raise IncompatibleMemory(f"its settings {', '.join(apart)} are not those of this model.")
 
     def _try(self, memory: Memory) -> None:
         """Raise something if a memory cannot be read."""
