@@ -241,6 +241,7 @@ def fuzz(url: str, requests: int, seed: int = 0) -> dict[str, Any]:
     """
     import schemathesis
     from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis.errors import Unsatisfiable
 
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     operations: list[Any] = [each.ok() for each in schema.get_all_operations()]  # type: ignore[union-attr]
@@ -255,21 +256,25 @@ def fuzz(url: str, requests: int, seed: int = 0) -> dict[str, Any]:
     each = -(-requests * 2 // (3 * 2 * len(operations)))
     for operation in operations:
         for mode in schemathesis.GenerationMode:
-            with suppress(Exception):  # an operation of which nothing is wrong has no such cases
-                strategy = operation.as_strategy(generation_mode=mode)
+            strategy = operation.as_strategy(generation_mode=mode)
 
-                @settings(
-                    max_examples=each, deadline=None, database=None, suppress_health_check=list(HealthCheck),
-                    phases=[Phase.generate],
-                )  # fmt: skip
-                @given(case=strategy)
-                def call(case: Any, where: str = f"{operation.method} {operation.path}") -> None:
-                    try:
-                        response = case.call(timeout=60)
-                    except (OSError, ValueError):  # it cannot even be sent
-                        return
-                    note(response.status_code, response.text, f"{where} {case.body!r}")
+            @settings(
+                max_examples=each, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+                phases=[Phase.generate],
+            )  # fmt: skip
+            @given(case=strategy)
+            def call(case: Any) -> None:
+                try:
+                    response = case.call(timeout=60)
+                except (OSError, ValueError):  # it cannot even be sent
+                    return
+                note(
+                    response.status_code,
+                    response.content.decode("utf-8", "replace"),
+                    f"{case.method} {case.path} {case.body!r}",
+                )
 
+            with suppress(schemathesis.errors.SchemathesisError, Unsatisfiable):  # nothing of it can be wrong
                 call()
     from_schema = sum(statuses.values())
     random_ = random.Random(seed)

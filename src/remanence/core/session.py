@@ -105,8 +105,8 @@ class Session:
         """Remember a turn; the one that was answered last, or another."""
         last = self.turns.pop() if self.turns and self.turns[-1].said == text else Turn(text, None)
         now = time.time()
-        if self.turns and self.turns[-1].kept is not None:  # no two turns have the same time, by which they are undone
-            now = max(now, math.nextafter(self.turns[-1].kept, math.inf))
+        if kept := [turn.kept for turn in self.turns if turn.kept is not None]:
+            now = max(now, math.nextafter(kept[-1], math.inf))  # it is by their times that turns are undone
         self.turns.append(last)  # also if it cannot be written
         self.model.memorize(self.memory, text, source=self.label, time=now)
         self.turns[-1] = replace(last, kept=now)
