@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
+from ..files import write_whole
 from ..models.names import DEFAULT_MODEL
 from .keeping import KeepFor, Metadata, Under, metadata_of, seconds_of, sweep_if_possible
 from .output import (
@@ -49,14 +51,12 @@ SAVE_SECONDS = 10.0  # of what is long, so that a process killed at any moment l
 _HELP = (
     "What you say is remembered; what ends with a question mark is only answered.\n"
     "/sources  what the last answer was read from\n"
+    "/undo     takes back the last turn: it is forgotten as if it had not been said\n"
     "/forget WORDS  forgets every sentence in which these words stand\n"
+    "/stats    how much is remembered\n"
+    "/save     where all of it is saved, which it is after every turn; /save FILE writes down this conversation\n"
     "/help     this\n"
     "/quit     ends; so do quit, exit and Ctrl-D"
-)
-_FORGET = re.compile(
-    r"(?:please,? |can you |could you |would you |i want you to )*"
-    r"(?:/?(?:forget|unlearn)(?![\w-])|(?:delete|erase|remove) (?:what|everything|all|that|it)\b)",
-    re.IGNORECASE,
 )
 
 
@@ -295,8 +295,8 @@ def chat(
     chosen = _policy(policy)
     with stoppable():
         shelf = open_store(store)
-        talk = _Chat(shelf, memory, load_model(model), as_json, policy=chosen, under=under or ())
         asking = not as_json and sys.stdin.isatty()
+        talk = _Chat(shelf, memory, load_model(model), as_json, asking, policy=chosen, under=under or ())
         if asking:
             say(f"Talking to {talk.model.name} with memory {memory!r}. Tell it facts, ask questions; /quit ends.")
         try:
@@ -309,6 +309,19 @@ def chat(
             raise
     if talk.refused and not sys.stdin.isatty():
         raise typer.Exit(2)  # a script must learn of it
+
+
+def _looked_up(answer: Answer) -> str:
+    """A line that says what was found in memory for an answer; empty if it needed none, or nothing fitted."""
+    if not answer.recalled:
+        return ""
+    found = [source for source in answer.sources if source.where == "window" or source.score > 0]
+    best = max(found, key=lambda source: (source.where != "window", source.score), default=None)
+    if best is None:
+        return "  (looked up in memory; nothing there fits well)"
+    when = time.strftime("%Y-%m-%d", time.localtime(best.time))
+    more = f", and {len(found) - 1} more: /sources" if len(found) > 1 else ""
+    return f"  (looked up in memory: {best.label or 'told'}, {when}{more})"
 
 
 class _Chat:
@@ -324,6 +337,7 @@ class _Chat:
         name: str,
         model: MemoryModel,
         as_json: bool,
+        asking: bool,
         *,
         policy: str | None = None,
         under: Sequence[str] = (),
@@ -331,6 +345,7 @@ class _Chat:
         from ..core.session import Session
 
         self.shelf, self.name, self.model, self.as_json, self.policy = shelf, name, model, as_json, policy
+        self.asking = asking
         self.refused = 0
         self.session = Session(model, self._load(), under={each: shelf.load(each) for each in under})
         self.talks = model.config.base_answers  # a base that answers for itself is let talk
@@ -357,7 +372,13 @@ class _Chat:
                 say(_HELP)
             elif line == "/forget" or line.startswith("/forget "):
                 self._forget(line.removeprefix("/forget").strip())
-            elif _FORGET.match(line):
+            elif line == "/undo":
+                self._undo()
+            elif line == "/stats":
+                self._stats()
+            elif line == "/save" or line.startswith("/save "):
+                self._save(line.removeprefix("/save").strip())
+            elif self.session.wants_forgetting(line):
                 raise InputError(
                     "that is not done by talking; nothing was changed. To forget every sentence with some words: "
                     "/forget WORDS"
@@ -394,18 +415,92 @@ class _Chat:
                 said += piece
             if not session.asks(line):
                 held = self._keep(line)
-        self.last = session.answer
+        answer = self.last = session.answer
         if self.as_json:
-            text = session.answer.text if session.answer else None
+            text, recalled = (answer.text, answer.recalled) if answer else (None, False)
             beside = {"held_back": [one.number for one in held]} if held else {}
-            put_json({"answer": text, "memory_tokens": session.memory.tokens} | beside)
+            put_json({"answer": text, "recalled": recalled, "memory_tokens": session.memory.tokens} | beside)
             return
         if held and not shown:  # it must not be acknowledged
             put("(held back)")
         else:
-            put("" if shown and session.answer else said.strip() if session.answer else "(remembered)")
+            put("" if shown and answer else said.strip() if answer else "(remembered)")
         for one in held:
             say(f"remanence: not remembered: {one.reason}. See: remanence memory quarantine {self.name}")
+        if answer is not None and self.asking and (looked := _looked_up(answer)):
+            say(looked)
+
+    def _undo(self) -> None:
+        """Take back the last turn of this conversation, from the memory too."""
+        session = self.session
+        if not session.turns:
+            raise InputError("nothing was said in this conversation that could be taken back.")
+        if session.turns[-1].kept is None:
+            turn = session.undo()
+        else:
+            with self._open("taken back"):
+                turn = session.undo()
+        assert turn is not None
+        self.last = session.answer
+        if self.as_json:
+            put_json({"undone": turn.said, "memory_tokens": session.memory.tokens})
+        else:
+            say(f"Taken back: {turn.said}")
+
+    def _stats(self) -> None:
+        """How much this memory holds."""
+        if not self.shelf.is_current(self.name, self.session.memory):
+            self.session.memory = self._load()
+        memory, config = self.session.memory, self.model.config
+        kept = sum(turn.kept is not None for turn in self.session.turns)
+        stats = {
+            "memory": self.name, "model": memory.model, "memory_tokens": memory.tokens,
+            "waiting_tokens": len(memory.pending_ids), "writes": memory.write_count, "pool": memory.pool_size,
+            "long_term": memory.long_term_size, "bytes": memory.nbytes, "turns": len(self.session.turns),
+            "turns_remembered": kept,
+        }  # fmt: skip
+        if self.as_json:
+            put_json(stats)
+            return
+        say(f"{self.name}, written by {memory.model}")
+        say(f"  remembered    {memory.tokens:,} tokens in {memory.write_count:,} writes, {memory.nbytes / 1e6:,.1f} MB")
+        say(f"  waiting       {len(memory.pending_ids):,} tokens, of a window of {config.window_tokens:,}")
+        say(f"  short-term    {memory.pool_size:,} of {config.N:,} vectors a layer")
+        say(
+            f"  long-term     {memory.long_term_size:,} vectors a layer, of which {memory.read_size:,} are read at once"
+        )
+        say(f"  this session  {len(self.session.turns):,} turns, {kept:,} remembered")
+
+    def _save(self, file: str) -> None:
+        """Say that all is saved; or write down this conversation, with what each answer was read from."""
+        if not file:
+            where = self.shelf.path(self.name) if self.shelf.exists(self.name) else None
+            if self.as_json:
+                put_json({"saved": None if where is None else str(where)})
+            else:
+                say("Nothing is remembered yet." if where is None else f"All that was said is saved in {where}.")
+            return
+        path = Path(file).expanduser()
+        if path.exists():
+            raise InputError(f"{path} exists already; choose another name.")
+        turns = [
+            {
+                "said": turn.said,
+                "answer": turn.answer.text if turn.answer else None,
+                "remembered": turn.kept is not None,
+                "sources": [_source_dict(source) for source in turn.answer.sources] if turn.answer else [],
+            }
+            for turn in self.session.turns
+        ]
+        text = "".join(json.dumps(turn, ensure_ascii=False) + "\n" for turn in turns)
+        try:
+            write_whole(path, lambda to: to.write_text(text, encoding="utf-8"), private=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}.") from error
+        if self.as_json:
+            put_json({"file": str(path), "turns": len(turns)})
+        else:
+            say(f"{len(turns):,} turns written to {path}, one JSON object a line.")
 
     def _forget(self, words: str) -> None:
         """Forget all sentences with these words, for good; the turns of this session are no longer shown either."""
