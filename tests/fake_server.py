@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -65,7 +66,9 @@ class FakeMemory:
 
     def history(self, offset: int, limit: int) -> dict[str, Any]:
         """What was told, newest first."""
-        numbered = [w | {"write": i, "where": self.where(i), "age": len(self.writes) - 1 - i} for i, w in enumerate(self.writes)]
+        numbered = [
+            w | {"write": i, "where": self.where(i), "age": len(self.writes) - 1 - i} for i, w in enumerate(self.writes)
+        ]
         data = numbered[::-1][offset : offset + limit]
         return {"total": len(numbered), "data": data, "waiting": self.waiting, "forgotten": self.forgotten}
 
@@ -127,6 +130,11 @@ class FakeServer(ThreadingHTTPServer):
         self.trouble: int | str | None = None
         self.pause_s = 0.0
         self.asked: list[dict[str, Any]] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that has gone; the rest as always."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:

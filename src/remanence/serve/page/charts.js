@@ -41,7 +41,7 @@ export function strip(place, memory, answer, onPick) {
   });
   if (tail) picture.append(svg("rect", { class: "place window", x: xOf(columns) + 0.5, y: 0.5, width: wide - 1, height: 4, rx: 1 }));
   for (let layer = 0; layer < memory.layers; layer += 1) {
-    picture.append(svg("rect", { class: "row", x: LEFT, y: top + layer * tall + 0.5, width: (columns + tail) * wide, height: tall - 1 }));
+    picture.append(svg("rect", { class: "lane", x: LEFT, y: top + layer * tall + 0.5, width: (columns + tail) * wide, height: tall - 1 }));
   }
 
   const sources = answer?.sources ?? [];

@@ -74,8 +74,8 @@ async function ask(text) {
   const name = hooks.memory();
   const answer = el("p", { class: "text" });
   const foot = el("div", { class: "foot" });
-  const reply = el("article", { class: "turn model", "aria-label": "Answer" }, el("h3", {}, "Answer"), answer, foot);
-  const own = el("article", { class: "turn own", "aria-label": "You" }, el("h3", {}, "You"), el("p", { class: "text" }, text));
+  const reply = el("article", { class: "turn model", "aria-label": "Answer" }, el("h2", {}, "Answer"), answer, foot);
+  const own = el("article", { class: "turn own", "aria-label": "You" }, el("h2", {}, "You"), el("p", { class: "text" }, text));
   place.append(own, reply);
   place.scrollTop = place.scrollHeight;
   reply.classList.add("working");
