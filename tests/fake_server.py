@@ -221,6 +221,11 @@ class _Handler(BaseHTTPRequestHandler):
             })  # fmt: skip
         if verb == "history":
             return self._json(memory.history(int(query["offset"][0]), int(query["limit"][0])))
+        if verb == "write":
+            memory.write(body["text"], body["source"])
+            entry = memory.entry(name)
+            told = len(body["text"].split())
+            return self._json({"tokens": told, "writes": entry["writes"], "pending_tokens": entry["pending_tokens"]})
         if verb == "search":
             return self._json({"data": memory.read(body["query"])["sources"][: body["k"]]})
         if verb == "forget":

@@ -102,6 +102,7 @@ chat.start({
   memory: () => chosen,
   model: () => model,
   draft: memory.draft,
+  changed: () => trying(changed),
   forget: dialogs.forget,
   failed,
   show: (answer, go) => {
@@ -121,6 +122,9 @@ for (const button of document.querySelectorAll("[data-show]")) button.addEventLi
 addEventListener("hashchange", () => {
   const name = decodeURIComponent(location.hash.slice(1));
   if (name !== chosen && entries.some((entry) => entry.name === name)) trying(() => show(name));
+});
+document.addEventListener("visibilitychange", () => { // another tab or program may have told it something
+  if (!document.hidden && chosen && at("notice").hidden) trying(changed);
 });
 addEventListener("online", () => { if (at("notice").dataset.kind === "offline" && !at("notice").hidden) reload(); });
 reload();

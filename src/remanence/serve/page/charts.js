@@ -63,27 +63,30 @@ export function strip(place, memory, answer, onPick) {
     const [layer, column] = spot.split(",").map(Number);
     const power = strength(score, best);
     picture.append(svg("rect", {
-      class: power ? "lit" : "lit faint", "fill-opacity": power || null,
+      class: power ? "lit" : tall < 7 ? "lit faint thin" : "lit faint", "fill-opacity": power || null,
       x: xOf(column) + 0.75, y: top + layer * tall + 0.75, width: wide - 1.5, height: tall - 1.5, rx: 1,
     }));
   }
   picture.append(
-    text(0, top + 9, "layer 1"), memory.layers > 1 ? text(LEFT - 5, bottom - 1, memory.layers, "end") : "",
+    text(0, top + 9, "layer 0"), memory.layers > 1 ? text(LEFT - 5, bottom - 1, memory.layers - 1, "end") : "",
     text(LEFT, bottom + 14, total > 1 ? "oldest write" : ""),
     text(Math.max(LEFT + 150, xOf(columns + tail)), bottom + 14, tail ? "newest, and what waits" : "newest", "end"),
   );
+  const layersOf = (write) => (answer?.read ?? []).filter((writes) => writes.includes(write)).length;
   const written = sources.filter((source) => source.write >= 0);
   picture.setAttribute("aria-label", answer
-    ? `${many(written.length, "write")} of ${count(total)} read. The same as buttons below.`
+    ? `${many(written.filter((source) => layersOf(source.write)).length, "write")} of ${count(total)} read. The same as buttons below.`
     : `${many(total, "write")}, ${many(memory.layers, "layer")}. Nothing was read yet.`);
 
-  const buttons = sources.map((source) => el("li", {}, el(
-    "button",
-    { type: "button", class: "chip", disabled: source.write < 0, onclick: () => onPick(source.write) },
-    el("strong", {}, source.write < 0 ? "waiting" : `write ${source.write}`),
-    source.write < 0 ? " no score" : ` ${signed(source.score)}`,
-    source.write < 0 ? "" : el("span", { class: "soft" }, ` ${source.layers}/${memory.layers} layers`),
-  )));
+  const buttons = sources.filter((source) => source.write >= 0).map((source) => {
+    const layers = layersOf(source.write);
+    return el("li", {}, el(
+      "button",
+      { type: "button", class: layers ? "chip" : "chip passed", onclick: () => onPick(source.write) },
+      el("strong", {}, `write ${source.write}`), ` ${signed(source.score)}`,
+      el("span", { class: "soft" }, layers ? ` ${layers} of ${many(memory.layers, "layer")}` : " passed over"),
+    ));
+  });
   place.replaceChildren(
     picture,
     el("ul", { class: "legend", "aria-label": "What the colours mean" },
@@ -92,7 +95,7 @@ export function strip(place, memory, answer, onPick) {
       el("li", {}, el("i", { class: "key short-term" }), "pool"),
       el("li", {}, el("i", { class: "key long-term" }), "store"),
       tail ? el("li", {}, el("i", { class: "key window" }), "waiting") : null),
-    buttons.length ? el("ul", { class: "chips", "aria-label": "What was read, best first" }, buttons) : "",
+    buttons.length ? el("ul", { class: "chips", "aria-label": "What was looked at, best first" }, buttons) : "",
   );
 }
 

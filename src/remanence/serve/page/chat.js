@@ -1,11 +1,11 @@
 // The left side: turns, answers as they come, and what each was read from.
 
 import * as api from "./api.js";
-import { PLACE, at, count, el, many, say, signed, when } from "./dom.js";
+import { PLACE, at, el, many, say, signed, when, words } from "./dom.js";
 
 const TURNS = 8; // of this conversation that are sent along at most
 
-let hooks = {}; // what others do for us: memory(), model(), answered(question, answer), show(answer), forget(...), failed(error, again)
+let hooks = {}; // what others do for us: memory(), model(), answered(question, answer), changed(), show(answer), forget(...), failed(error, again)
 let turns = []; // of this conversation: what was said, what was answered
 let running = null; // the AbortController of the answer at work
 
@@ -32,6 +32,10 @@ export function start(callbacks) {
     box.style.blockSize = `${Math.min(box.scrollHeight + 2, 180)}px`;
     note(box.value);
   });
+  at("keep").addEventListener("click", () => {
+    const text = box.value.trim();
+    if (text && !running && hooks.memory()) keep(text);
+  });
   at("stop").addEventListener("click", () => running?.abort());
 }
 
@@ -50,6 +54,7 @@ export function welcome(...content) {
 
 function note(text) {
   const tokens = hooks.draft(text);
+  at("keep").hidden = !text.trim();
   at("draft-note").textContent = !text.trim()
     ? "Enter sends. Shift and Enter begin a new line."
     : text.trimEnd().endsWith("?")
@@ -122,11 +127,37 @@ async function ask(text) {
   }
 }
 
+/** Remember a text, and ask for no answer. It may be longer than a turn may be. */
+async function keep(text) {
+  const name = hooks.memory();
+  const box = at("question");
+  at("notice").hidden = true;
+  at("keep").disabled = true;
+  try {
+    const { tokens } = await api.write(name, text);
+    if (hooks.memory() !== name) return;
+    const place = at("turns");
+    place.querySelector(".welcome")?.remove();
+    place.append(el("article", { class: "turn own", "aria-label": "You" }, el("h2", {}, "You"), el("p", { class: "text" }, text), el("p", { class: "note" }, `Remembered, ${many(tokens, "token")}.`)));
+    place.scrollTop = place.scrollHeight;
+    box.value = "";
+    box.dispatchEvent(new Event("input"));
+    box.focus();
+    say(`Remembered, ${many(tokens, "token")}.`);
+    await hooks.changed();
+  } catch (error) {
+    hooks.failed(error, () => keep(text));
+  } finally {
+    at("keep").disabled = false;
+  }
+}
+
 function summary(answer) {
   if (!answer.recalled) return "Answered without memory.";
   if (!answer.sources.length) return "The memory held nothing to read.";
   if (answer.sources.every((source) => source.where === "window")) return "Read from what waits.";
-  return `Read ${many(answer.sources.length, "source")}${answer.score > 0 ? "" : "; none matched well"}.`;
+  const read = new Set(answer.read.flat().filter((write) => write >= 0));
+  return `Read ${many(read.size, "past write")}${answer.score > 0 ? "" : "; none matched well"}.`;
 }
 
 function footOf(answer) {
@@ -136,7 +167,7 @@ function footOf(answer) {
   if (!answer.recalled) return [el("p", {}, ...parts)];
   parts.push(el("button", { type: "button", class: "link", onclick: () => hooks.show(answer, true) }, "Show in memory"));
   const best = Math.max(1e-9, ...answer.sources.map((source) => source.score));
-  const sources = answer.sources.map((source) => {
+  const entryOf = (source) => {
     const bar = el("span", { class: "score", "aria-hidden": "true" }, el("i"));
     bar.firstChild.style.inlineSize = `${Math.max(0, Math.min(1, source.score / best)) * 100}%`;
     const waits = source.where === "window";
@@ -145,11 +176,13 @@ function footOf(answer) {
         waits ? null : bar, el("strong", {}, waits ? "waiting, no score" : signed(source.score)),
         el("span", {}, source.label || "no source"), source.time ? when(source.time) : null, el("span", {}, PLACE[source.where] ?? source.where),
         waits ? null : el("span", {}, many(source.layers, "layer"))),
-      el("p", { class: source.text === null ? "words soft" : "words" }, source.text ?? "Its text is not stored."),
+      words(source.text),
       waits ? null : el("button", { type: "button", class: "quiet small", "aria-label": `Forget write ${source.write}`, onclick: () => hooks.forget([[`write ${source.write}`, { writes: [source.write] }]]) }, "Forget"));
-  });
-  return [
-    el("p", {}, ...parts),
-    sources.length ? el("details", { class: "sources" }, el("summary", {}, `${count(sources.length)} ${sources.length === 1 ? "source" : "sources"}`), el("ol", {}, sources)) : "",
-  ];
+  };
+  const good = answer.sources.filter((source) => source.score > 0 || source.where === "window");
+  const weak = answer.sources.filter((source) => !good.includes(source));
+  const list = (sources, one, more) => (sources.length
+    ? el("details", { class: "sources" }, el("summary", {}, many(sources.length, one, more)), el("ol", {}, sources.map(entryOf)))
+    : "");
+  return [el("p", {}, ...parts), list(good, "source"), list(weak, "weak match, at or below zero", "weak matches, at or below zero")];
 }

@@ -2,9 +2,10 @@
 
 import * as api from "./api.js";
 import { measured, scatter, strip } from "./charts.js";
-import { PLACE, at, bytes, count, el, many, signed, when } from "./dom.js";
+import { PLACE, at, bytes, count, el, many, signed, when, words } from "./dom.js";
 
 const PAGE = 100; // writes of the time line that are fetched at once
+const FEW = 4; // writes of one text that are shown one by one; more are folded
 const FARTHEST = 20; // pages that are looked through for a source, to say how far back it is
 
 let hooks = {}; // what others do for us: forget(what, label), failed(error)
@@ -18,6 +19,7 @@ let shown = null; // the answer whose reading is drawn
 let points = []; // of the distance curve, of this tab
 let curves = null; // what was measured, by model
 let draftText = "";
+const unfolded = new Set(); // groups of the time line that are open
 let turn = 0; // of opening: what belongs to an older one is dropped
 
 /** Tell this side what to call. */
@@ -185,6 +187,7 @@ async function curve() {
 function pick(number) {
   const entry = at("line").querySelector(`[data-write="${number}"]`);
   if (!entry) return;
+  entry.closest("details")?.setAttribute("open", "");
   entry.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   entry.focus({ preventScroll: true });
 }
@@ -200,7 +203,6 @@ function choices(write) {
 
 /** An entry of the time line. score: if the answer that is shown read it. since: tokens told after it. */
 function entryOf(write, score, since) {
-  const words = write.text ?? null;
   const waits = write.write < 0;
   return el(
     "li",
@@ -210,18 +212,48 @@ function entryOf(write, score, since) {
       write.tokens ? el("span", {}, many(write.tokens, "token")) : null,
       since === undefined ? null : el("span", { title: "tokens that were told after it" }, since ? `${many(since, "token")} ago` : "newest"), waits ? null : el("span", { class: "where" }, PLACE[write.where] ?? write.where),
       score === undefined ? null : el("span", { class: "mark" }, `read, ${signed(score)}`)),
-    el("p", { class: words === null ? "words soft" : "words" }, words ?? "Its text is not stored."),
     el("button", { type: "button", class: "quiet small", "aria-label": waits ? "Forget what waits" : `Forget write ${write.write}`, onclick: () => hooks.forget(choices(write)) }, "Forget"),
+    words(write.text ?? null),
   );
+}
+
+/** Neighbours in the time line that were told at once from one source. */
+function groups() {
+  const found = [];
+  for (const write of line) {
+    const last = found.at(-1);
+    if (last && last[0].source === write.source && last[0].time === write.time) last.push(write);
+    else found.push([write]);
+  }
+  return found;
+}
+
+/** A long text as one entry of the time line, which opens to its writes. */
+function fold(group, entries, since) {
+  const [newest, oldest] = [group[0], group.at(-1)];
+  const read = entries.filter((entry) => entry.classList.contains("read")).length;
+  const id = `${newest.source} ${newest.time}`;
+  const tokens = group.reduce((sum, write) => sum + write.tokens, 0);
+  return el("li", { class: `entry group ${newest.where} ${read ? "read" : ""}` },
+    el("p", { class: "facts" }, el("strong", {}, `Writes ${oldest.write} to ${newest.write}`), when(newest.time), el("span", {}, newest.source || "no source"),
+      el("span", {}, many(tokens, "token")), el("span", { title: "tokens that were told after it" }, since ? `${many(since, "token")} ago` : "newest"),
+      read ? el("span", { class: "mark" }, `${read} read`) : null),
+    newest.source ? el("button", { type: "button", class: "quiet small", "aria-label": `Forget all of ${newest.source}`, onclick: () => hooks.forget([[`everything from “${newest.source}”`, { source: newest.source }]]) }, "Forget") : "",
+    el("details", { open: unfolded.has(id), ontoggle: ({ target }) => { if (target.open) unfolded.add(id); else unfolded.delete(id); } },
+      el("summary", {}, `${many(group.length, "write")}`), el("ol", { class: "line" }, entries)));
 }
 
 function timeline() {
   const scores = new Map((shown?.sources ?? []).filter((source) => source.write >= 0).map((source) => [source.write, source.score]));
   const entries = waiting.map((text) => [text.time, entryOf({ ...text, write: -1, where: "window" })]).reverse();
   let since = shape.pending_tokens;
-  for (const write of line) {
-    entries.push([write.time, entryOf(write, scores.get(write.write), since)]);
-    since += write.tokens;
+  for (const group of groups()) {
+    const begin = since;
+    const own = group.map((write) => {
+      since += write.tokens;
+      return entryOf(write, scores.get(write.write), since - write.tokens);
+    });
+    entries.push(...(group.length < FEW ? own.map((entry, i) => [group[i].time, entry]) : [[group[0].time, fold(group, own, begin)]]));
   }
   const whole = line.length >= total;
   for (const gap of forgotten) {
