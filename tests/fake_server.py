@@ -250,7 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
         done = memory.read(text)
         if text.startswith("Hello"):
             done |= {"answer": "Hello! How can I help?", "recalled": False, "sources": [], "read": [], "score": 0.0}
-        if not text.rstrip().endswith("?"):
+        done["remembered"] = not text.rstrip().endswith("?")
+        if done["remembered"]:
             memory.write(text, "chat")
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")

@@ -184,7 +184,7 @@ def test_sources_open_and_say_where_from(tab: Tab) -> None:
     expect(source).to_be_hidden()
     page.locator(".sources summary").first.click()
     expect(source).to_be_visible()
-    for words in ("+2.50", "chat", "in the pool", "4 layers", "The spare key is in the blue teapot"):
+    for words in ("+2.50", "chat", "in the pool", "read in 4 layers", "The spare key is in the blue teapot"):
         expect(source).to_contain_text(words)
 
 
@@ -232,6 +232,7 @@ def test_it_shows_what_it_holds_and_fills_as_one_types(tab: Tab) -> None:
     expect(page.locator("#draft-note")).to_contain_text("not remembered")
     expect(page.locator(".ghost")).to_have_count(0)
     tab.ask("I moved to Lisbon with my cat last May.")
+    expect(page.locator(".turn.model .foot").last).to_contain_text("What you said is remembered.")
     expect(page.locator("#holds-sum")).to_contain_text("15 writes")
     expect(page.locator("#line .entry:not(.window)").first).to_contain_text("I moved to Lisbon with my cat last")
 
@@ -366,7 +367,7 @@ def test_forgetting_words_and_what_waits(tab: Tab) -> None:
     expect(page.locator("#forget-yes")).to_be_disabled()
     page.keyboard.press("Escape")
     page.click("[aria-label='Forget what waits']")
-    expect(page.locator("#forget-body .texts li")).to_have_count(1)
+    expect(page.locator("#forget-body .texts li")).to_have_count(2), "its written part too"
     page.click("#forget-yes")
     expect(page.locator("#line .entry.window")).to_have_count(0)
     assert not tab.server.memories["nora"].waiting

@@ -28,6 +28,7 @@ export function strip(place, memory, answer, onPick) {
   const columns = Math.max(1, Math.min(total, Math.floor((width - LEFT) / 7) - tail));
   const wide = Math.min(24, (width - LEFT) / (columns + tail));
   const tall = Math.max(3, Math.min(14, Math.floor(132 / Math.max(1, memory.layers))));
+  const thin = tall < 7 ? "thin" : ""; // no room for an outline
   const top = 12;
   const bottom = top + memory.layers * tall;
   const columnOf = (write) => Math.min(columns - 1, Math.floor(((write - first) * columns) / Math.max(1, total)));
@@ -63,7 +64,7 @@ export function strip(place, memory, answer, onPick) {
     const [layer, column] = spot.split(",").map(Number);
     const power = strength(score, best);
     picture.append(svg("rect", {
-      class: power ? "lit" : tall < 7 ? "lit faint thin" : "lit faint", "fill-opacity": power || null,
+      class: power ? "lit" : `lit faint ${thin}`, "fill-opacity": power || null,
       x: xOf(column) + 0.75, y: top + layer * tall + 0.75, width: wide - 1.5, height: tall - 1.5, rx: 1,
     }));
   }
@@ -91,7 +92,7 @@ export function strip(place, memory, answer, onPick) {
     picture,
     el("ul", { class: "legend", "aria-label": "What the colours mean" },
       el("li", {}, el("i", { class: "key lit" }), "read; stronger is a higher score"),
-      el("li", {}, el("i", { class: "key lit faint" }), "read, score at or below zero"),
+      el("li", {}, el("i", { class: `key lit faint ${thin}` }), "read, score at or below zero"),
       el("li", {}, el("i", { class: "key short-term" }), "pool"),
       el("li", {}, el("i", { class: "key long-term" }), "store"),
       tail ? el("li", {}, el("i", { class: "key window" }), "waiting") : null),
@@ -125,7 +126,7 @@ const table = (caption, heads, rows) => el("details", {}, el("summary", {}, "As 
 )));
 
 /**
- * Scores of what this person's answers read, by how many tokens were told since.
+ * Scores of what this person's answers looked at, by how many tokens were told since.
  * @param {Element} place is emptied and filled
  * @param {{question: string, write: number, distance: number, score: number, best: boolean}[]} points
  */
@@ -157,7 +158,7 @@ export function scatter(place, points) {
     picture,
     el("ul", { class: "legend", "aria-label": "What the marks mean" },
       el("li", {}, el("i", { class: "key round" }), "best of an answer"),
-      el("li", {}, el("i", { class: "key round hollow" }), "others it read"),
+      el("li", {}, el("i", { class: "key round hollow" }), "others it looked at"),
       el("li", {}, el("i", { class: "key dash" }), "0: no better than nothing relevant")),
     table("Scores by distance", ["Question", "Write", "Tokens since", "Score"],
       points.map((point) => [point.question, point.write, count(point.distance), signed(point.score)])),

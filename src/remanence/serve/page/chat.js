@@ -96,8 +96,9 @@ async function ask(text) {
     }, controller.signal);
     if (hooks.memory() !== name) return;
     turns.push([text, answer.textContent]);
-    const whole = { question: text, recalled: true, score: 0, sources: [], read: [], ...read };
+    const whole = { question: text, recalled: false, score: 0, sources: [], read: [], remembered: false, ...read };
     const end = place.scrollHeight - place.scrollTop - place.clientHeight < 60;
+    if (!answer.textContent) answer.append(el("span", { class: "soft" }, whole.remembered ? "No answer: this is longer than a turn may be. It is remembered." : "No answer."));
     foot.append(...footOf(whole));
     follow(place, end);
     say(`${answer.textContent}. ${summary(whole)}`);
@@ -164,9 +165,15 @@ function footOf(answer) {
   const state = !answer.recalled ? "plain" : answer.score > 0 ? "good" : "weak";
   const parts = [el("span", { class: `badge ${state}` }, answer.recalled ? `From memory, ${signed(answer.score)}` : "Answered without memory")];
   if (answer.recalled && answer.score <= 0) parts.push(el("span", { class: "note" }, answer.sources.some((source) => source.where === "window") ? "nothing written matched well; text that waits has no score" : "nothing matched well: do not rely on it"));
-  if (!answer.recalled) return [el("p", {}, ...parts)];
+  const kept = answer.remembered ? el("span", { class: "note" }, "What you said is remembered.") : null;
+  if (!answer.recalled) return [el("p", {}, ...parts, ...(kept ? [kept] : []))];
   parts.push(el("button", { type: "button", class: "link", onclick: () => hooks.show(answer, true) }, "Show in memory"));
+  if (kept) parts.push(kept);
   const best = Math.max(1e-9, ...answer.sources.map((source) => source.score));
+  const layers = (write) => {
+    const number = answer.read.filter((writes) => writes.includes(write)).length;
+    return number ? `read in ${many(number, "layer")}` : "passed over";
+  };
   const entryOf = (source) => {
     const bar = el("span", { class: "score", "aria-hidden": "true" }, el("i"));
     bar.firstChild.style.inlineSize = `${Math.max(0, Math.min(1, source.score / best)) * 100}%`;
@@ -175,7 +182,7 @@ function footOf(answer) {
       el("p", { class: "facts" },
         waits ? null : bar, el("strong", {}, waits ? "waiting, no score" : signed(source.score)),
         el("span", {}, source.label || "no source"), source.time ? when(source.time) : null, el("span", {}, PLACE[source.where] ?? source.where),
-        waits ? null : el("span", {}, many(source.layers, "layer"))),
+        waits ? null : el("span", {}, layers(source.write))),
       words(source.text),
       waits ? null : el("button", { type: "button", class: "quiet small", "aria-label": `Forget write ${source.write}`, onclick: () => hooks.forget([[`write ${source.write}`, { writes: [source.write] }]]) }, "Forget"));
   };

@@ -55,7 +55,7 @@ export function when(seconds) {
 }
 
 /** Names of places, as the page says them. */
-export const PLACE = { "long-term": "in the store", "short-term": "in the pool", window: "waiting" };
+export const PLACE = { "long-term": "in the store", "short-term": "in the pool", window: "waiting", gone: "no longer kept" };
 
 /** A text as it is shown: without the white space at its ends, which a write keeps; or that there is none. */
 export const words = (text) => el("p", { class: text === null ? "words soft" : "words" }, text === null ? "Its text is not stored." : text.trim());

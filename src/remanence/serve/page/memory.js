@@ -5,6 +5,7 @@ import { measured, scatter, strip } from "./charts.js";
 import { PLACE, at, bytes, count, el, many, signed, when, words } from "./dom.js";
 
 const PAGE = 100; // writes of the time line that are fetched at once
+const MOST = 1000; // that the server gives at once
 const FEW = 4; // writes of one text that are shown one by one; more are folded
 const FARTHEST = 20; // pages that are looked through for a source, to say how far back it is
 
@@ -61,7 +62,7 @@ export async function open(other) {
 export async function refresh() {
   turn += 1;
   const mine = turn;
-  const [detail, page] = await Promise.all([api.memory(name), api.history(name, 0, Math.max(PAGE, line.length))]);
+  const [detail, page] = await Promise.all([api.memory(name), api.history(name, 0, Math.min(MOST, Math.max(PAGE, line.length)))]);
   if (mine !== turn) return;
   shape = detail;
   line = page.data;
@@ -170,7 +171,7 @@ function charts() {
     ? "Ask something, and see which past writes each layer read."
     : shown.recalled ? `“${shown.question}”` : "The last turn was answered without memory.";
   scatter(at("curve"), points);
-  at("curve-sum").textContent = "Your own answers in this tab: how well what they read matched, and how far back it was.";
+  at("curve-sum").textContent = "Your own answers in this tab: how well the writes they looked at matched, and how far back these were.";
 }
 
 async function curve() {
@@ -197,7 +198,7 @@ function choices(write) {
   const labels = (write.source ?? "").split("; ").filter(Boolean);
   const alone = write.write >= 0
     ? [`write ${write.write}`, { writes: [write.write] }]
-    : ["what waits", { writes: [-1] }];
+    : ["this text, also what of it is written already", { since: write.time, until: write.time + 0.001 }]; // it has no number
   return [alone, ...labels.map((label) => [`everything from “${label}”`, { source: label }])];
 }
 
@@ -244,7 +245,8 @@ function fold(group, entries, since) {
 }
 
 function timeline() {
-  const scores = new Map((shown?.sources ?? []).filter((source) => source.write >= 0).map((source) => [source.write, source.score]));
+  const read = new Set((shown?.read ?? []).flat()); // not all that was looked at
+  const scores = new Map((shown?.sources ?? []).filter((source) => read.has(source.write)).map((source) => [source.write, source.score]));
   const entries = waiting.map((text) => [text.time, entryOf({ ...text, write: -1, where: "window" })]).reverse();
   let since = shape.pending_tokens;
   for (const group of groups()) {
