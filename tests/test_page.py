@@ -1,4 +1,8 @@
-"""The page of `remanence serve`, in headless Chromium: what one sees and does, on a small server without a model."""
+"""The page of `remanence serve`, in headless Chromium: what one sees and does.
+
+Most tests use a small server without a model, whose every answer is known and which can be made to fail
+(fake_server.py); the last ones use the real server. With REMANENCE_SCREENSHOTS=1 one of them makes the docs' pictures.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -59,7 +65,7 @@ class Tab:
     Complaints that a test expects are matched by `expected`; any other fails it at the end.
     """
 
-    def __init__(self, browser: Browser, server: FakeServer, **context: Any) -> None:
+    def __init__(self, browser: Browser, server: FakeServer | RealServer, **context: Any) -> None:
         self.context = browser.new_context(**({"viewport": LAPTOP} | context))
         self.context.set_default_timeout(10_000)
         self.server, self.requests, self.complaints, self.expected = server, [], [], "(?!)"
@@ -664,3 +670,151 @@ def test_nothing_moves_for_those_who_want_no_motion(browser: Browser, server: Fa
     )
     assert moving == 0
     tab.close()
+
+
+# On the real server ---------------------------------------------------------------------------------------------------
+
+
+class RealServer:
+    """The server of `remanence serve` in a thread. url: where it is. people: its memories. keys: who may use them."""
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        import uvicorn
+
+        from remanence import MemoryStore
+        from remanence.serve.api import create_app
+        from remanence.serve.engine import Engine
+        from remanence.serve.keys import FILE, Keys
+        from remanence.serve.people import People
+
+        store = MemoryStore(folder)
+        self.people, self.keys = People(model, store), Keys(store.root / FILE)
+        app = create_app(self.people, Engine(model), self.keys)
+        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            assert self._thread.is_alive()
+            time.sleep(0.02)
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}/"
+
+    def close(self) -> None:
+        """End it."""
+        self._server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Iterator[RealServer]:
+    """The real server with the model of the package."""
+    from remanence import MemoryModel
+
+    server = RealServer(MemoryModel.from_pretrained("tiny"), tmp_path)
+    yield server
+    server.close()
+
+
+def test_a_memory_on_the_real_server(browser: Browser, toy: RealServer) -> None:
+    tab = Tab(browser, toy)
+    page = tab.page
+    page.goto(toy.url)
+    page.get_by_role("button", name="Make a memory").click()
+    page.fill("#new-name", "ada")
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_enabled()
+    page.fill("#question", "Marla Quist's favourite colour is teal.")
+    page.click("#keep")
+    expect(page.locator(".turn.own .note")).to_contain_text("Remembered, ")
+    expect(page.locator("#line .entry.window")).to_contain_text("teal")
+    toy.people.write("ada", "It rained all day, and nobody came to the harbour. " * 30, source="rain.txt")
+
+    tab.ask("What is Marla Quist's favourite colour?")
+    expect(page.locator(".turn.model .text")).to_have_text("teal")
+    expect(page.locator(".turn.model .badge.good")).to_be_visible()
+    page.locator(".sources summary").first.click()
+    expect(page.locator(".source").first).to_contain_text("Marla Quist's favourite colour is teal.")
+    read = page.locator("#strip rect.lit:not(.faint)")
+    expect(read.first).to_be_attached()
+    assert read.count() % 4 == 0 or read.count() <= 4, "in the layers of this model"
+    expect(page.locator("#line > .group")).to_contain_text("rain.txt")
+    expect(page.locator("#measured h3")).to_have_text("Measured for this model")
+    expect(page.locator("#curve .dot.best")).to_have_count(1)
+
+    page.fill("#find-words", "What is Marla's colour?")
+    page.click("#find button[type=submit]")
+    expect(page.locator("#found .entry").first).to_contain_text("teal")
+    page.click("#open-memories")
+    with page.expect_download() as saved:
+        page.click("[aria-label='Export ada']")
+    page.set_input_files("#import-file", saved.value.path())
+    page.fill("#other-name", "copy")
+    page.keyboard.press("Enter")
+    expect(page.locator("#memory-choice")).to_have_value("copy")
+    expect(page.locator("#line > .group")).to_contain_text("rain.txt")
+
+    page.fill("#find-words", "Marla")
+    page.click("#forget-words")
+    expect(page.locator("#forget-body .texts")).to_contain_text("favourite colour is teal")
+    page.click("#forget-yes")
+    expect(page.locator("#line .entry.gone")).to_be_attached()
+    expect(page.locator("#line")).not_to_contain_text("Marla")
+    assert "Marla" not in json.dumps(toy.people.history("copy")) and "Marla" in json.dumps(toy.people.history("ada"))
+    page.click("[aria-label='Forget what waits']")
+    expect(page.locator("#forget-yes")).to_be_enabled()
+    page.keyboard.press("Escape")
+
+    secret = toy.keys.add(["copy"], "")
+    tab.expected = "status of 401"
+    page.reload()
+    expect(page.locator("#notice")).to_contain_text("This server asks for an API key.")
+    page.get_by_role("button", name="Enter a key").click()
+    page.fill("#key", secret)
+    page.keyboard.press("Enter")
+    expect(page.locator("#holds-sum")).to_contain_text("writes")
+    assert page.locator("#memory-choice option").all_text_contents() == ["copy"], "a key sees its own memories"
+    tab.close()
+
+
+PICTURES = {
+    "page-laptop-light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 850}},
+    "page-laptop-dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 850}},
+    "page-phone": {"color_scheme": "light", "viewport": PHONE, "is_mobile": True, "has_touch": True},
+}
+
+
+@pytest.mark.skipif(not os.environ.get("REMANENCE_SCREENSHOTS"), reason="REMANENCE_SCREENSHOTS=1 makes the pictures")
+def test_pictures_for_the_docs(browser: Browser, tmp_path: Path) -> None:
+    """What the demo tells, some pages of a novel, and three questions to SmolLM2: nothing in them is made up."""
+    import tomllib
+
+    from remanence import MemoryModel, arena
+    from remanence.arena.retention import prose
+
+    server = RealServer(MemoryModel.from_pretrained("smollm2"), tmp_path)
+    story = tomllib.loads((Path(arena.__file__).parent / "story.toml").read_text(encoding="utf-8"))
+    now = time.time()
+    for i, sentence in enumerate(story["told"]):
+        server.people.write("nora", sentence, source="chat", time=now - 2 * 86_400 + 60 * i)
+    novel = " ".join(prose().split(" ")[:1000])
+    server.people.write("nora", novel, source="novel.txt", time=now - 86_400)
+    for name, look in PICTURES.items():
+        tab = Tab(browser, server, **look)
+        tab.context.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
+        page = tab.open("nora")
+        for question in ("What is the capital of France?", "What breed is Pepper?", "Where did I hide the spare key?"):
+            tab.ask(question)
+            page.wait_for_timeout(1000)
+        page.locator(".turn.model .sources summary").nth(2).click()
+        page.locator("#turns").evaluate("place => place.scrollTo(0, place.scrollHeight)")
+        page.fill("#question", "I have sold the piano to Amira.")
+        page.wait_for_timeout(500)
+        file = ROOT / "docs" / "assets" / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        page.screenshot(path=file)
+        assert file.stat().st_size < 300_000
+        tab.close()
+    expect.set_options(timeout=5_000)
+    server.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -49,11 +48,6 @@ _HELP = (
     "/forget WORDS  forgets every sentence in which these words stand\n"
     "/help     this\n"
     "/quit     ends; so do quit, exit and Ctrl-D"
-)
-_FORGET = re.compile(
-    r"(?:please,? |can you |could you |would you |i want you to )*"
-    r"(?:/?(?:forget|unlearn)(?![\w-])|(?:delete|erase|remove) (?:what|everything|all|that|it)\b)",
-    re.IGNORECASE,
 )
 
 
@@ -305,7 +299,7 @@ class _Chat:
                 say(_HELP)
             elif line == "/forget" or line.startswith("/forget "):
                 self._forget(line.removeprefix("/forget").strip())
-            elif _FORGET.match(line):
+            elif self.session.wants_forgetting(line):
                 raise InputError(
                     "that is not done by talking; nothing was changed. To forget every sentence with some words: "
                     "/forget WORDS"

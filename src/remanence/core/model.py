@@ -776,15 +776,10 @@ class MemoryDecoder(nn.Module):
         options = {"do_sample": False} | options
         if options.get("num_return_sequences", 1) != 1:
             raise ConfigError("ask gives one answer a question; for several use generate(num_return_sequences=...).")
-        if max_new_tokens >= self.config.window_tokens:
-            raise ConfigError(
-                f"max_new_tokens = {max_new_tokens} leaves no room for a question in the window of "
-                f"{self.config.window_tokens} tokens; make it smaller."
-            )
         histories = histories or [()] * len(questions)
         prompts, asks = [], []
         for memory, question in zip(memories, questions, strict=True):
-            prompt, asked = self._whole_prompt(memory, question, max_new_tokens)
+            prompt, asked = self.whole_prompt(memory, question, max_new_tokens)
             prompts.append(prompt)
             asks.append(asked)
         rows = range(len(questions))
@@ -811,7 +806,7 @@ class MemoryDecoder(nn.Module):
                 sources = read.sources(place)
                 scores = [s.score for s in sources if s.where != "window"]
                 best = max(scores, default=0.0)
-                answers[row] = Answer(self._said(ids), sources, best, ids, read.writes_read(place))
+                answers[row] = Answer(self.said(ids), sources, best, ids, read.writes_read(place))
         return [answers[row] for row in rows]
 
     def _answer_looking(
@@ -852,7 +847,7 @@ class MemoryDecoder(nn.Module):
             memory = memories[row]
             read = set() if one.best is None else {max(memory.first_write, one.best - 1), one.best}
             sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)
-            answers[row] = Answer(self._said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
+            answers[row] = Answer(self.said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
         return answers
 
     def _go_on(self, begun: Begun, last: int, options: dict[str, Any]) -> Tensor:
@@ -865,8 +860,8 @@ class MemoryDecoder(nn.Module):
             )
         return out[:, 1:]
 
-    def _said(self, ids: list[int]) -> str:
-        """The text of generated tokens."""
+    def said(self, ids: list[int]) -> str:
+        """The text of generated tokens, without white space at its ends."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 
@@ -888,7 +883,7 @@ class MemoryDecoder(nn.Module):
         while len(prompt := self.prompts.alone(turns, question)) > room and turns:
             turns.pop(0)
         [made] = self.generate_alone([prompt], max_new_tokens=max_new_tokens, **options)
-        return Answer(self._said(made), [], 0.0, made, [], recalled=False)
+        return Answer(self.said(made), [], 0.0, made, [], recalled=False)
 
     @torch.no_grad()
     def generate_alone(self, prompts: Sequence[list[int]], **options: Any) -> list[list[int]]:
@@ -909,8 +904,23 @@ class MemoryDecoder(nn.Module):
         made: list[list[int]] = out[:, width:].tolist()
         return made
 
-    def _whole_prompt(self, memory: Memory, question: str, max_new_tokens: int) -> tuple[list[int], int]:
-        """What waits in the window and the question; and how many tokens of it ask."""
+    def whole_prompt(self, memory: Memory, question: str, max_new_tokens: int) -> tuple[list[int], int]:
+        """What waits in the window and the question, as tokens; and how many of them ask.
+
+        Args:
+            memory: asked.
+            question: any text.
+            max_new_tokens: most tokens of the answer, which need room in the window too.
+
+        Raises:
+            InputError: an empty question, or one that does not fit the window.
+            ConfigError: an answer so long that no question fits.
+        """
+        if max_new_tokens >= self.config.window_tokens:
+            raise ConfigError(
+                f"max_new_tokens = {max_new_tokens} leaves no room for a question in the window of "
+                f"{self.config.window_tokens} tokens; make it smaller."
+            )
         pending, asked = memory.pending_ids, self.prompts.question(question)
         if len(pending) + len(asked) + max_new_tokens > self.config.window_tokens:
             raise InputError(

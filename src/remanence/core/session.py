@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import math
+import re
+import time
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
 from transformers import TextIteratorStreamer
 
+from .forgetting import Wanted
 from .memory import Memory
 from .model import Answer, MemoryDecoder
 
-_TURNS = 8  # of the session that the base is shown at most: more would make it wait
+TURNS = 8  # of the session that the base is shown at most: more would make it wait
+_FORGET = re.compile(
+    r"(?:please,? |can you |could you |would you |i want you to )*"
+    r"(?:/?(?:forget|unlearn)(?![\w-])|(?:delete|erase|remove) (?:what|everything|all|that|it)\b)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn: what was said, and the answer with its sources, None if there was none. kept: the time under which it
+    was remembered, None if it was not."""
+
+    said: str
+    answer: Answer | None
+    kept: float | None = None
 
 
 class Session:
@@ -19,24 +39,40 @@ class Session:
 
     A turn is first answered, from memory and from the text that waits in the window, and then remembered unless it
     ends with a question mark; so a turn never reads itself. Only the user's words are remembered, not the model's.
+    What is remembered waits in the window word for word, and slides out of it into the memory as more is said.
     `say` does both; whoever saves in between, or locks, calls `reply` and `keep`. The turns of this session are also
     what the base sees when it answers by itself (`MemoryConfig.base_answers`), so that a conversation goes on.
+    Several sessions may share a memory.
 
     Args:
         model: answers and writes.
         memory: of the person who talks. May be set anew between turns.
         label: the source of what is remembered.
+
+    Attributes:
+        turns: of this session, oldest first. answer: the last one.
     """
 
     def __init__(self, model: MemoryDecoder, memory: Memory, *, label: str = "chat") -> None:
         self.model, self.memory, self.label = model, memory, label
         self.answer: Answer | None = None
-        self.turns: list[tuple[str, str]] = []  # of this session: what was said, what was answered
+        self.turns: list[Turn] = []
 
     @staticmethod
     def asks(text: str) -> bool:
         """Whether a turn only asks, and is not remembered."""
         return text.rstrip().endswith("?")
+
+    @staticmethod
+    def wants_forgetting(text: str) -> bool:
+        """Whether a turn asks to forget something. A small model would not understand reliably what is meant."""
+        return _FORGET.match(text.lstrip()) is not None
+
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        """The last turns as `MemoryDecoder.ask` takes them."""
+        said = [(turn.said, turn.answer.text) for turn in self.turns if turn.answer is not None]
+        return said[-TURNS:]
 
     def say(self, text: str, *, max_new_tokens: int = 32, **options: Any) -> Iterator[str]:
         """Answer a turn piece by piece, then remember it. After the last piece `answer` holds the whole.
@@ -63,12 +99,38 @@ class Session:
         self.answer = None
         if self.asks(text) or self.model.fits(self.memory, text, max_new_tokens):
             yield from self._answer(text, max_new_tokens, options)
-            if self.answer is not None:
-                self.turns.append((text, self.answer.text))
+        self.turns.append(Turn(text, self.answer))
 
     def keep(self, text: str) -> None:
-        """Remember a turn."""
-        self.model.memorize(self.memory, text, source=self.label)
+        """Remember a turn; the one that was answered last, or another."""
+        last = self.turns.pop() if self.turns and self.turns[-1].said == text else Turn(text, None)
+        now = time.time()
+        if self.turns and self.turns[-1].kept is not None:  # no two turns have the same time, by which they are undone
+            now = max(now, math.nextafter(self.turns[-1].kept, math.inf))
+        self.turns.append(last)  # also if it cannot be written
+        self.model.memorize(self.memory, text, source=self.label, time=now)
+        self.turns[-1] = replace(last, kept=now)
+
+    def undo(self) -> Turn | None:
+        """Take the last turn back: as if it had not been said, in this session and in the memory.
+
+        What others told the memory since is written again (`MemoryDecoder.forget`).
+
+        Returns:
+            The turn, or None if there is none.
+
+        Raises:
+            InputError, ConfigError: the memory cannot forget a part. Nothing is changed.
+        """
+        if not self.turns:
+            return None
+        turn = self.turns[-1]
+        if turn.kept is not None:
+            until = math.nextafter(turn.kept, math.inf)
+            self.model.forget(self.memory, Wanted(source=self.label, since=turn.kept, until=until))
+        self.turns.pop()
+        self.answer = self.turns[-1].answer if self.turns else None
+        return turn
 
     def _answer(self, text: str, max_new_tokens: int, options: dict[str, Any]) -> Iterator[str]:
         streamer = _Pieces(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -79,7 +141,7 @@ class Session:
                 self.answer = self.model.ask(
                     self.memory,
                     text,
-                    history=self.turns[-_TURNS:],
+                    history=self.history,
                     max_new_tokens=max_new_tokens,
                     streamer=streamer,
                     **options,

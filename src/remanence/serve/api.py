@@ -1,0 +1,527 @@
+"""The routes of the server, as OpenAI has them and for memories; docs/server.md tells of them.
+
+Every request passes the gate first: its key, its rate, the size of its body. A name that a key may not use and one that
+does not exist get the same answer after the same work, so nobody learns of another's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+
+from .. import __version__
+from ..core.forgetting import Wanted
+from ..errors import (
+    ConfigError,
+    IncompatibleMemory,
+    InputError,
+    MemoryBusy,
+    MemoryCorrupt,
+    RemanenceError,
+    StorageError,
+    UnknownMemory,
+)
+from ..store.catalogue import NAME
+from ..store.rows import MemoryInfo
+from .bodies import (
+    AskBody,
+    ChatBody,
+    ForgetBody,
+    NewName,
+    ResponseBody,
+    SearchBody,
+    WriteBody,
+    conversation,
+)
+from .completions import Response as Told
+from .completions import completion, completion_events, event
+from .engine import Engine, Full, Stopping, TimeUp
+from .keys import Key, Keys
+from .limits import Limits, Rates, bounded
+from .metrics import Metrics
+from .people import People, Taken
+from .talk import SHORT, Turn, number, recall
+
+log = logging.getLogger("remanence.serve")
+PAGE = Path(__file__).parent / "page"
+_NOBODY = "-"  # is looked up in place of a name that a key may not use, to take as long
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_MORE = 8  # threads for what uses no model, beside one for each place
+_MOST_OFFSET = 1 << 31
+Header_ = Annotated[str | None, Header(description="Whose memory; goes before `user`.")]
+_STATUS: list[tuple[type[Exception], int, str]] = [  # the first that fits
+    (UnknownMemory, 404, "memory_not_found"),
+    (Taken, 409, "memory_exists"),
+    (MemoryBusy, 409, "memory_busy"),
+    (IncompatibleMemory, 409, "incompatible_memory"),
+    (InputError, 400, "invalid_value"),
+    (ConfigError, 400, "invalid_value"),
+    (Full, 429, "server_busy"),
+    (Stopping, 503, "stopping"),
+    (TimeUp, 503, "timeout"),
+    (MemoryCorrupt, 500, "memory_corrupt"),
+    (StorageError, 507, "storage"),
+]
+_SAID: dict[type[Exception], str] = {  # in place of messages that tell of the disk, or of other memories
+    UnknownMemory: "there is no such memory, or this key is not for it.",
+    MemoryCorrupt: "this memory is damaged on the server's disk; its operator can look: remanence memory verify",
+    StorageError: "the server's disk refused that; nothing was changed.",
+}
+_KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_body(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's clients know it."""
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(status: int, message: str, code: str | None, **headers: str) -> JSONResponse:
+    """The same as a response. Names of headers have _ for -."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return JSONResponse(error_body(status, message, code), status, named)
+
+
+def told(error: Exception) -> JSONResponse:
+    """What a client is told of an error."""
+    for kind, status, code in _STATUS:
+        if isinstance(error, kind):
+            more = {}
+            if status in (409, 429, 503) and not isinstance(error, (Taken, IncompatibleMemory)):
+                more["Retry_After"] = str(error.retry_s if isinstance(error, Full) else 1)
+            message = _SAID.get(kind, str(error))
+            if status >= 500:
+                log.warning("%s: %s", type(error).__name__, error)
+            return error_response(status, message, code, **more)
+    log.error("a request failed", exc_info=error)
+    return error_response(500, "the server failed at this; its log says more.", "internal")
+
+
+class Gate:
+    """Stands before all routes: keys, rates, sizes, counts. ASGI.
+
+    Args:
+        app: what is behind it.
+        keys: who may enter.
+        limits: what is allowed.
+        metrics: what is counted.
+    """
+
+    def __init__(self, app: Any, keys: Keys, limits: Limits, metrics: Metrics) -> None:
+        self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
+        self._rates, self._checking = Rates(limits.rate), ThreadPoolExecutor(1, "keys")
+        self._closed = keys.needed  # and stays so, even if somebody takes the file away
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def counted(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            refusal = await self._refusal(scope)
+            if refusal is not None:
+                self._metrics.refused.labels(refusal[0]).inc()
+                await refusal[1](scope, receive, counted)
+                return
+            import_ = scope["method"] == "PUT"
+            most = self._limits.file_bytes if import_ else self._limits.body_bytes
+            seconds = self._limits.body_seconds * (20 if import_ else 1)
+            await self._app(scope, bounded(receive, most, seconds), counted)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+    async def _refusal(self, scope: Any) -> tuple[str, JSONResponse] | None:
+        """Why a request may not enter."""
+        scope.setdefault("state", {})["key"] = None
+        if not scope["path"].startswith("/v1/"):
+            return None
+        asker = (scope.get("client") or ("",))[0]
+        self._closed |= self._keys.needed
+        if self._closed:
+            key = await self._key(scope)
+            if key is None:
+                refused = error_response(
+                    401, "no API key, or a wrong one; send it as Authorization: Bearer KEY.", "invalid_api_key",
+                    WWW_Authenticate="Bearer",
+                )  # fmt: skip
+                return "key", refused
+            scope["state"]["key"], asker = key, key.id
+        if wait := self._rates.wait(asker):
+            message = f"too many requests: {self._limits.rate:g} a minute are allowed; try again in {wait} s."
+            return "rate", error_response(429, message, "rate_limit_exceeded", Retry_After=str(wait))
+        given = dict(scope["headers"]).get(b"content-length", b"0")
+        most = self._limits.file_bytes if scope["method"] == "PUT" else self._limits.body_bytes
+        if given.isdigit() and int(given[:20]) > most:
+            return "size", error_response(413, f"the body is larger than the {most:,} bytes allowed.", "too_large")
+        return None
+
+    async def _key(self, scope: Any) -> Key | None:
+        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        scheme, _, secret = given.partition(" ")
+        if scheme.lower() != "bearer" or not secret.strip():
+            return None
+        return await asyncio.get_running_loop().run_in_executor(self._checking, self._keys.check, secret.strip())
+
+
+class _Closing(StreamingResponse):
+    """A stream whose end, whatever it is, is told."""
+
+    def __init__(self, content: Any, ended: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream", headers={"Cache-Control": "no-cache", **_HEADERS})
+        self._ended = ended
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
+def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None = None) -> FastAPI:
+    """The server's application.
+
+    Args:
+        people: the memories; `engine` becomes what computes for them.
+        engine: owns the model. It is closed when the application ends.
+        keys: who may use which memory.
+        limits: what is allowed.
+    """
+    bounds = limits or Limits()
+    people.computer = engine
+    metrics = Metrics(engine, people)
+    pool = ThreadPoolExecutor(bounds.places + _MORE, "memories")
+    model = people.model.name
+    log.debug("serving %s", people.model.fingerprint)  # which is computed now, not in several threads at once
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        pool.shutdown(wait=True)  # what is being saved is saved
+        await asyncio.to_thread(engine.close)
+
+    app = FastAPI(
+        title="Remanence", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        description="A language model with a long-term memory inside, one for each person.",
+    )  # fmt: skip
+
+    async def later(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, partial(work, *args, **options))
+
+    async def computed(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """The same for what uses the model: it takes a place."""
+        with engine.place():
+            return await later(work, *args, **options)
+
+    async def allowed(request: Request, name: str, *, there: bool = True) -> str:
+        """A name that the asker may use. Raises `UnknownMemory`, the same for one that is not theirs or not there."""
+        key: Key | None = request.state.key
+        mine = NAME.fullmatch(name) is not None and (key is None or key.may(name))
+        found = await later(people.exists, name if mine else _NOBODY)
+        if not mine or (there and not found):
+            raise UnknownMemory(_SAID[UnknownMemory])
+        return name
+
+    # Errors -----------------------------------------------------------------------------------------------------------
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+        message = first["msg"].removeprefix("Value error, ")
+        body = error_body(400, f"{where}: {message}" if where else message, "invalid_value", where or None)
+        return JSONResponse(body, 400)
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        response = error_response(error.status_code, str(error.detail), None)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(RemanenceError)
+    async def _ours(request: Request, error: RemanenceError) -> JSONResponse:
+        if isinstance(error, (Full, Stopping)):
+            metrics.refused.labels("busy").inc()
+        return told(error)
+
+    @app.exception_handler(Exception)
+    async def _fault(request: Request, error: Exception) -> JSONResponse:
+        return error_response(500, "the server failed at this; its log says more.", "internal")
+
+    # OpenAI -----------------------------------------------------------------------------------------------------------
+
+    @app.get("/v1/models", tags=["openai"])
+    async def models() -> dict[str, Any]:
+        """The model that answers."""
+        return {"object": "list", "data": [_model(model)]}
+
+    @app.get("/v1/models/{name:path}", tags=["openai"])
+    async def one_model(name: str) -> dict[str, Any]:
+        """The same by its name."""
+        if name != model:
+            raise HTTPException(404, f"there is no model of that name; the one here is {model!r}.")
+        return _model(model)
+
+    async def begun(
+        request: Request, header: str | None, body: ChatBody | ResponseBody, most: int | None, stops: list[str]
+    ) -> Turn:
+        """A turn that has its first piece; it holds a place."""
+        key: Key | None = request.state.key
+        name = header or body.user or (key.only if key else None)
+        if not name:
+            raise InputError("whose memory is it? Give user, or the header X-Remanence-Memory.")
+        name = await allowed(request, name, there=False)
+        history, said = conversation(body.messages)
+        engine.enter()
+        turn = Turn(
+            people, engine, later, name, history, said, most=most, limit=bounds.answer_tokens, stops=stops, done=done
+        )
+        began = time.perf_counter()
+        try:
+            await turn.begin()
+        except BaseException:
+            turn.close()
+            engine.leave()
+            raise
+        metrics.first.observe(time.perf_counter() - began)
+        return turn
+
+    async def sent(turn: Turn, stream: bool, events: AsyncIterator[str], whole: Callable[[], dict[str, Any]]) -> Any:
+        """A turn to its end, as a stream or whole."""
+        if stream:
+            return _Closing(guarded(events), lambda: ended(turn))
+        try:
+            async for _ in turn.pieces():
+                pass
+            await turn.keep()
+            return JSONResponse(whole())
+        finally:
+            ended(turn)
+
+    async def guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The events; an error is the last one, as the status is sent already."""
+        try:
+            async for each in events:
+                yield each
+        except Exception as error:
+            yield event(json.loads(bytes(told(error).body)))
+
+    def done(turn: Turn) -> None:
+        metrics.answers.inc(turn.answer is not None)
+        metrics.tokens.inc(turn.answer_tokens)
+        if turn.written is not None:
+            count(turn.written.tokens)
+
+    def ended(turn: Turn) -> None:
+        turn.close()
+        engine.leave()
+
+    def count(tokens: int) -> None:
+        metrics.writes.inc()
+        metrics.written.inc(tokens)
+
+    @app.post("/v1/chat/completions", tags=["openai"])
+    async def chat(request: Request, body: ChatBody, x_remanence_memory: Header_ = None) -> Any:
+        """Answers the last message from the memory of `user`; it is remembered unless it ends with a question mark."""
+        turn = await begun(request, x_remanence_memory, body, body.most, body.stops)
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = completion_events(turn, model, with_usage)
+        return await sent(turn, bool(body.stream), events, lambda: completion(turn, model))
+
+    @app.post("/v1/responses", tags=["openai"])
+    async def responses(request: Request, body: ResponseBody, x_remanence_memory: Header_ = None) -> Any:
+        """The same in the newer form."""
+        turn = await begun(request, x_remanence_memory, body, body.max_output_tokens, [])
+        made = Told(turn, model, body.instructions)
+        return await sent(turn, bool(body.stream), made.events(), made.whole)
+
+    # Memories ---------------------------------------------------------------------------------------------------------
+
+    @app.get("/v1/memories", tags=["memories"])
+    async def memories(request: Request) -> dict[str, Any]:
+        """All memories that the key is for."""
+        key: Key | None = request.state.key
+        infos = await later(people.infos)
+        return {"data": [_entry(info) for info in infos if not info.damage and (key is None or key.may(info.name))]}
+
+    @app.post("/v1/memories", tags=["memories"])
+    async def create(request: Request, body: NewName) -> dict[str, Any]:
+        """Start an empty memory."""
+        if not NAME.fullmatch(body.name):
+            raise ConfigError(
+                "a memory's name has 1 to 100 of the letters a-z and A-Z, digits, and . _ - @, and begins with no dot."
+            )
+        return _entry(await later(people.create, await allowed(request, body.name, there=False)))
+
+    @app.get("/v1/memories/{name}", tags=["memories"])
+    async def show(request: Request, name: str) -> dict[str, Any]:
+        """What a memory holds, in numbers."""
+        info = await later(people.info, await allowed(request, name))
+
+        def sizes() -> dict[str, Any]:
+            with people.hold(name) as memory:
+                return {
+                    "pool": {"size": memory.pool_size, "N": memory.config.N}, "store": {"size": memory.long_term_size},
+                    "layers": memory.layers, "K": memory.config.K, "K0": memory.config.K0,
+                    "chunk_tokens": memory.config.chunk_tokens, "window_tokens": memory.config.window_tokens,
+                }  # fmt: skip
+
+        return _entry(info) | await later(sizes)
+
+    @app.delete("/v1/memories/{name}", tags=["memories"])
+    async def delete(request: Request, name: str) -> dict[str, Any]:
+        """Erase a memory for good."""
+        await later(people.delete, await allowed(request, name))
+        return {"name": name, "deleted": True}
+
+    @app.post("/v1/memories/{name}/write", tags=["memories"])
+    async def write(request: Request, name: str, body: WriteBody) -> dict[str, Any]:
+        """Remember a text. It is on the disk before the answer; a memory that does not exist is started."""
+        await allowed(request, name, there=False)
+        done = await computed(people.write, name, body.text, source=body.source, time=body.time)
+        count(done.tokens)
+        return {"tokens": done.tokens, "writes": done.writes, "pending_tokens": done.pending_tokens}
+
+    @app.post("/v1/memories/{name}/ask", tags=["memories"])
+    async def ask(request: Request, name: str, body: AskBody) -> dict[str, Any]:
+        """Answer a question; nothing is remembered."""
+        await allowed(request, name)
+        window = people.model.config.window_tokens
+        most = min(body.max_tokens or SHORT, bounds.answer_tokens, window // 2)
+        answer = await computed(people.ask, name, body.question, max_new_tokens=most)
+        metrics.answers.inc()
+        metrics.tokens.inc(len(answer.ids))
+        return {"answer": answer.text, **recall(answer)}
+
+    @app.post("/v1/memories/{name}/search", tags=["memories"])
+    async def search(request: Request, name: str, body: SearchBody) -> dict[str, Any]:
+        """The writes that fit a query best, without an answer."""
+        await allowed(request, name)
+        found = await computed(people.search, name, body.query, body.k)
+        return {
+            "data": [
+                {"write": s.write, "score": number(s.score), "label": s.label, "time": s.time, "text": s.text,
+                 "where": s.where} for s in found
+            ]
+        }  # fmt: skip
+
+    @app.get("/v1/memories/{name}/history", tags=["memories"])
+    async def history(
+        request: Request,
+        name: str,
+        offset: Annotated[int, Query(ge=0, le=_MOST_OFFSET)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    ) -> dict[str, Any]:
+        """What was told, newest first."""
+        told_: dict[str, Any] = await later(people.history, await allowed(request, name), offset=offset, limit=limit)
+        return told_
+
+    @app.post("/v1/memories/{name}/forget", tags=["memories"])
+    async def forget(request: Request, name: str, body: ForgetBody) -> dict[str, Any]:
+        """Forget a part of what was told, for good; what came after is written again."""
+        await allowed(request, name)
+        wanted = Wanted(body.writes, body.source, body.since, body.until, body.words)
+        done = await computed(people.forget, name, wanted, dry_run=body.dry_run)
+        said = {"tokens": done.tokens, "written_again": done.again}
+        return ({"texts": done.texts} | said) if body.dry_run else said
+
+    @app.post("/v1/memories/{name}/fork", tags=["memories"])
+    async def fork(request: Request, name: str, body: NewName) -> dict[str, Any]:
+        """Copy a memory under a name that is free."""
+        await allowed(request, name)
+        return _entry(await later(people.fork, name, await allowed(request, body.name, there=False)))
+
+    @app.get("/v1/memories/{name}/export", tags=["memories"], response_class=FileResponse)
+    async def export(request: Request, name: str, texts: bool = True) -> FileResponse:
+        """A memory as one file."""
+        await allowed(request, name)
+        folder = await later(partial(tempfile.TemporaryDirectory, prefix="remanence-"))
+        path = Path(folder.name) / "memory"
+        try:
+            await later(people.export, name, path, texts=texts)
+        except BaseException:
+            folder.cleanup()
+            raise
+        return FileResponse(
+            path, media_type="application/octet-stream", filename=f"{name}.memory", headers=_HEADERS,
+            background=BackgroundTask(folder.cleanup),
+        )  # fmt: skip
+
+    file_body = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {
+        "type": "string", "format": "binary"}}}}}  # fmt: skip
+
+    @app.put("/v1/memories/{name}/import", tags=["memories"], openapi_extra=file_body)
+    async def import_(request: Request, name: str) -> dict[str, Any]:
+        """Take in an exported memory under a name that is free."""
+        await allowed(request, name, there=False)
+        with tempfile.TemporaryDirectory(prefix="remanence-") as folder:
+            path = Path(folder) / "memory"
+            with path.open("wb") as file:
+                async for piece in request.stream():
+                    await later(file.write, piece)
+            return _entry(await computed(people.import_, path, name))
+
+    # The rest ---------------------------------------------------------------------------------------------------------
+
+    @app.get("/healthz", tags=["server"])
+    async def health() -> dict[str, Any]:
+        """Whether the server works."""
+        return {"status": "ok", "model": model, "in_progress": engine.taken}
+
+    @app.get("/metrics", tags=["server"], response_class=Response)
+    async def measured() -> Response:
+        """Counts for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    if (PAGE / "index.html").is_file():
+
+        @app.get("/", include_in_schema=False)
+        async def page() -> FileResponse:
+            return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": _POLICY, **_HEADERS})
+
+        app.mount("/static", StaticFiles(directory=PAGE), name="static")
+
+    app.add_middleware(Gate, keys=keys, limits=bounds, metrics=metrics)
+    return app
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "remanence"}
+
+
+def _entry(info: MemoryInfo) -> dict[str, Any]:
+    return {
+        "name": info.name, "model": info.model, "created": info.created, "updated": info.updated,
+        "writes": info.writes, "tokens": info.tokens, "pending_tokens": info.pending_tokens,
+        "bytes": info.bytes_on_disk,
+    }  # fmt: skip

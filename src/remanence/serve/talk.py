@@ -1,0 +1,212 @@
+"""One turn of a conversation with a memory: the answer piece by piece, and then what is remembered of it.
+
+It follows the rules of `core.session`: a turn is answered from memory, and remembered unless it ends with a question
+mark. What is remembered is on the disk before the turn ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..core.model import Answer
+from ..core.session import TURNS, Session
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..core.read import Source
+    from .engine import Asked, Engine
+    from .people import Held, People, Written
+
+T = TypeVar("T")
+Later = Callable[..., Awaitable[Any]]  # calls a function in a thread, and waits for its result
+SHORT, LONG = 32, 192  # most tokens of an answer, if nothing is said: from memory; of a base that talks
+_LETTERS_A_TOKEN = 8  # of history, about: more is not worth counting tokens of
+NOT_BY_TALKING = "Nothing was forgotten: that is not done by talking. Ask for it where your memories are shown."
+
+
+class Turn:
+    """One turn.
+
+    Args:
+        people, engine: whose memory, and what answers.
+        later: runs what waits for the disk or the model in a thread.
+        name: of the memory; one that does not exist begins empty.
+        history: earlier turns, oldest first.
+        said: what the user says.
+        most: tokens of the answer; what suits the model, if None.
+        limit: most tokens that any answer may have.
+        stops: texts before which the answer ends.
+        done: called when all is done, what is remembered included.
+
+    Attributes:
+        answer: the whole, after the pieces; None for a statement that is too long to be answered.
+        text: what was handed out. cut: it ended because it had `most` tokens. prompt_tokens: of what was said.
+        written: what was remembered, after `keep`.
+    """
+
+    def __init__(
+        self,
+        people: People,
+        engine: Engine,
+        later: Later,
+        name: str,
+        history: Sequence[tuple[str, str]],
+        said: str,
+        *,
+        most: int | None = None,
+        limit: int = 512,
+        stops: Sequence[str] = (),
+        done: Callable[[Turn], None] = lambda turn: None,
+    ) -> None:
+        self.people, self.engine, self.name, self.said, self.stops = people, engine, name, said, stops
+        self.answer: Answer | None = None
+        self.text, self.cut, self.prompt_tokens = "", False, 0
+        self.written: Written | None = None
+        self._done, self._later, self._loop = done, later, asyncio.get_running_loop()
+        window = people.model.config.window_tokens
+        usual = LONG if people.model.config.base_answers else SHORT
+        self._most = max(1, min(most or usual, limit, window // 2))
+        self._history = _recent(history, _LETTERS_A_TOKEN * window)
+        self._came: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
+        self._held: Held | None = None
+        self._asked: Asked | None = None
+        self._first: str | Answer | BaseException | None = None
+        self._closed = False
+        self._canned = NOT_BY_TALKING if Session.wants_forgetting(said) else None
+
+    async def begin(self) -> None:
+        """Wait for the first piece.
+
+        Raises:
+            InputError: a question that does not fit the window.
+            RemanenceError: as of `People.hold` and `Engine.ask`.
+        """
+        if self._canned is not None:
+            return
+        self._held = await self._later(self.people.hold, self.name, start=True)
+        if self._closed:  # whoever asked has gone
+            self._held.release()
+            raise asyncio.CancelledError
+        first = await self._ask(self._most)
+        if isinstance(first, InputError) and self._most > SHORT:
+            first = await self._ask(SHORT)
+        if isinstance(first, InputError) and not Session.asks(self.said):
+            return  # it is only remembered
+        if isinstance(first, BaseException):
+            raise first
+        self._first = first
+
+    async def _ask(self, most: int) -> str | Answer | BaseException:
+        assert self._held is not None
+        memory, counted = self._held.memory, False
+
+        def put(item: str | Answer | BaseException) -> None:  # in the model's thread
+            nonlocal counted
+            if not counted:
+                self.prompt_tokens, counted = len(self.people.model.encode(self.said)), True
+            with suppress(RuntimeError):  # the server is gone
+                self._loop.call_soon_threadsafe(self._came.put_nowait, item)
+
+        self._asked = self.engine.ask(memory, self.said, put, history=self._history, max_new_tokens=most)
+        self._most = most
+        return await self._came.get()
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """The pieces of the answer, until it is whole."""
+        if self._canned is not None:
+            self.text = self._canned
+            yield self._canned
+            return
+        item, held, stopped = self._first, "", False
+        reach = max(map(len, self.stops), default=1) - 1  # letters that may be the beginning of a stop
+        while item is not None:
+            if isinstance(item, BaseException):
+                raise item
+            if isinstance(item, Answer):
+                self.answer = item
+                break
+            if not stopped:
+                held += item
+                at = min((i for stop in self.stops if (i := held.find(stop)) >= 0), default=-1)
+                stopped = at >= 0
+                ready = held[:at] if stopped else held[: len(held) - reach]
+                held = held[len(ready) :]
+                if ready:
+                    self.text += ready
+                    yield ready
+            item = await self._came.get()
+        if held and not stopped:
+            self.text += held
+            yield held
+        if self.answer is not None:
+            ids, ends = self.answer.ids, self._ends()
+            self.cut = not stopped and len(ids) >= self._most and ids[-1] not in ends
+
+    def _ends(self) -> set[int]:
+        """Tokens that end an answer."""
+        ends = self.people.model.base.generation_config.eos_token_id
+        own = self.people.model.tokenizer.eos_token_id
+        return {own} | (set(ends) if isinstance(ends, list) else {ends})
+
+    async def keep(self) -> None:
+        """Remember what was said, unless it only asks. It is on the disk when this returns."""
+        if self._held is not None:
+            self._held.release()
+        if self._canned is None and not Session.asks(self.said):
+            self.written = await self._later(self.people.write, self.name, self.said, source="chat")
+        self._done(self)
+
+    def close(self) -> None:
+        """Nobody waits for the rest."""
+        self._closed = True
+        if self._asked is not None:
+            self.engine.cancel(self._asked)
+        if self._held is not None:
+            self._held.release()
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the answer."""
+        return 0 if self.answer is None else len(self.answer.ids)
+
+    def told(self) -> dict[str, Any]:
+        """What our field of a response says: what was read for the answer, and whether the turn was remembered."""
+        return {"memory": self.name, **recall(self.answer), "remembered": self.written is not None}
+
+
+def recall(answer: Answer | None) -> dict[str, Any]:
+    """What was read for an answer, as JSON has it."""
+    if answer is None:
+        return {"recalled": False, "score": 0.0, "sources": [], "read": []}
+    return {
+        "recalled": answer.recalled, "score": number(answer.score), "sources": [source(s) for s in answer.sources],
+        "read": [sorted(writes) for writes in answer.read],
+    }  # fmt: skip
+
+
+def source(one: Source) -> dict[str, Any]:
+    """A write that was read, as JSON has it."""
+    return {
+        "write": one.write, "score": number(one.score), "layers": one.layers, "label": one.label, "time": one.time,
+        "text": one.text, "where": one.where,
+    }  # fmt: skip
+
+
+def number(value: float) -> float:
+    """A score as JSON can say it, which knows no infinity."""
+    return round(value, 4) if math.isfinite(value) else math.copysign(1e9, value)
+
+
+def _recent(history: Sequence[tuple[str, str]], letters: int) -> list[tuple[str, str]]:
+    """The last turns, no more than are shown anyway."""
+    kept = list[tuple[str, str]]()
+    for turn in reversed(history[-TURNS:]):
+        letters -= len(turn[0]) + len(turn[1])
+        if letters < 0:
+            break
+        kept.insert(0, turn)
+    return kept
