@@ -91,8 +91,8 @@ export function strip(place, memory, answer, onPick) {
   place.replaceChildren(
     picture,
     el("ul", { class: "legend", "aria-label": "What the colours mean" },
-      el("li", {}, el("i", { class: "key lit" }), "read; stronger is a higher score"),
-      el("li", {}, el("i", { class: `key lit faint ${thin}` }), "read, score at or below zero"),
+      el("li", {}, el("i", { class: "key lit" }), "read, stronger for higher scores"),
+      el("li", {}, el("i", { class: `key lit faint ${thin}` }), "read, at or below zero"),
       el("li", {}, el("i", { class: "key short-term" }), "pool"),
       el("li", {}, el("i", { class: "key long-term" }), "store"),
       tail ? el("li", {}, el("i", { class: "key window" }), "waiting") : null),

@@ -58,8 +58,8 @@ function note(text) {
   at("draft-note").textContent = !text.trim()
     ? "Enter sends. Shift and Enter begin a new line."
     : text.trimEnd().endsWith("?")
-      ? "A question: it is answered, and not remembered."
-      : `Will be answered and remembered, about ${many(tokens, "token")}.`;
+      ? "A question: it will not be remembered."
+      : `Will be remembered, about ${many(tokens, "token")}.`;
 }
 
 function busy(controller) {
