@@ -105,9 +105,9 @@ def tab(browser: Browser, server: FakeServer) -> Iterator[Tab]:
     one.close()
 
 
-def sideways(page: Page) -> int:
-    """By how many pixels the page is wider than its window."""
-    return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+def sideways(page: Page, selector: str = "html") -> int:
+    """By how many pixels the content of a part of the page is wider than that part."""
+    return page.locator(selector).evaluate("part => part.scrollWidth - part.clientWidth")
 
 
 # What it is made of ---------------------------------------------------------------------------------------------------
@@ -603,6 +603,10 @@ def test_names_roles_and_contrast(browser: Browser, server: FakeServer, scheme: 
     def check() -> None:
         assert unnamed(page) == []
         assert page.evaluate(CONTRAST) == []
+        bare = (
+            "[...document.querySelectorAll('input, select, textarea')].filter((e) => !e.labels.length).map((e) => e.id)"
+        )
+        assert page.evaluate(bare) == [], "a placeholder is no label"
         ids = page.evaluate("[...document.querySelectorAll('[id]')].map((e) => e.id)")
         assert len(ids) == len(set(ids))
 
@@ -638,17 +642,14 @@ def test_a_phone_shows_one_side_at_a_time_and_scrolls_only_down(
     page = tab.open()
     tab.ask("Where is the spare key?")
     page.locator(".sources summary").first.click()
-    assert sideways(page) <= 0
+    assert sideways(page) <= 0 and sideways(page, "#turns") <= 0
     expect(page.locator("#memory")).to_be_hidden()
     page.locator(".foot .link").click()
     expect(page.locator("#memory")).to_be_visible()
     expect(page.locator("#chat")).to_be_hidden()
     expect(page.locator("[data-show=memory]")).to_have_attribute("aria-pressed", "true")
     assert sideways(page) <= 0
-    inner = page.evaluate(
-        "(() => { const e = document.querySelector('#memory'); return e.scrollWidth - e.clientWidth })()"
-    )
-    assert inner <= 0
+    assert sideways(page, "#memory") <= 0
     for opener in ("#open-memories", "#open-key"):
         page.click(opener)
         assert sideways(page) <= 0
