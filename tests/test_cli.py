@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from remanence import Memory, MemoryModel, MemoryStore, documents
+from remanence import Answer, Memory, MemoryModel, MemoryStore, documents
 from remanence.cli import main, talk
 from remanence.core.session import Session
 from remanence.errors import ConfigError, IncompatibleMemory
@@ -386,6 +387,110 @@ def test_what_is_no_fact_is_not_remembered(home: Path) -> None:
     assert not MemoryStore(home).exists("ada")
     run(home, "chat", "--memory", "ada", stdin="Forget-me-nots grow in my garden.\nDon't forget that Rex is a dog.\n")
     assert MemoryStore(home).info("ada").pending_tokens > 10
+
+
+def test_undo_takes_back_the_last_turn(home: Path) -> None:
+    """From the memory and from the conversation, whatever others told the memory since; a question changes nothing."""
+
+    def elsewhere() -> None:
+        model, store = MemoryModel.from_pretrained("builtin"), MemoryStore(home)
+        with store.open("ada", model) as memory:
+            model.memorize(memory, "The spare key is under the blue pot.", source="notes")
+
+    person = Person(FACT, "My dog is called Rex.", elsewhere, "/undo", QUESTION, "/undo", "/undo", "/undo")
+    said = run(home, "chat", "--memory", "ada", stdin=person)
+    assert said.stdout.splitlines()[2:] == ["teal"]
+    undone = [line.removeprefix("Taken back: ") for line in said.stderr.splitlines() if line.startswith("Taken back: ")]
+    assert undone == ["My dog is called Rex.", QUESTION, FACT]
+    assert "nothing was said" in said.stderr and said.returncode == 2
+    memory = MemoryStore(home).load("ada")
+    assert [piece.source for piece in memory.pending] == ["notes"] and not memory.writes
+
+
+def test_turns_of_one_moment_are_undone_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MemoryModel.from_pretrained("builtin")
+    session = Session(model, model.new_memory())
+    monkeypatch.setattr("remanence.core.session.time.time", lambda: 1000.0)
+    for text in ("My dog is called Rex.", "My cat is called Tom."):
+        session.keep(text)
+    turn = session.undo()
+    assert turn is not None and turn.said == "My cat is called Tom."
+    text = model.tokenizer.decode(session.memory.pending_ids)
+    assert "Rex" in text and "Tom" not in text and len(session.turns) == 1
+
+
+def test_a_session_keeps_the_sources_of_each_turn(home: Path) -> None:
+    model = MemoryModel.from_pretrained("builtin")
+    session = Session(model, model.new_memory())
+    for text in (FACT, QUESTION):
+        assert "".join(session.say(text)).strip() == (session.answer.text if session.answer else None)
+    first, second = session.turns
+    assert first.kept and first.answer is not None and not first.answer.sources
+    assert second.kept is None and second.answer is not None and second.answer.sources[0].text == FACT
+    assert session.history == [(FACT, first.answer.text), (QUESTION, "teal")]
+
+
+def test_stats_and_save_in_chat(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "talk.jsonl"
+    lines = f"/save\n{FACT}\n{QUESTION}\n/stats\n/save\n/save {file}\n/save {file}\n"
+    said = run(home, "chat", "--memory", "ada", stdin=lines)
+    assert "Nothing is remembered yet." in said.stderr
+    assert "2 turns, 1 remembered" in said.stderr and "0 tokens in 0 writes" in said.stderr
+    assert f"saved in {home}" in said.stderr and "2 turns written" in said.stderr and "exists already" in said.stderr
+    turns = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [turn["said"] for turn in turns] == [FACT, QUESTION]
+    assert [turn["remembered"] for turn in turns] == [True, False]
+    assert turns[1]["answer"] == "teal" and turns[1]["sources"][0]["text"] == FACT
+    assert file.stat().st_mode & 0o77 == 0
+    stats, *_ = map(json.loads, run(home, "chat", "--memory", "ada", "--json", stdin="/stats\n").stdout.splitlines())
+    assert stats["waiting_tokens"] == len(MemoryStore(home).load("ada").pending_ids) > 0 and stats["turns"] == 0
+
+
+def test_chat_says_when_it_looked_something_up(home: Path) -> None:
+    run(home, "memorize", "--memory", "ada", "--source", "notes.md", stdin=FACT + " " + prose(1500))
+    said = run(home, "chat", "--memory", "ada", stdin=Person(QUESTION, terminal=True))
+    assert "(looked up in memory: notes.md, 20" in said.stderr and said.stdout == "teal\n"
+    assert "looked up" not in run(home, "chat", "--memory", "ada", stdin=f"{QUESTION}\n").stderr  # nobody is there
+    assert json.loads(run(home, "chat", "--memory", "ada", "--json", stdin=f"{QUESTION}\n").stdout)["recalled"]
+    alone = Answer("Hello!", [], 0.0, [], [], recalled=False)
+    assert talk._looked_up(alone) == ""
+    assert "nothing there fits" in talk._looked_up(Answer("I don't know.", [], -1.0, [], []))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_lines_can_be_edited_and_called_back(home: Path) -> None:
+    """At a real terminal: Ctrl-A goes to the beginning of a line, the arrow up brings back the one before."""
+    import pty
+
+    run(home, "memorize", "--memory", "ada", stdin=FACT)
+    master, slave = pty.openpty()
+    env = os.environ | {"REMANENCE_HOME": str(home), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    chat = subprocess.Popen(
+        [sys.executable, "-m", "remanence", "chat", "--memory", "ada"], stdin=slave, stdout=slave, stderr=slave, env=env
+    )
+    os.close(slave)
+    said = b""
+
+    def until(words: bytes, count: int) -> None:
+        nonlocal said
+        end = time.monotonic() + 60
+        while said.count(words) < count:
+            assert time.monotonic() < end, said
+            if select.select([master], [], [], 1)[0]:
+                said += os.read(master, 4096)
+
+    try:
+        until(b"you: ", 1)
+        os.write(master, QUESTION.removeprefix("What").encode() + b"\x01What\n")
+        until(b"teal", 1)
+        until(b"you: ", 2)
+        os.write(master, b"\x1b[A\n")
+        until(b"teal", 2)
+        os.write(master, b"/quit\n")
+        assert chat.wait(30) == 0
+    finally:
+        chat.kill()
+        os.close(master)
 
 
 def test_a_question_larger_than_the_window_is_refused_in_chat(home: Path) -> None:

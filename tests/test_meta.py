@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -297,12 +298,15 @@ def test_functions_named_in_the_docs_exist() -> None:
 
 def commands() -> list[str]:
     """Every command of the command line, as it is typed."""
-    root = typer.main.get_command(cli.app)
-    found = []
-    for name, command in root.commands.items():  # type: ignore[attr-defined]
-        inner = getattr(command, "commands", None)
-        found += [name] if inner is None else [f"{name} {sub}" for sub in inner]
-    return found
+
+    def inside(group: Any, before: str) -> Iterator[str]:
+        for name, command in group.commands.items():
+            if not hasattr(command, "commands") or command.invoke_without_command:
+                yield before + name
+            if hasattr(command, "commands"):
+                yield from inside(command, f"{before}{name} ")
+
+    return list(inside(typer.main.get_command(cli.app), ""))
 
 
 def test_docs_name_every_command() -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..documents import KINDS, Document, Piece, check_packages, document, in_folder, pieces, text_of
@@ -150,9 +151,21 @@ def _pieces(read: Document, part: int) -> Iterator[Piece]:
 def read_line(prompt: str) -> str | None:
     """The next line of a conversation, without space around it; None at its end.
 
+    At a terminal the line can be edited, and the arrows bring back earlier ones. These are kept in this process alone:
+    a file of them would still hold what was forgotten.
+
     Raises:
         InputError: it is no UTF-8 text.
     """
+    if prompt and sys.stdin is sys.__stdin__ and sys.stdout.isatty():
+        with suppress(ImportError):  # not on every system; then lines are as the terminal hands them over
+            import readline  # noqa: F401  `input` uses it once it is imported
+        try:
+            return input(prompt).strip()
+        except EOFError:
+            return None
+        except UnicodeDecodeError:
+            raise InputError("that line is not UTF-8 text; nothing of it was remembered.") from None
     if prompt:
         sys.stderr.write(prompt)
         sys.stderr.flush()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
+from ..files import write_whole
 from ..models.names import DEFAULT_MODEL
 from .output import (
     Json,
@@ -45,7 +48,10 @@ SAVE_SECONDS = 10.0  # of what is long, so that a process killed at any moment l
 _HELP = (
     "What you say is remembered; what ends with a question mark is only answered.\n"
     "/sources  what the last answer was read from\n"
+    "/undo     takes back the last turn: it is forgotten as if it had not been said\n"
     "/forget WORDS  forgets every sentence in which these words stand\n"
+    "/stats    how much is remembered\n"
+    "/save     where all of it is saved, which it is after every turn; /save FILE writes down this conversation\n"
     "/help     this\n"
     "/quit     ends; so do quit, exit and Ctrl-D"
 )
@@ -246,8 +252,8 @@ def chat(
         raise InputError("standard input is closed; there is nobody to talk to.")
     with stoppable():
         shelf = open_store(store)
-        talk = _Chat(shelf, memory, load_model(model), as_json)
         asking = not as_json and sys.stdin.isatty()
+        talk = _Chat(shelf, memory, load_model(model), as_json, asking)
         if asking:
             say(f"Talking to {talk.model.name} with memory {memory!r}. Tell it facts, ask questions; /quit ends.")
         try:
@@ -262,6 +268,19 @@ def chat(
         raise typer.Exit(2)  # a script must learn of it
 
 
+def _looked_up(answer: Answer) -> str:
+    """A line that says what was found in memory for an answer; empty if it needed none, or nothing fitted."""
+    if not answer.recalled:
+        return ""
+    found = [source for source in answer.sources if source.where == "window" or source.score > 0]
+    best = max(found, key=lambda source: (source.where != "window", source.score), default=None)
+    if best is None:
+        return "  (looked up in memory; nothing there fits well)"
+    when = time.strftime("%Y-%m-%d", time.localtime(best.time))
+    more = f", and {len(found) - 1} more: /sources" if len(found) > 1 else ""
+    return f"  (looked up in memory: {best.label or 'told'}, {when}{more})"
+
+
 class _Chat:
     """A conversation on the command line.
 
@@ -269,10 +288,10 @@ class _Chat:
     while it is written and saved; a question needs none.
     """
 
-    def __init__(self, shelf: MemoryStore, name: str, model: MemoryModel, as_json: bool) -> None:
+    def __init__(self, shelf: MemoryStore, name: str, model: MemoryModel, as_json: bool, asking: bool) -> None:
         from ..core.session import Session
 
-        self.shelf, self.name, self.model, self.as_json = shelf, name, model, as_json
+        self.shelf, self.name, self.model, self.as_json, self.asking = shelf, name, model, as_json, asking
         self.refused = 0
         self.session = Session(model, self._load())
         self.talks = model.config.base_answers  # a base that answers for itself is let talk
@@ -299,6 +318,12 @@ class _Chat:
                 say(_HELP)
             elif line == "/forget" or line.startswith("/forget "):
                 self._forget(line.removeprefix("/forget").strip())
+            elif line == "/undo":
+                self._undo()
+            elif line == "/stats":
+                self._stats()
+            elif line == "/save" or line.startswith("/save "):
+                self._save(line.removeprefix("/save").strip())
             elif self.session.wants_forgetting(line):
                 raise InputError(
                     "that is not done by talking; nothing was changed. To forget every sentence with some words: "
@@ -332,12 +357,86 @@ class _Chat:
                 said += piece
             if not session.asks(line):
                 self._keep(line)
+        answer = self.last = session.answer
+        if self.as_json:
+            text, recalled = (answer.text, answer.recalled) if answer else (None, False)
+            put_json({"answer": text, "recalled": recalled, "memory_tokens": session.memory.tokens})
+            return
+        put("" if shown and answer else said.strip() if answer else "(remembered)")
+        if answer is not None and self.asking and (looked := _looked_up(answer)):
+            say(looked)
+
+    def _undo(self) -> None:
+        """Take back the last turn of this conversation, from the memory too."""
+        session = self.session
+        if not session.turns:
+            raise InputError("nothing was said in this conversation that could be taken back.")
+        if session.turns[-1].kept is None:
+            turn = session.undo()
+        else:
+            with self._open("taken back"):
+                turn = session.undo()
+        assert turn is not None
         self.last = session.answer
         if self.as_json:
-            text = session.answer.text if session.answer else None
-            put_json({"answer": text, "memory_tokens": session.memory.tokens})
+            put_json({"undone": turn.said, "memory_tokens": session.memory.tokens})
         else:
-            put("" if shown and session.answer else said.strip() if session.answer else "(remembered)")
+            say(f"Taken back: {turn.said}")
+
+    def _stats(self) -> None:
+        """How much this memory holds."""
+        if not self.shelf.is_current(self.name, self.session.memory):
+            self.session.memory = self._load()
+        memory, config = self.session.memory, self.model.config
+        kept = sum(turn.kept is not None for turn in self.session.turns)
+        stats = {
+            "memory": self.name, "model": memory.model, "memory_tokens": memory.tokens,
+            "waiting_tokens": len(memory.pending_ids), "writes": memory.write_count, "pool": memory.pool_size,
+            "long_term": memory.long_term_size, "bytes": memory.nbytes, "turns": len(self.session.turns),
+            "turns_remembered": kept,
+        }  # fmt: skip
+        if self.as_json:
+            put_json(stats)
+            return
+        say(f"{self.name}, written by {memory.model}")
+        say(f"  remembered    {memory.tokens:,} tokens in {memory.write_count:,} writes, {memory.nbytes / 1e6:,.1f} MB")
+        say(f"  waiting       {len(memory.pending_ids):,} tokens, of a window of {config.window_tokens:,}")
+        say(f"  short-term    {memory.pool_size:,} of {config.N:,} vectors a layer")
+        say(
+            f"  long-term     {memory.long_term_size:,} vectors a layer, of which {memory.read_size:,} are read at once"
+        )
+        say(f"  this session  {len(self.session.turns):,} turns, {kept:,} remembered")
+
+    def _save(self, file: str) -> None:
+        """Say that all is saved; or write down this conversation, with what each answer was read from."""
+        if not file:
+            where = self.shelf.path(self.name) if self.shelf.exists(self.name) else None
+            if self.as_json:
+                put_json({"saved": None if where is None else str(where)})
+            else:
+                say("Nothing is remembered yet." if where is None else f"All that was said is saved in {where}.")
+            return
+        path = Path(file).expanduser()
+        if path.exists():
+            raise InputError(f"{path} exists already; choose another name.")
+        turns = [
+            {
+                "said": turn.said,
+                "answer": turn.answer.text if turn.answer else None,
+                "remembered": turn.kept is not None,
+                "sources": [_source_dict(source) for source in turn.answer.sources] if turn.answer else [],
+            }
+            for turn in self.session.turns
+        ]
+        text = "".join(json.dumps(turn, ensure_ascii=False) + "\n" for turn in turns)
+        try:
+            write_whole(path, lambda to: to.write_text(text, encoding="utf-8"), private=True)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror}.") from error
+        if self.as_json:
+            put_json({"file": str(path), "turns": len(turns)})
+        else:
+            say(f"{len(turns):,} turns written to {path}, one JSON object a line.")
 
     def _forget(self, words: str) -> None:
         """Forget all sentences with these words, for good; the turns of this session are no longer shown either."""

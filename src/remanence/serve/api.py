@@ -259,6 +259,8 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "json_invalid":
+            where, message = "", "the body is no JSON, or none that is whole."
         body = error_body(400, f"{where}: {message}" if where else message, "invalid_value", where or None)
         return JSONResponse(body, 400)
 
@@ -343,8 +345,10 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
             count(turn.written.tokens)
 
     def ended(turn: Turn) -> None:
-        turn.close()
-        engine.leave()
+        try:
+            turn.close()
+        finally:
+            engine.leave()
 
     def count(tokens: int) -> None:
         metrics.writes.inc()

@@ -210,8 +210,7 @@ class Engine:
         """Nobody waits for this answer any more."""
         asked.cancelled = True
         with self._changed:
-            if asked.ticket is not None:
-                self._answering.pop(asked.ticket, None)
+            if asked.ticket is not None and self._answering.pop(asked.ticket, None) is not None:
                 self._batch.cancel(asked.ticket)
             self._changed.notify_all()
 

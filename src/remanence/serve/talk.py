@@ -133,7 +133,7 @@ class Turn:
                 held += item
                 at = min((i for stop in self.stops if (i := held.find(stop)) >= 0), default=-1)
                 stopped = at >= 0
-                ready = held[:at] if stopped else held[: len(held) - reach]
+                ready = held[:at] if stopped else held[: max(0, len(held) - reach)]
                 held = held[len(ready) :]
                 if ready:
                     self.text += ready
