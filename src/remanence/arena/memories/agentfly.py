@@ -30,19 +30,22 @@ class Case(Entry):
 class AgentFly(Remembering[Case]):
     """Turns are found by vectors; those that bore the answer of a like question gain, those of a failed one lose.
 
-    Made for: an agent's streams of tasks that come again in other words. It is useless where every question comes once.
+    Made for: an agent's streams of tasks that come again in other words. It is useless where every question comes
+    once.
 
-    A case is a question, the turns that bore its answer, and a reward, kept when the question is over, failures too. The
-    arena may say how right an answer was (`feedback`); else the reward is 1 if what was shown supports the answer. At a
-    question the `cases` nearest ones are read: a turn's score gains (or, for a case with a reward below a half, loses)
-    `bonus` times how much the case counts.
+    A case is a question, the turns that bore its answer, and a reward, kept when the question is over, failures too.
+    The arena may say how right an answer was (`feedback`); else the reward is 1 if what was shown supports the
+    answer. At a question the `cases` nearest ones are read: a turn's score gains (or, for a case with a reward below
+    a half, loses) `bonus` times how much the case counts.
 
-    `q="cosine"` is the paper's non-parametric reading: a case counts by its cosine. `q="learned"` is the parametric one: a
-    logistic regression says how likely a case helps a question, from |a - b| and a*b of both vectors; it is fitted anew
-    after every `batch` cases, in a fraction of a second. The paper's head has a hidden layer on an encoder of its own.
+    `q="cosine"` is the paper's non-parametric reading: a case counts by its cosine. `q="learned"` is the parametric
+    one: a logistic regression says how likely a case helps a question, from |a - b| and a*b of both vectors; it is
+    fitted anew after every `batch` cases, in a fraction of a second. The paper's head has a hidden layer on an
+    encoder of its own.
 
-    Differences that are meant: in the paper cases are shown to a planner as examples, good and bad; a small reader copies
-    their answers, so they steer what is found. The language model decides nothing about memory, so `brain` changes nothing.
+    Differences that are meant: in the paper cases are shown to a planner as examples, good and bad; a small reader
+    copies their answers, so they steer what is found. The language model decides nothing about memory, so `brain`
+    changes nothing.
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes is the bank.
@@ -71,7 +74,6 @@ class AgentFly(Remembering[Case]):
 
     def take(self, turns: list[Turn]) -> None:
         """Keep turns as they are."""
-        self.embeds([turn.text for turn in turns])  # in one go
         for turn in turns:
             self.add(Case(turn.text, [turn.number], "turn"))
 
@@ -137,7 +139,7 @@ class AgentFly(Remembering[Case]):
             value.backward()
             return value
 
-        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        optimiser.step(loss)
         self.tensors["head"] = head.detach()
         self.more["fits"] += 1
 

@@ -1,7 +1,7 @@
 """A-MAC: a score decides whether something is worth keeping at all; what is kept is found by vectors.
 
-Paper: "Adaptive Memory Admission Control for LLM Agents", arXiv 2603.04549. The five factors: section 3.2; the rule: 3.3;
-weights and threshold: the authors' code.
+Paper: "Adaptive Memory Admission Control for LLM Agents", arXiv 2603.04549. The five factors: section 3.2; the rule:
+3.3; weights and threshold: the authors' code.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ WEIGHTS = {"utility": 0.1, "confidence": 0.1, "novelty": 0.1, "recency": 0.1, "t
 """As learned by the authors' grid search."""
 
 _TYPES = (
-    (0.9, r"\b(?:I (?:like|love|hate|prefer|enjoy|am|believe|think that)|I[’']m (?:a|an|the|from)|my name|favou?rite|allerg"
-          r"|(?:he|she|[A-Z]\w+) (?:likes|loves|hates|prefers|believes|swears by))"),
-    (0.2, r"\b(?:right now|at the moment|currently|just now|for now|this (?:morning|minute)|on my way|be right back)\b"),
+    (
+        0.9,
+        r"\b(?:I (?:like|love|hate|prefer|enjoy|am|believe|think that)|I[’']m (?:a|an|the|from)|my name|favou?rite"
+        r"|allerg|(?:he|she|[A-Z]\w+) (?:likes|loves|hates|prefers|believes|swears by))",
+    ),
+    (0.2, r"\b(?:right now|at the moment|currently|just now|for now|this (?:morning|minute)|on my way)\b"),
     (0.3, r"\b(?:tired|hungry|bored|sleepy|feeling|feels|stressed|in a hurry|cold today|hot today)\b"),
     (0.5, r"\b(?:plan to|planning|going to|want to|hope to|goal|will|intend)\b"),
     (0.7, r"\b(?:is|are|was|were|has|have|had|lives?|works?|called|born|got|owns?|costs?)\b|[’']s\b"),
-)  # fmt: skip
+)
 """Type priors by words, the first that fits: preference, identity and belief; temporary; state; plan; fact."""
 _UNKNOWN = 0.5
 
@@ -39,16 +42,17 @@ class Admitted(Entry):
 class AMAC(Remembering[Admitted]):
     """S = sum of weight times factor; a sentence with S >= theta is kept. Behind it is plain search by vectors.
 
-    Made for: deciding which turns of a conversation are worth keeping; its figures (F1 .583) are of that decision, not of
-    answers.
+    Made for: deciding which turns of a conversation are worth keeping; its figures (F1 .583) are of that decision,
+    not of answers.
 
-    Factors: utility (by rule 1 for a sentence of the first person with an entity, else .3); confidence, the best ROUGE-L
-    F1 against the last five turns; novelty, 1 less the greatest cosine to what is kept; recency, exp(-0.01 hours since it
-    was said); the type's prior. A kept sentence with a cosine of `alike` or more is updated in place of adding another.
+    Factors: utility (by rule 1 for a sentence of the first person with an entity, else .3); confidence, the best
+    ROUGE-L F1 against the last five turns; novelty, 1 less the greatest cosine to what is kept; recency, exp(-0.01
+    hours since it was said); the type's prior. A kept sentence with a cosine of `alike` or more is updated in place
+    of adding another.
 
     To be seen from the weights: the type decides. What is temporary never passes (.12 + .40 < .55), preferences and
-    identity nearly always do. Sentences are admitted as they are told, so recency is 1 then. With `brain="reader"` the
-    reader gives utility as a number (one call a sentence; .5 where it says none, as in the code).
+    identity nearly always do. Sentences are admitted as they are told, so recency is 1 then. With `brain="reader"`
+    the reader gives utility as a number (one call a sentence; .5 where it says none, as in the code).
 
     Args:
         kit, brain: as in `Remembering`.

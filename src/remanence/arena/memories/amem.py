@@ -1,7 +1,7 @@
 """A-MEM: notes as in a slip-box, with keywords, tags and a line of context, linked to each other and rewritten later.
 
-Paper: Xu et al., "A-MEM: Agentic Memory for LLM Agents", arXiv 2502.12110. Notes: section 3.1; links: 3.2; evolution: 3.3;
-retrieval: 3.4.
+Paper: Xu et al., "A-MEM: Agentic Memory for LLM Agents", arXiv 2502.12110. Notes: section 3.1; links: 3.2; evolution:
+3.3; retrieval: 3.4.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from . import words
 from .base import Entry, Remembering, Shown, Turn, best, once
 
 TOPICS = (
-    "family", "friends", "love and marriage", "work and career", "money and shopping", "home and house", "food and drink",
-    "health and illness", "pets and animals", "travel and places", "school and study", "books and reading", "films and TV",
-    "music", "sport and exercise", "art and crafts", "games and hobbies", "nature and weather", "feelings and mood",
-    "plans and appointments", "technology", "politics and society",
+    "family", "friends", "love and marriage", "work and career", "money and shopping", "home and house",
+    "food and drink", "health and illness", "pets and animals", "travel and places", "school and study",
+    "books and reading", "films and TV", "music", "sport and exercise", "art and crafts", "games and hobbies",
+    "nature and weather", "feelings and mood", "plans and appointments", "technology", "politics and society",
 )  # fmt: skip
 """The tags a note can have by rule."""
 
@@ -36,16 +36,17 @@ class AMem(Remembering[Note]):
 
     Made for: long conversations with questions that need several turns (LoCoMo).
 
-    A new note is linked with those of its `neighbours` nearest that have a cosine above `link` and an entity in common
-    (both ways), and takes their first tag. They evolve: they get the rarest keywords of both notes, the new note's tag,
-    and a vector of their new text, once `rebuild` changes have come together, as in the code.
+    A new note is linked with those of its `neighbours` nearest that have a cosine above `link` and an entity in
+    common (both ways), and takes their first tag. They evolve: they get the rarest keywords of both notes, the new
+    note's tag, and a vector of their new text, once `rebuild` changes have come together, as in the code.
 
-    Differences to the published code that are meant: the product's repository finds neighbours by rank and then uses the
-    ranks as places in the order of insertion, so that it rewrites the first five notes ever stored, and it cuts linked
-    notes off again before they are shown; here both are as in the paper. By rule keywords are the rarest words (tf-idf),
-    tags the nearest of `TOPICS`, the context the sentence of the session that is nearest to the note; abstract relations
-    are lost. With `brain="reader"` the reader writes the line of context and the question's keywords and decides whether
-    to link (up to `neighbours` + 1 calls a turn); JSON of three fields at once, as in the paper, is beyond a small one.
+    Differences to the published code that are meant: the product's repository finds neighbours by rank and then uses
+    the ranks as places in the order of insertion, so that it rewrites the first five notes ever stored, and it cuts
+    linked notes off again before they are shown; here both are as in the paper. By rule keywords are the rarest words
+    (tf-idf), tags the nearest of `TOPICS`, the context the sentence of the session that is nearest to the note;
+    abstract relations are lost. With `brain="reader"` the reader writes the line of context and the question's
+    keywords and decides whether to link (up to `neighbours` + 1 calls a turn); JSON of three fields at once, as in
+    the paper, is beyond a small one.
 
     Args:
         kit, brain: as in `Remembering`.

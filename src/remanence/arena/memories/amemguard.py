@@ -26,19 +26,20 @@ class Guarded(Entry):
 class AMemGuard(Remembering[Guarded]):
     """Search by vectors, with a guard between it and the reader.
 
-    Made for: stores into which somebody plants false records; measured by how often they succeed, and by accuracy without
-    attack.
+    Made for: stores into which somebody plants false records; measured by how often they succeed, and by accuracy
+    without attack.
 
     From each of the `k` nearest turns alone an answer is inferred: by rule, the words of its best sentence that the
-    question has not; with `brain="reader"` the reader's own short answer (`k` calls a question). Turns whose answers agree
-    are one group; sources, not turns, vote, so that an attacker who repeats himself counts once (if all turns are of one
-    source, told texts vote). The group with most votes wins if it has two or more; the others are left out. Equal groups go by how seldom their sources were caught, then by
-    age. What was left out is a lesson: for questions with a cosine above 0.8 it is blocked from then on.
+    question has not; with `brain="reader"` the reader's own short answer (`k` calls a question). Turns whose answers
+    agree are one group; sources, not turns, vote, so that an attacker who repeats himself counts once (if all turns
+    are of one source, told texts vote). The group with most votes wins if it has two or more; the others are left
+    out. Equal groups go by how seldom their sources were caught, then by age. What was left out is a lesson: for
+    questions with a cosine above 0.8 it is blocked from then on.
 
-    Differences to the published code that are meant: it drops every memory that has no second witness, and with it every
-    fact that was told once; here only those that contradict a majority are dropped. Its release calls a function that it
-    does not contain, and does not run. What cannot be mended: a majority of lies wins, and a fact that changed looks like
-    a lie until it was told twice.
+    Differences to the published code that are meant: it drops every memory that has no second witness, and with it
+    every fact that was told once; here only those that contradict a majority are dropped. Its release calls a
+    function that it does not contain, and does not run. What cannot be mended: a majority of lies wins, and a fact
+    that changed looks like a lie until it was told twice.
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes are lessons.
@@ -59,7 +60,6 @@ class AMemGuard(Remembering[Guarded]):
 
     def take(self, turns: list[Turn]) -> None:
         """Keep turns, with their source: the speaker, or the label, or the told text."""
-        self.embeds([turn.text for turn in turns])  # in one go
         for turn in turns:
             source = turn.speaker or turn.label or f"text {turn.session}"
             self.add(Guarded(turn.text, [turn.number], "turn", source=source))

@@ -1,12 +1,12 @@
 """What the literature's memory systems share: turns, entries with vectors, what the reader is shown, and saved state.
 
-A told text is one session. It is cut into turns where its lines name speakers, else between sentences, so that none is
-longer than what the encoder sees. A system keeps entries; each has a text, the turns it comes from, and one vector. What
-the reader gets is shown in the order of time, with its date where there is one.
+A told text is one session. It is cut into turns where its lines name speakers, else between sentences, so that none
+is longer than what the encoder sees. A system keeps entries; each has a text, the turns it comes from, and one
+vector. What the reader gets is shown in the order of time, with its date where there is one.
 
-Several papers let an answer change the memory (what is recalled is strengthened, a reranker learns from what was cited).
-Such changes wait here until the next text is told, so questions of one moment do not depend on their order, and
-`learns=False` leaves them out.
+Several papers let an answer change the memory (what is recalled is strengthened, a reranker learns from what was
+cited). Such changes wait here until the next text is told, so questions of one moment do not depend on their order,
+and `learns=False` leaves them out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Turn:
     """What was said in one go, or a piece of a longer text.
 
     number: of all turns, from 0; the clock of every system. session: number of the told text. text: with the speaker
-    before it, if one is named. said: without. day: ISO date, or "". time: seconds, as it was told. label: where it is from.
+    before it, if one is named. said: without. day: ISO date, or "". time: seconds, as it was told. label: where it is
+    from.
     """
 
     number: int
@@ -146,7 +147,8 @@ class Remembering(TextSystem, Generic[E]):
         """Change the memory after an answer; called before the next text is told. Does nothing unless a paper does."""
 
     def start(self) -> None:
-        """Set what a subclass keeps beside its entries, in `more` (values of JSON) and `tensors`. Nothing by default."""
+        """Set what a subclass keeps beside its entries, in `more` (values of JSON) and `tensors`. Nothing by
+        default."""
 
     # What the arena calls ---------------------------------------------------------------------------------------------
 
@@ -159,6 +161,8 @@ class Remembering(TextSystem, Generic[E]):
         self.tensors: dict[str, Tensor] = {}
         self.unsettled: list[Asked] = []
         self._index = BM25()
+        self._slots: dict[str, list[int]] = {}
+        self._slotted = 0  # entries that `_slots` has
         self.holding: Counter[str] = Counter()  # word -> how many turns have it
         self.thinker = Thinker(self.kit.reader) if self.brain == "reader" else None
         self.start()
@@ -182,6 +186,7 @@ class Remembering(TextSystem, Generic[E]):
         self.turns += new
         for turn in new:
             self.holding.update(words.content(turn.text))
+        self.embeds([turn.text for turn in new])  # in one go; the encoder keeps them
         self.take(new)
 
     def context(self, question: Question) -> list[Piece]:
@@ -269,6 +274,13 @@ class Remembering(TextSystem, Generic[E]):
         scores = self._index.scores(question)
         return [i for i, _ in best({i: scores[i] for i in among if scores[i] > 0}, k)]
 
+    def of_slot(self, slot: str) -> list[int]:
+        """The entries that give a value to a slot and are not gone, oldest first. A `slot` must never change."""
+        for number in range(self._slotted, len(self.entries)):
+            self._slots.setdefault(getattr(self.entries[number], "slot", ""), []).append(number)
+        self._slotted = len(self.entries)
+        return [number for number in self._slots.get(slot, ()) if slot and not self.entries[number].gone]
+
     def turns_of(self, entry: Entry) -> list[Turn]:
         """The turns an entry comes from."""
         return [self.turns[number] for number in entry.turns]
@@ -277,7 +289,7 @@ class Remembering(TextSystem, Generic[E]):
 
     def embeds(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts [texts, width]; a text longer than a turn has the mean of its pieces."""
-        cut = [[part.said for part in words.parts(text, 80)] or [""] for text in texts]
+        cut = [words.chunks(text, 80) for text in texts]
         flat = [piece for pieces in cut for piece in pieces]
         if not flat:
             return torch.empty(0, 0)
@@ -403,12 +415,12 @@ def pagerank(
         return start
     one = torch.tensor([a for a, _, _ in edges] + [b for _, b, _ in edges])
     two = torch.tensor([b for _, b, _ in edges] + [a for a, _, _ in edges])
-    weight = torch.tensor([w for _, _, w in edges] * 2, dtype=torch.float32)
-    out = torch.zeros(nodes).index_add_(0, one, weight)
-    weight = weight / out[one]
+    weights = torch.tensor([w for _, _, w in edges] * 2, dtype=torch.float32)
+    out = torch.zeros(nodes).index_add_(0, one, weights)
+    weights = weights / out[one]
     rank = start
     for _ in range(steps):
-        moved = torch.zeros(nodes).index_add_(0, two, rank[one] * weight)
+        moved = torch.zeros(nodes).index_add_(0, two, rank[one] * weights)
         stuck = rank[out == 0].sum()  # of nodes without edges: back to the seeds
         rank = (1 - damping) * start + damping * (moved + stuck * start)
     return rank

@@ -1,7 +1,7 @@
 """DMM-Gov: a store under government: admission, probation of what is new, monitoring, rollback, and a log of it all.
 
-Paper: "Memory in Large Language Models: Mechanisms, Evaluation and Evolution", arXiv 2509.18868, section on dynamic memory
-management and governance (DMM-Gov).
+Paper: "Memory in Large Language Models: Mechanisms, Evaluation and Evolution", arXiv 2509.18868, section on dynamic
+memory management and governance (DMM-Gov).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .base import Asked, Entry, Remembering, Shown, Turn, once
 @dataclass
 class Record(Entry):
     """A sentence. state: "live", "probation" (a newer value that is not confirmed yet), "replaced" or "rolled back".
-    slot: what it gives a value to. before: number of the record it would replace, or -1. cited: by answers; missed: times
-    it was read on probation and its predecessor was cited instead. speaker: who said it."""
+    slot: what it gives a value to. before: number of the record it would replace, or -1. cited: by answers; missed:
+    times it was read on probation and its predecessor was cited instead. speaker: who said it."""
 
     state: str = "live"
     slot: str = ""
@@ -34,16 +34,17 @@ class DMMGov(Remembering[Record]):
     Made for: keeping a memory fresh and auditable; it is measured by how often answers are outdated.
 
     The paper describes a loop of government over training, editing and retrieval (admission threshold, rollout,
-    monitoring, rollback, audit), and no algorithm; it is no competitor of retrieval systems. This is the loop's smallest
-    whole form over texts, ours in every number:
+    monitoring, rollback, audit), and no algorithm; it is no competitor of retrieval systems. This is the loop's
+    smallest whole form over texts, ours in every number:
 
     *Admission*: a sentence whose cosine to a record is above `admit` and that has no word of its own is refused.
-    *Rollout*: a sentence with the slot of a live record is on probation; both are shown with their dates, the newer one
-    first. It replaces the old one when an answer cites it, or it is told again, or after `trial` turns. *Monitoring*:
-    citations are counted, and `freshness` and `outdated` tell the share of answers that cite a live, or a replaced,
-    record. *Rollback*: if answers cited the predecessor `patience` times while it was read too, the newer one is rolled
-    back; `roll_back` undoes any replacement by hand. *Audit*: `more["log"]` has every change: turn, what was done, to
-    which record, and why. With `brain="reader"` the reader decides whether a new value contradicts the old at all.
+    *Rollout*: a sentence with the slot of a live record is on probation; both are shown with their dates, the newer
+    one first. It replaces the old one when an answer cites it, or it is told again, or after `trial` turns.
+    *Monitoring*: citations are counted, and `freshness` and `outdated` tell the share of answers that cite a live, or
+    a replaced, record. *Rollback*: if answers cited the predecessor `patience` times while it was read too, the newer
+    one is rolled back; `roll_back` undoes any replacement by hand. *Audit*: `more["log"]` has every change: turn,
+    what was done, to which record, and why. With `brain="reader"` the reader decides whether a new value contradicts
+    the old at all.
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes are citations and states.
@@ -77,7 +78,6 @@ class DMMGov(Remembering[Record]):
             record = self.entries[i]
             if record.state == "probation" and len(self.turns) - record.turns[0] > self.trial:
                 self._confirm(i, "its trial is over")
-        self.embeds([turn.text for turn in turns])  # in one go
         for turn in turns:
             for sentence in words.split(turn.said):
                 if words.content(sentence):
@@ -97,10 +97,7 @@ class DMMGov(Remembering[Record]):
             return
         found = words.slot(text, turn.speaker)
         record = Record(text, [turn.number], slot="|".join(found) if found else "", speaker=turn.speaker)
-        same = [
-            i for i in self.alive()
-            if record.slot and self.entries[i].slot == record.slot and self.entries[i].speaker == turn.speaker
-        ]  # fmt: skip
+        same = [i for i in self.of_slot(record.slot) if self.entries[i].speaker == turn.speaker]
         for i in [i for i in same if self.entries[i].state == "probation"]:
             self._confirm(i, "a still newer value came")
         live = [i for i in same if not self.entries[i].gone and self.entries[i].state == "live"]

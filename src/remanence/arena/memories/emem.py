@@ -1,7 +1,8 @@
-"""EMem: every session becomes short sentences of one event each, with names and dates filled in; EMem-G also links them.
+"""EMem: every session becomes short sentences of one event each, with names and dates filled in; EMem-G also links
+them.
 
-Paper: "A Simple Yet Strong Baseline for Long-Term Conversational Memory of LLM Agents", arXiv 2511.17208. Event sentences
-(elementary discourse units, EDUs): section 3.1; the graph: 3.2; finding: 3.3.
+Paper: "A Simple Yet Strong Baseline for Long-Term Conversational Memory of LLM Agents", arXiv 2511.17208. Event
+sentences (elementary discourse units, EDUs): section 3.1; the graph: 3.2; finding: 3.3.
 """
 
 from __future__ import annotations
@@ -35,14 +36,16 @@ class EMem(Remembering[Event]):
 
     Made for: long conversations of two people (LoCoMo, LongMemEval).
 
-    An EDU is a clause with its speaker's name for I, the last person's for he and she, and a date behind "yesterday". Its
-    arguments are its entities and its rarest content words. At a question the `candidates` nearest are taken, of each of
-    two speakers half; those stay that share an argument with the question or have a cosine above `near` (all, if none).
+    An EDU is a clause with its speaker's name for I, the last person's for he and she, and a date behind "yesterday".
+    Its arguments are its entities and its rarest content words. At a question the `candidates` nearest are taken, of
+    each of two speakers half; those stay that share an argument with the question or have a cosine above `near` (all,
+    if none).
 
-    Differences that are meant: in the paper a language model writes the EDUs of a whole session and filters them. By rule
-    references beyond one sentence back are lost. All structure is made when something is told, so a small reader loses
-    least here. With `brain="reader"` the reader filters (one decision a candidate that the rule is not sure of) and writes
-    the EDUs of each turn (one call a turn); details that it leaves out are kept by keeping the turn's own clauses too.
+    Differences that are meant: in the paper a language model writes the EDUs of a whole session and filters them. By
+    rule references beyond one sentence back are lost. All structure is made when something is told, so a small reader
+    loses least here. With `brain="reader"` the reader filters (one decision a candidate that the rule is not sure of)
+    and writes the EDUs of each turn (one call a turn); details that it leaves out are kept by keeping the turn's own
+    clauses too.
 
     Args:
         kit, brain: as in `Remembering`.
@@ -97,8 +100,8 @@ class EMem(Remembering[Event]):
         return list(dict.fromkeys([*self.thinker.lines(task, turn.text, 4, tokens=80), *plain]))
 
     def arguments_of(self, text: str) -> list[str]:
-        """Entities of a text and its four rarest content words."""
-        return list(dict.fromkeys([*words.entities(text), *self.keywords(text, 4)]))
+        """Entities of a text and its three rarest content words."""
+        return list(dict.fromkeys([*words.entities(text), *self.keywords(text, 3)]))
 
     def _link(self, numbers: list[int], turns: list[Turn]) -> None:
         """The graph of a session (section 3.2)."""
@@ -140,10 +143,10 @@ class EMemG(EMem):
 
     Made for: the same, with questions that need several facts.
 
-    Edges of weight 1 join an EDU with its arguments and its session, and arguments with a cosine of 0.9 and more. Seeds
-    are the EDUs that stay (their cosine), their arguments (score over the number of sessions they occur in, the best 30)
-    and all sessions (0.05 times their cosine); damping is 0.5 (section 3.3). Differences as for `EMem`; an argument's
-    score is its cosine with the question.
+    Edges of weight 1 join an EDU with its arguments and its session, and arguments with a cosine of 0.9 and more.
+    Seeds are the EDUs that stay (their cosine), their arguments (score over the number of sessions they occur in, the
+    best 30) and all sessions (0.05 times their cosine); damping is 0.5 (section 3.3). Differences as for `EMem`; an
+    argument's score is its cosine with the question.
 
     Args:
         kit, k, candidates, near, brain: as in `EMem`.
@@ -161,11 +164,15 @@ class EMemG(EMem):
         edges, known = self.more["edges"], self.more["arguments"]
         wanted = [self.arguments_of(self.entries[i].text) for i in numbers]
         new = list(dict.fromkeys(a for each in wanted for a in each if a not in known))
-        for argument, vector in zip(new, self.embeds(new), strict=True):
-            before = self.alive("argument")
-            known[argument] = self.add(Event(argument, [], "argument"), vector)
-            near = self.nearest(vector, 10, before)
-            edges += [[i, known[argument], 1.0] for i, cosine in near if cosine >= _ALIKE]
+        if new:
+            vectors = self.embeds(new)
+            for argument, vector in zip(new, vectors, strict=True):
+                known[argument] = self.add(Event(argument, [], "argument"), vector)
+            all_ = list(known.values())
+            for own, other in (vectors @ self.vectors.all[torch.tensor(all_)].T >= _ALIKE).nonzero().tolist():
+                one, two = known[new[own]], all_[other]
+                if two < one:  # each pair once
+                    edges.append([two, one, 1.0])
         for i, each in zip(numbers, wanted, strict=True):
             edges.append([i, session, 1.0])
             self.entries[i].arguments = [known[a] for a in each]

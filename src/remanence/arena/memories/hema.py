@@ -21,7 +21,8 @@ class Chunk(Entry):
 
 
 class HEMA(Remembering[Chunk]):
-    """A summary of at most 60 tokens is renewed with every turn; turns are found by vectors; the oldest unused ones fade.
+    """A summary of at most 60 tokens is renewed with every turn; turns are found by vectors; the oldest unused ones
+    fade.
 
     Made for: dialogues of hundreds of turns.
 
@@ -29,9 +30,10 @@ class HEMA(Remembering[Chunk]):
     lowest weight w = exp(-gamma * age) + beta * (1 if it was recalled within the last 100 turns) is deleted.
 
     Differences that are meant: the printed formula adds the bonus to chunks that were *not* recalled, while the text
-    calls it a bonus for recent recall; the text is followed, and `bonus="printed"` has the formula. The paper's summariser
-    (Distil-PEGASUS) is, by rule, the sentences of the old summary and the new turn that are nearest to their mean; rare
-    facts fall out of it, and the chunks must carry them. With `brain="reader"` the reader writes it (one call a turn).
+    calls it a bonus for recent recall; the text is followed, and `bonus="printed"` has the formula. The paper's
+    summariser (Distil-PEGASUS) is, by rule, the sentences of the old summary and the new turn that are nearest to
+    their mean; rare facts fall out of it, and the chunks must carry them. With `brain="reader"` the reader writes it
+    (one call a turn).
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes is when a chunk was last recalled.
@@ -62,7 +64,6 @@ class HEMA(Remembering[Chunk]):
 
     def take(self, turns: list[Turn]) -> None:
         """Sum up, append, and prune now and then."""
-        self.embeds([turn.text for turn in turns])  # in one go
         for turn in turns:
             self.add(Chunk(turn.text, [turn.number]))
             self.more["summary"] = self._renewed([self.more["summary"], turn.text])

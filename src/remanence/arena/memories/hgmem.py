@@ -23,7 +23,8 @@ class Chunk(Entry):
 
 @dataclass
 class Point:
-    """A hyperedge of the working memory: entities, what is said of them together, where it comes from (chunk numbers)."""
+    """A hyperedge of the working memory: entities, what is said of them together, where it comes from (chunk
+    numbers)."""
 
     entities: set[str]
     said: str
@@ -31,21 +32,22 @@ class Point:
 
 
 class HGMem(Remembering[Chunk]):
-    """A reading strategy, no store of its own: chunks are searched in up to `rounds` rounds, each for what is not covered.
+    """A reading strategy, no store of its own: chunks are searched in up to `rounds` rounds, each for what is not
+    covered.
 
     Made for: questions over long texts that need several hops (NarrativeQA, Prelude).
 
-    Chunks have about 150 words with an overlap of a third at most, and the entities of their sentences. The first round
-    finds chunks by vectors and by the question's entities. Sentences of found chunks that bear on the question become
-    points; two points with two entities in common are merged, their text cut to 60 tokens. What the question names and no
-    point covers is the concern of the next round: it searches among chunks within two steps of the points' entities
-    (local), and among all others (global). It ends when all is covered, or nothing new came. The working memory is
-    cleared after the answer, as in the code. Points are shown first, then their chunks' own text.
+    Chunks have about 150 words with an overlap of a third at most, and the entities of their sentences. The first
+    round finds chunks by vectors and by the question's entities. Sentences of found chunks that bear on the question
+    become points; two points with two entities in common are merged, their text cut to 60 tokens. What the question
+    names and no point covers is the concern of the next round: it searches among chunks within two steps of the
+    points' entities (local), and among all others (global). It ends when all is covered, or nothing new came. The
+    working memory is cleared after the answer, as in the code. Points are shown first, then their chunks' own text.
 
     Differences that are meant: extraction, planning and sub-questions are a language model's in the paper, with three
     rounds after the first; by rule a concern is the words that are not covered, and real planning is lost. With
-    `brain="reader"` the reader decides whether the points suffice, and words the next sub-question. Useless on questions
-    of one hop, which the paper says too.
+    `brain="reader"` the reader decides whether the points suffice, and words the next sub-question. Useless on
+    questions of one hop, which the paper says too.
 
     Args:
         kit, brain: as in `Remembering`.
@@ -119,7 +121,8 @@ class HGMem(Remembering[Chunk]):
         return sorted(points, key=lambda p: (-words.share(asked, p.said), p.chunks[0]))[: 2 * self.k]
 
     def _search(self, search: str, concern: list[str], points: list[Point], seen: set[int]) -> list[int]:
-        """New chunks: near the points' entities (local) and anywhere (global), by vector; and by the concern's names."""
+        """New chunks: near the points' entities (local) and anywhere (global), by vector; and by the concern's
+        names."""
         vector = self.embed(search)
         holding: dict[str, list[int]] = self.more["holding"]
         named = [i for name in concern for i in holding.get(name, [])[-self.k :]]
@@ -140,9 +143,9 @@ class HGMem(Remembering[Chunk]):
         near = (self.embeds(told) @ vector).tolist() if told else []
         for sentence, cosine in zip(told, near, strict=True):
             named = set(words.names(sentence))
-            if cosine > 0.4 or words.share(asked, sentence) >= 0.34 or (named & known and len(named) > 1):
-                if all(sentence not in point.said for point in points):
-                    points.append(Point(named, sentence, [number]))
+            bears = cosine > 0.4 or words.share(asked, sentence) >= 0.34 or (named & known and len(named) > 1)
+            if bears and all(sentence not in point.said for point in points):
+                points.append(Point(named, sentence, [number]))
 
     def _merged(self, points: list[Point]) -> list[Point]:
         """Points of which no two share two entities."""

@@ -1,7 +1,7 @@
 """HiMem: raw episodes below, distilled notes above, and notes that are corrected when they fail.
 
-Paper: "HiMem: Hierarchical Long-Term Memory for LLM Long-Horizon Agents", arXiv 2601.06377. Episodes: section 3.1; notes:
-3.2; the two ways of answering: 3.3; reconsolidation: 3.4.
+Paper: "HiMem: Hierarchical Long-Term Memory for LLM Long-Horizon Agents", arXiv 2601.06377. Episodes: section 3.1;
+notes: 3.2; the two ways of answering: 3.3; reconsolidation: 3.4.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ class HiMem(Remembering[Layered]):
 
     Made for: long conversations with one user, whose facts change (LoCoMo).
 
-    A new episode begins where the cosine of a turn and the episode's mean falls below its usual value less one standard
-    deviation; with `brain="reader"` also where the reader finds the turn surprising given the one before it (nats a token
-    above the mean plus two standard deviations; one call a turn). A note is a sentence with names for pronouns and dates
-    for "yesterday" that tells a trait, a value of some slot, or an event; a newer value of the same slot replaces it.
+    A new episode begins where the cosine of a turn and the episode's mean falls below its usual value less one
+    standard deviation; with `brain="reader"` also where the reader finds the turn surprising given the one before it
+    (nats a token above the mean plus two standard deviations; one call a turn). A note is a sentence with names for
+    pronouns and dates for "yesterday" that tells a trait, a value of some slot, or an event; a newer value of the
+    same slot replaces it.
 
-    `mode="hybrid"` searches both layers; "best-effort" notes first, and episodes only if these are not sufficient: the
-    best note's cosine is below `near`, or it shares no name with a question that has one (by the reader: it says no).
-    If notes failed and episodes carried the answer, the sentence that did becomes a note (section 3.4): it replaces a
-    note that it contradicts, joins one that it extends, or stands alone.
+    `mode="hybrid"` searches both layers; "best-effort" notes first, and episodes only if these are not sufficient:
+    the best note's cosine is below `near`, or it shares no name with a question that has one (by the reader: it says
+    no). If notes failed and episodes carried the answer, the sentence that did becomes a note (section 3.4): it
+    replaces a note that it contradicts, joins one that it extends, or stands alone.
 
     Differences that are meant: the paper finds topic, surprise and notes with one large model's pass each. By rule,
     implicit preferences are lost. No published code was at hand.
@@ -115,10 +116,9 @@ class HiMem(Remembering[Layered]):
             old = self.entries[i]
             if cosine > 0.95 or set(words.content(text)) <= set(words.content(old.text)):
                 return  # nothing new
-            if new.slot and new.slot == old.slot and cosine > 0.5:
-                old.gone = True
-            elif cosine > 0.85 and set(words.content(old.text)) <= set(words.content(text)):
-                old.gone = True
+            contradicts = new.slot and new.slot == old.slot and cosine > 0.5
+            extends = cosine > 0.85 and set(words.content(old.text)) <= set(words.content(text))
+            old.gone = bool(contradicts or extends)
         self.add(new, vector)
 
     def _sufficient(self, question: str, near: list[tuple[int, float]]) -> bool:

@@ -27,15 +27,15 @@ class MemAlpha(Remembering[Item]):
 
     Made for: long streams of documents and chats, read once, in chunks.
 
-    By rule a sentence in which somebody says what he or she is, likes or has goes to core, one with a date or with a verb
-    of what happened to the episodic list, any other to the semantic one. Core is one paragraph of at most `core` tokens,
-    rewritten as a whole with every text: the newest sentence of each slot, the most central ones if they are too many. In
-    the lists a newer value of a slot replaces the older (the tools insert, update and delete).
+    By rule a sentence in which somebody says what he or she is, likes or has goes to core, one with a date or with a
+    verb of what happened to the episodic list, any other to the semantic one. Core is one paragraph of at most `core`
+    tokens, rewritten as a whole with every text: the newest sentence of each slot, the most central ones if they are
+    too many. In the lists a newer value of a slot replaces the older (the tools insert, update and delete).
 
-    How far from the paper: there a 4B model learns to use the tools, by GRPO on four nodes; its choice is what the paper
-    is about, and it is not here. What is tested here is the threefold memory. With `brain="reader"` the untrained reader
-    chooses the memory of each sentence, by likelihood. Core had 512 tokens there; a quarter of the budget here. What core
-    has no room for is found in the semantic list.
+    How far from the paper: there a 4B model learns to use the tools, by GRPO on four nodes; its choice is what the
+    paper is about, and it is not here. What is tested here is the threefold memory. With `brain="reader"` the
+    untrained reader chooses the memory of each sentence, by likelihood. Core had 512 tokens there; a quarter of the
+    budget here. What core has no room for is found in the semantic list.
 
     Args:
         kit, brain: as in `Remembering`.
@@ -67,10 +67,9 @@ class MemAlpha(Remembering[Item]):
                     text = f"{turn.speaker}: {text}"
                 found = words.slot(text, turn.speaker)
                 item = Item(text, [turn.number], self.memory_of(sentence), slot="|".join(found) if found else "")
-                for i in self.alive() if item.slot else []:
-                    if self.entries[i].slot == item.slot:
-                        self.entries[i].gone = True
-                        changed |= self.entries[i].kind == "core"
+                for i in self.of_slot(item.slot):
+                    self.entries[i].gone = True
+                    changed |= self.entries[i].kind == "core"
                 self.add(item)
                 changed |= item.kind == "core"
         if changed:

@@ -1,8 +1,8 @@
 """MemGAS: four views of every session, a graph of what is alike, a router that trusts the surest view, PageRank.
 
-Paper: Xu et al., "From Single to Multi-Granularity: Toward Long-Term Memory Association and Selection of Conversational
-Agents", arXiv 2505.19549. Views: section 3.1; the graph by a mixture of two Gaussians: 3.2; the router by entropy: 3.3; PageRank and
-filter: 3.4.
+Paper: Xu et al., "From Single to Multi-Granularity: Toward Long-Term Memory Association and Selection of
+Conversational Agents", arXiv 2505.19549. Views: section 3.1; the graph by a mixture of two Gaussians: 3.2; the router
+by entropy: 3.3; PageRank and filter: 3.4.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ class MemGAS(Remembering[Entry]):
 
     Made for: questions about one of many sessions (LoCoMo, LongMemEval).
 
-    From the sixth session on, a new node is linked to those of its 30 nearest older ones that fall into the higher part of
-    a mixture of two Gaussians over the similarities. At a question each view's similarities become a softmax; the lower
-    its entropy H, the more the view counts: w is 1 - H / ln n. The 15 best nodes seed a PageRank (damping 0.1); a
-    session's four nodes are summed; of the best three sessions what bears on the question is shown.
+    From the sixth session on, a new node is linked to those of its 30 nearest older ones that fall into the higher
+    part of a mixture of two Gaussians over the similarities. At a question each view's similarities become a softmax;
+    the lower its entropy H, the more the view counts: w is 1 - H / ln n. The 15 best nodes seed a PageRank (damping
+    0.1); a session's four nodes are summed; of the best three sessions what bears on the question is shown.
 
-    Differences to the published code that are meant: it weighs by (1 - H) / sum(1 - H), by which, as soon as all H are
-    above 1, the *least* certain view counts most; `weights="code"` has that. The filter by a language model is, by rule,
-    the turns nearest to the question; with `brain="reader"` the reader says which turns bear on it, and writes the summary.
+    Differences to the published code that are meant: it weighs by (1 - H) / sum(1 - H), by which, as soon as all H
+    are above 1, the *least* certain view counts most; `weights="code"` has that. The filter by a language model is,
+    by rule, the turns nearest to the question; with `brain="reader"` the reader says which turns bear on it, and
+    writes the summary.
 
     Args:
         kit, brain: as in `Remembering`.
@@ -98,7 +99,7 @@ class MemGAS(Remembering[Entry]):
         sessions = ranks.view(-1, len(VIEWS)).sum(1)
         vector = self.embed(question)
         turns = [n for i, _ in best(dict(enumerate(sessions.tolist())), self.k) for n in self.entries[4 * i].turns]
-        pieces = []
+        pieces: list[Shown] = []
         for number in self.nearest_turns(vector, turns, len(turns)):
             if self.thinker is not None and len(pieces) < 12:
                 task = f"Does this help to answer the question: {question} Answer Yes or No."

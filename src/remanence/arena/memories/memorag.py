@@ -1,7 +1,7 @@
 """MemoRAG: a memory of the whole text drafts clues, and the clues, not the question alone, search the text.
 
-Paper: Qian et al., "MemoRAG: Boosting Long Context Processing with Global Memory-Enhanced Retrieval Augmentation", arXiv
-2409.05591. The memory and its clues: section 2.2; retrieval by clues: 2.3.
+Paper: Qian et al., "MemoRAG: Boosting Long Context Processing with Global Memory-Enhanced Retrieval Augmentation",
+arXiv 2409.05591. The memory and its clues: section 2.2; retrieval by clues: 2.3.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ class MemoRAG(Remembering[Entry]):
     Made for: questions over long texts that do not say what to look for (UltraDomain).
 
     The paper's memory is a 7B model with a compressed cache of the whole text, trained for it. Here it is ours: with
-    `draft="memory"` everything is memorized by the model of this project (M+), and its answer from memory is the draft;
-    that is a fair hybrid of both. With `draft="feedback"` there is no such model: the best sentences of a first search
-    are the clues (pseudo-relevance feedback). "auto" is "memory" with `brain="reader"`, "feedback" with rules.
+    `draft="memory"` everything is memorized by the model of this project (M+), and its answer from memory is the
+    draft; that is a fair hybrid of both. With `draft="feedback"` there is no such model: the best sentences of a
+    first search are the clues (pseudo-relevance feedback). "auto" is "memory" with `brain="reader"`, "feedback" with
+    rules.
 
-    Differences that are meant: lines of fewer than four words are dropped in the code; an answer from our memory is often
-    two words long and right, so it becomes a clue together with the question instead. A draft of which no word stands in
-    the text is made up, and is no clue. The code's chunks have 512 tokens; here they are turns of up to 80 words, as the
-    budget is smaller. The generator gets no draft as a hint, as a small one would only repeat it.
+    Differences that are meant: lines of fewer than four words are dropped in the code; an answer from our memory is
+    often two words long and right, so it becomes a clue together with the question instead. A draft of which no word
+    stands in the text is made up, and is no clue. The code's chunks have 512 tokens; here they are turns of up to 80
+    words, as the budget is smaller. The generator gets no draft as a hint, as a small one would only repeat it.
 
     Args:
         kit, brain: as in `Remembering`.
@@ -54,7 +55,6 @@ class MemoRAG(Remembering[Entry]):
 
     def take(self, turns: list[Turn]) -> None:
         """Keep every turn as a chunk, and memorize the session."""
-        self.embeds([turn.text for turn in turns])  # in one go
         for turn in turns:
             self.add(Entry(turn.text, [turn.number]))
         if self.memory is not None:

@@ -1,8 +1,9 @@
-"""Memory-R1: a flat list of facts, a manager that adds, updates, deletes or does nothing, and an answerer that distils.
+"""Memory-R1: a flat list of facts, a manager that adds, updates, deletes or does nothing, and an answerer that
+distils.
 
 Paper: Yan et al., "Memory-R1: Enhancing Large Language Model Agents to Manage and Utilize Memories via Reinforcement
-Learning", arXiv 2508.19828. The manager: section 3.1; the answerer with its distillation: 3.2. No code was published when
-this was written.
+Learning", arXiv 2508.19828. The manager: section 3.1; the answerer with its distillation: 3.2. No code was published
+when this was written.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ class MemoryR1(Remembering[Fact]):
     Made for: conversations over many sessions in which facts change (LoCoMo).
 
     By rule, with the nearest fact's cosine c: c above 0.95 and no word that is new is NOOP; a sentence that says that
-    something is over ("no longer") and fits the old one is DELETE, and stays itself, as the question may be about it; the
-    same slot with another value is UPDATE, and the old text becomes history; all else is ADD. At a question
-    `candidates` facts are found, of each of two speakers half; those that share an entity with it come first, and `k` are
-    read (memory distillation).
+    something is over ("no longer") and fits the old one is DELETE, and stays itself, as the question may be about it;
+    the same slot with another value is UPDATE, and the old text becomes history; all else is ADD. At a question
+    `candidates` facts are found, of each of two speakers half; those that share an entity with it come first, and `k`
+    are read (memory distillation).
 
     How far from the paper: there two language models of 7 to 14 billion weights are trained by reinforcement learning
-    (PPO or GRPO, reward: the final answer is exact) on four to eight H100. That cannot be done here; this is its store,
-    its operations and its distillation with a manager by rule, or with `brain="reader"` by the untrained reader (a
-    choice by likelihood a fact that resembles an old one, and a decision on each of the `k` best). The paper's own
-    ablations put the untrained manager 17 points of its judge below the trained one.
+    (PPO or GRPO, reward: the final answer is exact) on four to eight H100. That cannot be done here; this is its
+    store, its operations and its distillation with a manager by rule, or with `brain="reader"` by the untrained
+    reader (a choice by likelihood a fact that resembles an old one, and a decision on each of the `k` best). The
+    paper's own ablations put the untrained manager 17 points of its judge below the trained one.
 
     Args:
         kit, brain: as in `Remembering`.
@@ -85,8 +86,7 @@ class MemoryR1(Remembering[Fact]):
         found = words.slot(text, turn.speaker)
         new = Fact(text, [turn.number], "fact", slot="|".join(found) if found else "", speaker=turn.speaker)
         if new.slot:  # what has the same slot matters more than what is nearest
-            same = [i for i in self.alive() if self.entries[i].slot == new.slot]
-            near = self.nearest(vector, 1, same) or near
+            near = self.nearest(vector, 1, self.of_slot(new.slot)) or near
         operation = self.operation(new, *near[0]) if near else "ADD"
         self.more["operations"][operation] += 1
         if operation == "NOOP":
@@ -112,8 +112,8 @@ class MemoryR1(Remembering[Fact]):
         if self.thinker is None or cosine <= self.alike:
             return rule
         task = (
-            "Compare the old and the new sentence. ADD if the new one says something else, UPDATE if it has a newer value "
-            "for the same thing, DELETE if it says that the old one is over, NOOP if it says nothing new."
+            "Compare the old and the new sentence. ADD if the new one says something else, UPDATE if it has a newer "
+            "value for the same thing, DELETE if it says that the old one is over, NOOP if it says nothing new."
         )
         said = self.thinker.choose(task, f"Old: {old.text}\nNew: {new.text}", OPERATIONS)
         if said in ("UPDATE", "DELETE") and not (same_slot or _about_the_same(old.text, new.text)):

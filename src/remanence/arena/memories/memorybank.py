@@ -1,7 +1,7 @@
 """MemoryBank: a log of what was said, summaries of days, a portrait of the user, and Ebbinghaus' forgetting.
 
-Paper: Zhong et al., "MemoryBank: Enhancing Large Language Models with Long-Term Memory", arXiv 2305.10250. Store: section
-3.1; recall: 3.2; forgetting: 3.3.
+Paper: Zhong et al., "MemoryBank: Enhancing Large Language Models with Long-Term Memory", arXiv 2305.10250. Store:
+section 3.1; recall: 3.2; forgetting: 3.3.
 """
 
 from __future__ import annotations
@@ -32,21 +32,23 @@ class MemoryBank(Remembering[Logged]):
 
     Made for: chats with one user over many days, with questions about what was said days ago.
 
-    Retention is R = exp(-t / (curve * S)): t days since the last recall, S begins at 1 and grows by 1 with each recall,
-    which also sets t to 0 (section 3.3). Differences to the published code that are meant: it computes exp(-t * S / 5), by
-    which what is recalled often fades faster; here S slows fading down, as the paper says. Summaries of days are exempt
-    from forgetting, as in the code, which has forgetting off by default, and so has this.
+    Retention is R = exp(-t / (curve * S)): t days since the last recall, S begins at 1 and grows by 1 with each
+    recall, which also sets t to 0 (section 3.3). Differences to the published code that are meant: it computes exp(-t
+    * S / 5), by which what is recalled often fades faster; here S slows fading down, as the paper says. Summaries of
+    days are exempt from forgetting, as in the code, which has forgetting off by default, and so has this.
 
-    Without a language model a summary is the sentences nearest to the day's mean vector, and the portrait the most central
-    sentences in which somebody says what he or she is, likes or has. What is lost: abstraction, and the paper's notes on
-    mood. With `brain="reader"` the reader writes the day's summary and the portrait (two calls a day).
+    Without a language model a summary is the sentences nearest to the day's mean vector, and the portrait the most
+    central sentences in which somebody says what he or she is, likes or has. What is lost: abstraction, and the
+    paper's notes on mood. With `brain="reader"` the reader writes the day's summary and the portrait (two calls a
+    day).
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes is the strength of what it recalled.
         k: pieces and summaries that are found.
-        forget: "off"; "rank" multiplies scores by R and deletes nothing; "sample" keeps every piece with probability R
-            each day, for good, seeded.
-        curve: days after which an unrecalled piece is kept with probability 1/e; 1 is the paper's, 5 was meant by the code.
+        forget: "off"; "rank" multiplies scores by R and deletes nothing; "sample" keeps every piece with probability
+            R each day, for good, seeded.
+        curve: days after which an unrecalled piece is kept with probability 1/e; 1 is the paper's, 5 was meant by the
+            code.
         day_turns: turns that make a day where the texts have no dates.
         glue: characters up to which a found piece is shown with its neighbours of the day, as in the code.
         tokens: of a summary, and of the portrait.

@@ -1,7 +1,7 @@
 """MemOS: memory as a managed resource; cubes of text with versions, and the hot ones as activations of the model.
 
-Papers: Li et al., "MemOS: A Memory OS for AI System", arXiv 2507.03724, and "MemOS: An Operating System for Memory-Augmented
-Generation", arXiv 2505.22101. Cubes: section 4 of the first; their life cycle and scheduling: 5.
+Papers: Li et al., "MemOS: A Memory OS for AI System", arXiv 2507.03724, and "MemOS: An Operating System for
+Memory-Augmented Generation", arXiv 2505.22101. Cubes: section 4 of the first; their life cycle and scheduling: 5.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class MemOS(Remembering[Cube]):
 
     A turn is a cube. One that gives a slot a new value is the next version of the cube that had it; the old one is
     archived, and can be looked up by `versions`. A cube that `promote` answers have used becomes activations: it is
-    memorized by our model into a memory of its own (here: our vectors), and its text is not shown any more. After `idle`
-    turns without use it is text again. Of the activation tier at most `hot` cubes are kept, those used last. At a
-    question the activation tier is read as memory and the `k` nearest text cubes as text in the window, by our model with
-    its adapter; while nothing is hot, by the run's reader.
+    memorized by our model into a memory of its own (here: our vectors), and its text is not shown any more. After
+    `idle` turns without use it is text again. Of the activation tier at most `hot` cubes are kept, those used last.
+    At a question the activation tier is read as memory and the `k` nearest text cubes as text in the window, by our
+    model with its adapter; while nothing is hot, by the run's reader.
 
-    Differences that are meant: the paper's third payload, weights, is left out: it would have to be trained for a cube.
-    Migration goes by use alone, as in the paper's example policy. `tier="text"` keeps hot cubes as text that is shown
-    first, for readers that cannot read our vectors. Access rights play no part with one user. No language model decides
-    about memory here, so `brain` changes nothing.
+    Differences that are meant: the paper's third payload, weights, is left out: it would have to be trained for a
+    cube. Migration goes by use alone, as in the paper's example policy. `tier="text"` keeps hot cubes as text that is
+    shown first, for readers that cannot read our vectors. Access rights play no part with one user. No language model
+    decides about memory here, so `brain` changes nothing.
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes are uses, and where cubes are.
@@ -82,17 +82,15 @@ class MemOS(Remembering[Cube]):
 
     def take(self, turns: list[Turn]) -> None:
         """Make cubes, and see what is due."""
-        self.embeds([turn.text for turn in turns])  # in one go
         for turn in turns:
             slots = [words.slot(sentence, turn.speaker) for sentence in words.split(turn.said)]
             slot = next(("|".join(found) for found in slots if found), "")
             cube = Cube(turn.text, [turn.number], slot=slot, origin=turn.label)
-            old = next((i for i in reversed(self.alive()) if slot and self.entries[i].slot == slot), None)
-            # A long turn says more than its slot; it is never archived for one sentence of a newer one.
-            if old is not None and len(words.split(self.entries[old].text)) == 1:
-                before = self.entries[old]
-                cube.version, cube.before = before.version + 1, old
-                self._archive(old)
+            for old in self.of_slot(slot)[-1:]:
+                # A turn of several sentences says more than its slot, and is not archived for one of a newer one.
+                if len(words.split(self.entries[old].text)) == 1:
+                    cube.version, cube.before = self.entries[old].version + 1, old
+                    self._archive(old)
             self.add(cube)
         now = len(self.turns)
         for i in self.alive():

@@ -1,8 +1,8 @@
 """Reflective Memory Management (RMM): memories by topic, and a small reranker that learns from what answers cite.
 
-Paper: Tan et al., "In Prospect and Retrospect: Reflective Memory Management for Long-term Personalized Dialogue Agents",
-arXiv 2503.08026. Prospective reflection (topics): section 4; retrospective reflection (reranker): section 5 and appendix.
-No code was published.
+Paper: Tan et al., "In Prospect and Retrospect: Reflective Memory Management for Long-term Personalized Dialogue
+Agents", arXiv 2503.08026. Prospective reflection (topics): section 4; retrospective reflection (reranker): section 5
+and appendix. No code was published.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ class RMM(Remembering[Entry]):
     A told text is cut into topics where the cosine of neighbouring turns falls below their mean less one standard
     deviation. A topic is merged with the nearest old one if their keys have a cosine above `merge`, else added.
 
-    At a question, the `candidates` nearest topics are reranked with q' = q + W_q q, m' = m + W_m m, s = q'.m'; while it
-    learns, with Gumbel noise: p = softmax((s + g) / 0.5); `k` are read. Each that the answer cites has reward +1, the
-    others -1, and W moves by REINFORCE: rate 1e-3, baseline 0.5, four answers a step, W = 0 at the start. A topic is cited
-    if half of the answer's content words stand in it.
+    At a question, the `candidates` nearest topics are reranked with q' = q + W_q q, m' = m + W_m m, s = q'.m'; while
+    it learns, with Gumbel noise: p = softmax((s + g) / 0.5); `k` are read. Each that the answer cites has reward +1,
+    the others -1, and W moves by REINFORCE: rate 1e-3, baseline 0.5, four answers a step, W = 0 at the start. A topic
+    is cited if half of the answer's content words stand in it.
 
     Differences that are meant: the paper's reader cites by number, which a small one cannot; citing is seen by words.
-    Answers that abstain, or that no topic supports, teach nothing, as their reward would be noise. Noise is drawn only
-    when `explore` is set, so that a comparison of systems answers at its best; without noise the same rewards are learnt
-    from. How far from the paper: the policy and its training are the published ones; the reader that gives the rewards is
-    smaller, and a run of the arena has hundreds of answers where the paper had thousands. By rule a key is the best
-    sentence with the names; with `brain="reader"` the reader writes it and decides on merging.
+    Answers that abstain, or that no topic supports, teach nothing, as their reward would be noise. Noise is drawn
+    only when `explore` is set, so that a comparison of systems answers at its best; without noise the same rewards
+    are learnt from. How far from the paper: the policy and its training are the published ones; the reader that gives
+    the rewards is smaller, and a run of the arena has hundreds of answers where the paper had thousands. By rule a
+    key is the best sentence with the names; with `brain="reader"` the reader writes it and decides on merging.
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes are the two matrices.

@@ -32,10 +32,11 @@ class Thinker:
         self._blank: dict[tuple[str, tuple[str, ...]], list[float]] = {}
 
     def lines(self, prompt: str, content_: str, most: int, tokens: int = 64) -> list[str]:
-        """Up to `most` lines that the reader writes about a content, without list marks; none if it wrote nothing usable.
+        """Up to `most` lines that the reader writes about a content, without list marks; none if it wrote nothing
+        usable.
 
-        Lines that only repeat the prompt, that say that the reader does not know, or that share no word with the content
-        (they are made up) are left out.
+        Lines that only repeat the prompt, that say that the reader does not know, or that share no word with the
+        content (they are made up) are left out.
 
         Args:
             prompt: what is wanted. The content stands below it.

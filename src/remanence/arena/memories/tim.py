@@ -30,16 +30,16 @@ class TiM(Remembering[Thought]):
 
     Made for: chats over many turns; what was concluded is recalled, not concluded again.
 
-    A thought is a sentence with names for pronouns. Its bucket is argmax of [xR ; -xR] for its vector x and a fixed random
-    R (the usual hash for cosines; the paper does not print its own). After each turn the buckets it touched are tidied:
-    a thought with the same slot as a newer one is forgotten, one with the same head and a cosine above `merge` is joined
-    with it.
+    A thought is a sentence with names for pronouns. Its bucket is argmax of [xR ; -xR] for its vector x and a fixed
+    random R (the usual hash for cosines; the paper does not print its own). After each turn the buckets it touched
+    are tidied: a thought with the same slot as a newer one is forgotten, one with the same head and a cosine above
+    `merge` is joined with it.
 
     Differences that are meant: the paper looks into one bucket. With a few thousand thoughts that misses much
-    (`bucket_recall` tells how much), so `probes` more are searched; 0 is the paper. The paper thinks about each answer
-    too; the arena's questions are probes from outside of the conversation, so only what is told is thought about. Lost
-    without a language model: conclusions over several sentences. With `brain="reader"` the reader writes one thought a
-    turn and decides about contradiction and merging.
+    (`bucket_recall` tells how much), so `probes` more are searched; 0 is the paper. The paper thinks about each
+    answer too; the arena's questions are probes from outside of the conversation, so only what is told is thought
+    about. Lost without a language model: conclusions over several sentences. With `brain="reader"` the reader writes
+    one thought a turn and decides about contradiction and merging.
 
     Args:
         kit, brain: as in `Remembering`.
@@ -54,7 +54,7 @@ class TiM(Remembering[Thought]):
     made_for = "questions about long chats"
 
     def __init__(
-        self, kit: Kit, *, k: int = 10, buckets: int = 16, probes: int = 3, merge: float = 0.85,
+        self, kit: Kit, *, k: int = 10, buckets: int = 8, probes: int = 3, merge: float = 0.85,
         brain: str | None = None,
     ) -> None:  # fmt: skip
         self.k, self.buckets, self.probes, self.merge = k, buckets - buckets % 2, probes, merge
@@ -63,7 +63,6 @@ class TiM(Remembering[Thought]):
     def take(self, turns: list[Turn]) -> None:
         """Think about every turn, and tidy the buckets that it touched."""
         last = ""
-        self.embeds([turn.text for turn in turns])  # in one go
         for turn in turns:
             touched = []
             for sentence in self._thoughts(turn):

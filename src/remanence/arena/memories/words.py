@@ -1,15 +1,17 @@
-"""What rules can see in a text: sentences, words that carry meaning, names, dates, who speaks, and what it says of whom.
+"""What rules can see in a text: sentences, words that carry meaning, names, dates, who speaks, and what it says of
+whom.
 
-The memory systems of the literature let a language model do this. A small one cannot, so `brain="rules"` does it here,
-in English, and always the same way.
+The memory systems of the literature let a language model do this. A small one cannot, so `brain="rules"` does it
+here, in English, and always the same way.
 """
 
 from __future__ import annotations
 
+import calendar
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
 _STOP = frozenset(
@@ -26,7 +28,7 @@ _STOP = frozenset(
     things this those though through thus to too under until up upon us very was wasn't way we we'd we'll we're we've
     well went were weren't what what's when when's where where's whether which while who who's whom whose why why's will
     with within without won't would wouldn't yeah yes yet you you'd you'll you're you've your yours yourself yourselves
-    hi hello hey thanks thank please remind know remember today yesterday tomorrow""".split()
+    hi hello hey thanks thank please remind know remember today yesterday tomorrow""".split()  # noqa: SIM905
 )
 """Words that say nothing about what a text is about."""
 
@@ -36,12 +38,9 @@ _NO_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e|[A-Z])\.)$"
 _SAID_BY = re.compile(r"([A-Z][\w.'’-]*(?: [A-Z][\w.'’-]*){0,2}|\[\|[^|\]]+\|\]): ?(?=\S)")
 _MONTHS = {
     name: number
-    for number, names in enumerate(
-        "january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|september sep sept|october oct|"
-        "november nov|december dec".split("|"),
-        start=1,
-    )
-    for name in names.split()
+    for number, month in enumerate(calendar.month_name)
+    if month
+    for name in (month.lower(), month[:3].lower(), *(["sept"] if number == 9 else []))
 }
 _MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
 _DATES = (
@@ -127,9 +126,9 @@ def entities(text: str) -> tuple[str, ...]:
         name = re.sub(r"['’]s$", "", " ".join(words))
         if len(name) < 2 or name.lower() in _DAYS or name.lower() in ("i'm", "i'll", "i've", "i'd"):
             continue
-        if first and len(words) == 1 and not words[0].endswith(("'s", "’s")):
-            if not _VERBAL.match(text[match.end() :]) and text[match.end() : match.end() + 1] != ":":
-                continue
+        alone = first and len(words) == 1 and not words[0].endswith(("'s", "’s"))
+        if alone and not _VERBAL.match(text[match.end() :]) and text[match.end() : match.end() + 1] != ":":
+            continue
         found.append(name.lower())
     found += [number.rstrip(".,:/-") for number in _NUMBER.findall(text)]
     return tuple(dict.fromkeys(found))
@@ -227,7 +226,7 @@ def parts(text: str, most: int) -> list[Part]:
     return _cut(text, 0, 0, len(text), "", most)
 
 
-def _cut(text: str, begin: int, said: int, end: int, speaker: str, most: int) -> Iterator[Part] | list[Part]:
+def _cut(text: str, begin: int, said: int, end: int, speaker: str, most: int) -> list[Part]:
     """One speaker's characters from `said` to `end` in pieces; the first also covers the name, from `begin`."""
     units: list[tuple[int, int]] = []
     for start, stop in sentences(text[said:end]):
@@ -245,6 +244,13 @@ def _cut(text: str, begin: int, said: int, end: int, speaker: str, most: int) ->
             made.append(Part(start if made else min(begin, start), stop, speaker, text[start:stop]))
             words = more
     return made
+
+
+def chunks(text: str, most: int) -> list[str]:
+    """A text in pieces of at most so many words, cut between sentences where it can be; a short one as it is."""
+    if len(text.split()) <= most + 8:  # a speaker's name before a turn
+        return [text]
+    return [part.said for part in _cut(text, 0, 0, len(text), "", most)]
 
 
 # Dates ----------------------------------------------------------------------------------------------------------------
@@ -265,9 +271,10 @@ def date_in(text: str) -> date | None:
 
 
 def day_of(label: str, time: float | None) -> date | None:
-    """The day of something told: that of its time (seconds since 1970, UTC), else the one its label names, else None."""
+    """The day of something told: that of its time (seconds since 1970, UTC), else the one its label names, else
+    None."""
     if time:
-        return datetime.fromtimestamp(time, timezone.utc).date()
+        return datetime.fromtimestamp(time, UTC).date()
     return date_in(label)
 
 
@@ -336,9 +343,20 @@ def named(text: str, speaker: str, other: str = "", last: str = "") -> str:
     """
     for pattern, table, name in ((_OWN_WORD, _OWN, speaker), (_YOUR_WORD, _YOUR, other), (_THIRD_WORD, _THIRD, last)):
         if name:
-            text = pattern.sub(lambda m, t=table, n=name: t[m[0].lower().replace("’", "'")].format(n), text)
-            text = re.sub(rf"\b{re.escape(name)} (am|have|do|don't)\b", lambda m, n=name: f"{n} {_AGREES[m[1]]}", text)
+            text = _put(text, pattern, table, name)
     return text
+
+
+def _put(text: str, pattern: re.Pattern[str], table: dict[str, str], name: str) -> str:
+    """A text with a name for the pronouns of a table, and verbs that agree with it."""
+
+    def named_(found: re.Match[str]) -> str:
+        return table[found[0].lower().replace("’", "'")].format(name)
+
+    def agreeing(found: re.Match[str]) -> str:
+        return f"{name} {_AGREES[found[1]]}"
+
+    return re.sub(rf"\b{re.escape(name)} (am|have|do|don't)\b", agreeing, pattern.sub(named_, text))
 
 
 _BE = r"(?:is|are|was|were|am|['’]s|['’]m|['’]re|isn't|became|has become)"
@@ -347,8 +365,7 @@ _OWNED = re.compile(
 )
 _DOES = re.compile(
     r"(?P<who>\bI|\b[A-Z][\w-]*(?: [A-Z][\w-]*)*)(?:['’](?:ve|m|d|ll))? (?:(?:now|no|longer|really|just|also|only|still"
-    r"|have|has|am|is|was|been|do|does|did|not|will|would|don['’]t|doesn['’]t)\b ?)*(?P<what>[a-z]+)\b(?P<to> (?:in|at|as|for"
-    r"|to|from)\b)?",
+    r"|have|has|am|is|was|been|do|does|did|not|will|would|don['’]t|doesn['’]t)\b ?)*(?P<what>[a-z]+)\b",
 )
 _LEMMA = {
     "lives": "live", "living": "live", "lived": "live", "moved": "live", "moving": "live", "works": "work",
@@ -357,7 +374,7 @@ _LEMMA = {
     "speaks": "speak", "studies": "study", "studying": "study", "wears": "wear", "eats": "eat", "drinks": "drink",
     "owns": "own", "keeps": "keep", "uses": "use", "hates": "hate", "married": "marry", "sings": "sing",
 }  # fmt: skip
-_SINGLE = frozenset("live work drive study marry".split())  # what one has, or does, one of at a time
+_SINGLE = frozenset(("live", "work", "drive", "study", "marry"))  # what one has, or does, one of at a time
 
 
 def slot(text: str, speaker: str = "") -> tuple[str, str] | None:
