@@ -165,7 +165,7 @@ class NoStore(Ours):
 
 
 class MemoryLLM(Ours):
-    """MemoryLLM as published (2402.04624): its checkpoint, 8B; other readers of the same run must name the same base."""
+    """MemoryLLM as published (2402.04624): its checkpoint of 8B."""
 
     name = "memoryllm"
 
@@ -176,7 +176,7 @@ class MemoryLLM(Ours):
 
 
 class MPlus(Ours):
-    """M+ as published (2502.00592): its checkpoint, 8B."""
+    """M+ as published (2502.00592): its checkpoint of 8B."""
 
     name = "mplus"
 

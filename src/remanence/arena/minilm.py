@@ -55,6 +55,10 @@ class Encoder:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return cls(model, tokenizer)
 
+    def forget(self) -> None:
+        """Forget the vectors of texts that were seen."""
+        self._seen = {}
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Vectors of texts, float32 [texts, width]."""

@@ -73,6 +73,11 @@ class Passages:
         ends = self._first[passage + 1] if passage + 1 < len(self.texts) else self.tokens - len(self._rest)
         return ends - self._first[passage]
 
+    def told(self, told: int, start: int, end: int) -> str:
+        """The characters from `start` to `end` of a text that was told."""
+        text = self._told[told][1]
+        return text[text.startswith("\n") :][start:end]
+
     def where(self, told: int, start: int, end: int) -> list[int]:
         """The passages that hold the characters from `start` to `end` of a text.
 

@@ -126,6 +126,12 @@ class Kit:
 
         return Encoder.packaged()
 
+    def forget(self) -> None:
+        """Forget what reader and encoder keep of earlier work, so that its cost is counted where it arises."""
+        self.reader.forget()
+        if "encoder" in vars(self):
+            self.encoder.forget()
+
     def tokens(self, text: str) -> int:
         """How many tokens a text has."""
         return len(self.model.encode(text))

@@ -6,8 +6,11 @@ The prompt frame is the same for all, and so is the rule for abstaining, which s
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -295,3 +298,136 @@ def roomy(model: MemoryModel) -> Iterator[None]:
 
 
 READERS: dict[str, Callable[..., Reader]] = {"base": BaseReader, "ours": OurReader}
+
+
+class ServedReader:
+    """A model behind an OpenAI-compatible server, asked by its chat interface; greedy.
+
+    Args:
+        url: of the interface, up to and with "/v1".
+        model: the server's name of the model; the first that it lists if None.
+        key: for the server; it is sent as "Bearer KEY". None sends none.
+        max_new_tokens: most tokens of an answer.
+        parallel: questions that are asked at the same time.
+        client: an `httpx.Client`, for tests.
+
+    Raises:
+        ConfigError: httpx is not installed, or the server lists no model.
+        RemanenceError: the server cannot be reached, or refuses.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        max_new_tokens: int = 32,
+        parallel: int = 4,
+        client: Any = None,
+    ) -> None:
+        try:
+            import httpx
+        except ImportError as error:
+            raise ConfigError("a reader behind a server needs httpx: pip install 'remanence[arena]'") from error
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._client = client or httpx.Client(timeout=600, headers=headers)
+        self._errors = httpx.HTTPError
+        self.url, self.max_new_tokens, self.parallel = url.rstrip("/"), max_new_tokens, parallel
+        self.model = model or self._first_model()
+        self.name = self.model
+        self.forget()
+
+    def _first_model(self) -> str:
+        listed = self._sent("GET", "/models").get("data") or []
+        if not listed:
+            raise ConfigError(f"{self.url} lists no model; name one with --reader-model.")
+        return str(listed[0]["id"])
+
+    def _sent(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What the server answers."""
+        try:
+            response = self._client.request(method, self.url + path, json=body)
+            if response.status_code != 200:
+                raise RemanenceError(f"{self.url} answers {response.status_code}: {response.text[:200]}")
+            answer: dict[str, Any] = response.json()
+        except (self._errors, ValueError) as error:
+            raise RemanenceError(f"{self.url} cannot be asked: {error}") from error
+        return answer
+
+    def forget(self) -> None:
+        """As in `Reader`."""
+        self.used = Used()
+        self._given: dict[str, dict[str, Any]] = {}
+
+    def _chat(self, all_turns: Sequence[list[dict[str, str]]], **options: Any) -> list[dict[str, Any]]:
+        """The server's first choice for each conversation; of equal ones once."""
+        keys = [json.dumps([turns, options], sort_keys=True) for turns in all_turns]
+        new = {key: turns for key, turns in zip(keys, all_turns, strict=True) if key not in self._given}
+
+        def asked(turns: list[dict[str, str]]) -> dict[str, Any]:
+            body = {"model": self.model, "messages": turns, "temperature": 0, "seed": 0, **options}
+            return self._sent("POST", "/chat/completions", body)
+
+        with ThreadPoolExecutor(self.parallel) as pool:
+            for key, answer in zip(new, pool.map(asked, new.values()), strict=True):
+                try:
+                    self._given[key] = answer["choices"][0]
+                except (KeyError, IndexError, TypeError) as error:
+                    raise RemanenceError(f"{self.url} gave no answer: {str(answer)[:200]}") from error
+                used = answer.get("usage") or {}
+                self.used.calls += 1
+                self.used.prompt_tokens += int(used.get("prompt_tokens") or 0)
+                self.used.answer_tokens += int(used.get("completion_tokens") or 0)
+        return [self._given[key] for key in keys]
+
+    def _said(self, all_turns: Sequence[list[dict[str, str]]], most: int) -> list[str]:
+        made = self._chat(all_turns, max_tokens=most)
+        return [str(choice["message"].get("content") or "").strip() for choice in made]
+
+    def read(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+        """As in `Reader`."""
+        framed = [frame(question, passages) for question, passages in asked]
+        turns = [[{"role": "system", "content": i}, {"role": "user", "content": said}] for i, said in framed]
+        return self._said(turns, self.max_new_tokens)
+
+    def complete(self, prompts: Sequence[str], *, max_new_tokens: int = 64) -> list[str]:
+        """As in `Reader`."""
+        return self._said([[{"role": "user", "content": prompt.strip()}] for prompt in prompts], max_new_tokens)
+
+    def alone(self, question: str) -> str:
+        """As in `Reader`."""
+        return self.complete([question], max_new_tokens=self.max_new_tokens)[0]
+
+    def likelihood(self, asked: Sequence[tuple[str, str]]) -> list[float]:
+        """As in `Reader`, for replies of one token such as "yes" and "no": of others a server does not tell.
+
+        A reply that is not among the server's twenty likeliest counts as likely as the last of them.
+        """
+        turns = [[{"role": "user", "content": prompt.strip()}] for prompt, _ in asked]
+        made = self._chat(turns, max_tokens=1, logprobs=True, top_logprobs=20)
+        scores = []
+        for choice, (_, reply) in zip(made, asked, strict=True):
+            listed = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
+            if not listed:
+                raise ConfigError(f"{self.url} gives no log probabilities; choose brain=rules.")
+            same = [row["logprob"] for row in listed if row["token"].strip().lower() == reply.strip().lower()]
+            total = sum(map(math.exp, same))
+            scores.append(math.log(total) if total else min(row["logprob"] for row in listed))
+        return scores
+
+
+def make_reader(
+    which: str, model: MemoryModel, *, max_new_tokens: int = 32, model_name: str | None = None
+) -> Reader:  # fmt: skip
+    """The reader of that name, or behind that URL; its key is in the environment's OPENAI_API_KEY, if it needs one.
+
+    Raises:
+        ConfigError: no such reader.
+    """
+    if which.startswith(("http://", "https://")):
+        key = os.environ.get("OPENAI_API_KEY")
+        return ServedReader(which, model=model_name, key=key, max_new_tokens=max_new_tokens)
+    if which not in READERS:
+        raise ConfigError(f"there is no reader {which!r}; give {', '.join(READERS)}, or the URL of a server.")
+    return READERS[which](model, max_new_tokens=max_new_tokens)

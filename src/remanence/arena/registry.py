@@ -1,4 +1,4 @@
-"""Which systems there are, by name; and those of one's own, in a Python file."""
+"""Which systems and tasks there are, by name; and those of one's own, in a Python file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from ..errors import ConfigError
 from .memories import SYSTEMS as _LITERATURE
 from .protocol import Kit, System
+from .tasks import Materials, Stream, Task
 
 _HERE, _MEMORIES = "remanence.arena", "remanence.arena.memories"
 
@@ -46,7 +48,7 @@ SYSTEMS = (
 def parsed(spec: str) -> tuple[str, dict[str, Any]]:
     """A name and options from "name", "name:option=value,option=value", or the same with a Python file for the name.
 
-    Values that look like numbers are numbers, true and false are truth values.
+    Values that look like numbers are numbers, true and false are truth values, "8000+40000" is several values.
     """
     name, options = spec, ""
     if ":" in spec:
@@ -63,6 +65,8 @@ def parsed(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def _value(text: str) -> Any:
+    if "+" in text:
+        return tuple(_value(part) for part in text.split("+"))
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):
@@ -108,11 +112,72 @@ def build(spec: str, kit: Kit) -> System:
     """
     name, options = parsed(spec)
     kind = class_of(name)
-    known = [p for p in list(inspect.signature(kind.__init__).parameters)[2:]]
-    if unknown := sorted(options.keys() - set(known)):
-        takes = ", ".join(known) or "none"
-        raise ConfigError(f"system {name} has no option {unknown[0]!r}; its options: {takes}.")
+    _check(f"system {name}", options_of(kind), options)
     return kind(kit, **options)
+
+
+def options_of(kind: Callable[..., Any]) -> dict[str, Any]:
+    """The options that a system's class or a task's function takes by keyword, with their defaults."""
+    parameters = inspect.signature(kind).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _check(what: str, known: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raises `ConfigError` for an option that is not known or whose value is of another kind than its default."""
+    for key, value in options.items():
+        if key not in known:
+            takes = ", ".join(known) or "none"
+            raise ConfigError(f"{what} has no option {key!r}; its options: {takes}.")
+        default = known[key]
+        kinds = (int, float) if isinstance(default, float) else type(default)
+        if default is not None and (
+            not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
+        ):
+            raise ConfigError(f"{what}: {key} is {value!r}; give something like {default!r}.")
+
+
+def task_of(name: str) -> Task:
+    """A task: of `tasks()`, or the only one that a Python file defines, in a variable of any name.
+
+    Raises:
+        ConfigError: no such task.
+    """
+    from .catalogue import TASKS
+
+    if name in TASKS:
+        return TASKS[name]
+    path, _, wanted = name.partition(".py:")
+    if not name.endswith(".py") and not wanted:
+        raise ConfigError(f"there is no task {name!r}; give one of {', '.join(TASKS)}, or a Python file.")
+    module = own_module(Path(path if path.endswith(".py") else f"{path}.py"))
+    found = {value.name: value for value in vars(module).values() if isinstance(value, Task)}
+    if wanted in found:
+        return found[wanted]
+    if wanted or len(found) != 1:
+        raise ConfigError(f"{name}: which task? The file defines: {', '.join(found) or 'none'}. Write FILE.py:NAME.")
+    return next(iter(found.values()))
+
+
+def streams(spec: str, materials: Materials, changes: dict[str, Any] | None = None) -> list[Stream]:
+    """The streams of "name:option=value".
+
+    Args:
+        spec: of the task.
+        materials: what they are made of.
+        changes: options for whatever task has them; those of the spec count more.
+
+    Raises:
+        ConfigError: no such task or option, or a file that it needs is not there.
+    """
+    name, options = parsed(spec)
+    task = task_of(name)
+    known = options_of(task.make)
+    for key, default in known.items():  # one value where several are possible
+        if isinstance(default, tuple) and key in options and not isinstance(options[key], tuple):
+            options[key] = (options[key],)
+    _check(f"task {name}", known, options)
+    given = {key: value for key, value in (changes or {}).items() if key in known}
+    return task.make(materials, **(given | options))
 
 
 def own_module(path: Path) -> ModuleType:

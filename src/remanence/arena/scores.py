@@ -1,4 +1,5 @@
-"""How right an answer is: SQuAD's exact match and F1, LoCoMo's F1, and whether it says that it does not know."""
+"""How right an answer is: SQuAD's exact match and F1, ROUGE-L, the letter of a choice, LoCoMo's F1, and whether it says
+that it does not know."""
 
 from __future__ import annotations
 
@@ -67,6 +68,55 @@ def abstains(prediction: str) -> bool:
     """Whether the prediction says that it does not know, in any of the usual ways; an empty one does too."""
     text = " ".join(prediction.lower().translate(_QUOTES).split())
     return not text or _ABSTAINS.search(text) is not None
+
+
+def rouge_l(prediction: str, answers: Sequence[str]) -> float:
+    """ROUGE-L (Lin 2004), the best F1 of the longest common subsequence of words over all answers.
+
+    Words are runs of letters and digits in lower case, as in Google's rouge_score without stemming, which NarrativeQA
+    and FairytaleQA are reported with.
+    """
+    said = _words(prediction)
+    best = 0.0
+    for answer in answers:
+        right = _words(answer)
+        common = _subsequence(said, right)
+        if common:
+            best = max(best, 2 * common / (len(said) + len(right)))
+    return best
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def _subsequence(one: list[str], other: list[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        before = 0
+        for i, same in enumerate(other, start=1):
+            row[i], before = (before + 1 if word == same else max(row[i], row[i - 1])), row[i]
+    return row[-1]
+
+
+_LETTER = re.compile(
+    r"^\W*(?:(?:the\s)?(?:correct\s)?(?:answer|option|choice)(?:\sis)?\W*)?([a-z])(?![\w'])", re.IGNORECASE
+)
+
+
+def choice(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction names the right one of several choices, by its letter or by its words, else 0.
+
+    Args:
+        prediction: as it was said. The letter it begins with counts ("B", "(B) tea", "The answer is B."); without one,
+            whether it has the right choice's words.
+        answers: the right letter, then the words of the right choice.
+    """
+    letter = _LETTER.match(prediction.strip())
+    if letter and not (letter[1] == "a" and len(prediction.split()) > 1 and prediction.strip()[1:2] == " "):
+        return float(letter[1].upper() == answers[0].upper())
+    return float(contains(prediction, answers[1:]))
 
 
 # LoCoMo ---------------------------------------------------------------------------------------------------------------

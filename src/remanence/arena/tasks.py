@@ -17,8 +17,9 @@ import re
 import tomllib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..facts.maker import FactMaker
 from .retention import prose
 
 DATA = Path(__file__).parent / "data"
+_MINUTE = 60.0  # seconds
 _STEP = 512  # most tokens between two looks at what is due; a quarter of the shortest distance, if that is less
 _PIECE = 1500  # characters of a book that are told at once
 _BETWEEN = 200  # characters of a book between two facts
@@ -53,8 +55,10 @@ class Question:
     """A question of a stream.
 
     name: unlike all others of its task. answers: all that are right; none if nothing told answers it. kind: which
-    column it belongs to. score: how it is scored, "contains", "squad", "locomo", "abstains" or "same" (as the base
-    alone). distance: tokens asked for between evidence and question, 0 if it is asked at the end. gold: the evidence.
+    column it belongs to. score: how it is scored: "contains" (any of the answers is said), "share" (of the answers that
+    are said), "squad", "rouge", "choice" (answers are the letter and its words), "locomo", "abstains" or "same" (as the
+    reader alone). distance: tokens asked for between evidence and question, 0 if it is asked at the end. gold: the
+    evidence.
     stale: answers that were right before something changed. category: of LoCoMo.
     """
 
@@ -68,13 +72,18 @@ class Question:
     stale: tuple[str, ...] = ()
     category: int = 0
 
+    def bare(self) -> Question:
+        """The question as it is put to a system: its words alone, nothing that gives the answer away."""
+        return Question("", self.text, (), "", "")
+
 
 @dataclass(frozen=True)
 class Tell:
-    """A text that is told, and a label for it."""
+    """A text that is told, a label for it, and seconds on the task's own clock; since 1970 where texts are dated."""
 
     text: str
     label: str
+    time: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,16 +95,60 @@ class Ask:
 
 @dataclass
 class Stream:
-    """A stream of one task. name: unlike all others of its task."""
+    """A stream of one task. name: unlike all others of its task. feedback: whether systems are told how right they
+    were, after each answer."""
 
     task: str
     name: str
     events: list[Tell | Ask] = field(default_factory=list)
+    feedback: bool = False
 
     @property
     def questions(self) -> list[Question]:
         """All questions, in order."""
         return [q for event in self.events if isinstance(event, Ask) for q in event.questions]
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What a task makes its streams of.
+
+    tokens: counts tokens. data: folder of data sets (docs/arena.md says which files); None for what is made up. books:
+    a .jsonl file of books; the public-domain prose in the package if None. seed: of every choice.
+    """
+
+    tokens: Tokens
+    data: Path | None = None
+    books: Path | None = None
+    seed: int = 1
+
+    def file(self, *patterns: str) -> Path:
+        """The first file of the data folder that fits a pattern.
+
+        Raises:
+            ConfigError: no folder was given, or none of its files fits.
+        """
+        wanted = " or ".join(patterns)
+        if self.data is None:
+            raise ConfigError(f"this task needs {wanted} of a folder of data sets; give it with --data FOLDER.")
+        for pattern in patterns:
+            if found := sorted(self.data.glob(pattern)):
+                return found[0]
+        raise ConfigError(f"{self.data} has no file {wanted}; docs/arena.md says where it comes from.")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task as the command line knows it.
+
+    name: of it. about: what is told and asked; source: whose protocol and metric. make: makes its streams of
+    `Materials` and of options by keyword, which have defaults.
+    """
+
+    name: str
+    about: str
+    source: str
+    make: Callable[..., list[Stream]]
 
 
 class Script:
@@ -116,10 +169,16 @@ class Script:
         self._due: list[tuple[int, int, Question]] = []
         self._order = count()
 
-    def tell(self, text: str, label: str) -> int:
-        """Tell a text, and ask what is due then. Returns the text's number."""
+    def tell(self, text: str, label: str, time: float | None = None) -> int:
+        """Tell a text, and ask what is due then. Returns the text's number.
+
+        Args:
+            text: white space around it goes.
+            label: for people.
+            time: seconds; a minute after the text before if None.
+        """
         text = text.strip()
-        self.stream.events.append(Tell(text, label))
+        self.stream.events.append(Tell(text, label, _MINUTE * self._told if time is None else time))
         self.now += self._tokens("\n" + text if self.now else text)
         told = self._told
         self._told += 1
@@ -496,16 +555,15 @@ def locomo(path: Path, tokens: Tokens) -> list[Stream]:
         script = Script("locomo", str(row.get("id", number)), tokens)
         places: dict[str, Gold] = {}
         for session in row["sessions"]:
-            text = str(session["date_time"]).strip()
-            spans = {}
-            for turn in session["turns"]:
+            when = str(session["date_time"]).strip()
+            for at, turn in enumerate(session["turns"]):
                 said = f"{turn['speaker']}: {turn['text'].strip()}"
                 if caption := turn.get("image_caption"):
                     said += f" [photo: {caption.strip()}]"
-                spans[turn.get("dia_id", "")] = (len(text) + 1, len(text) + 1 + len(said))
-                text += f"\n{said}"
-            told = script.tell(text, str(session["date_time"]))
-            places |= {name: Gold(told, span, span) for name, span in spans.items()}
+                ahead = f"{when}\n" if at == 0 else ""  # the day stands before a session's first turn
+                told = script.tell(ahead + said, when, _seconds(when) + _MINUTE * at)
+                span = (len(ahead), len(ahead) + len(said))
+                places[turn.get("dia_id", "")] = Gold(told, span, span)
         asked = []
         for i, qa in enumerate(row["qas"]):
             category = int(qa["category"])
@@ -521,6 +579,14 @@ def locomo(path: Path, tokens: Tokens) -> list[Stream]:
         script.ask(asked)
         streams.append(script.stream)
     return streams
+
+
+def _seconds(when: str) -> float:
+    """Seconds since 1970 of LoCoMo's dates, "1:56 pm on 8 May, 2023"; 0 of a date that is written otherwise."""
+    for form in ("%I:%M %p on %d %B, %Y", "%d %B %Y", "%d %B, %Y"):
+        with suppress(ValueError):
+            return datetime.strptime(when, form).replace(tzinfo=UTC).timestamp()
+    return 0.0
 
 
 def limited(streams: list[Stream], limit: int | None, seed: int = 1) -> list[Stream]:
@@ -548,5 +614,5 @@ def limited(streams: list[Stream], limit: int | None, seed: int = 1) -> list[Str
             events.append(event)
             end = len(events) if isinstance(event, Ask) else end
         if end:
-            short.append(Stream(stream.task, stream.name, events[:end]))
+            short.append(Stream(stream.task, stream.name, events[:end], stream.feedback))
     return short

@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__
 from ..errors import RemanenceError, StorageError
-from . import convert, demo, forgetting, memory, talk, train
+from . import convert, demo, eval, forgetting, memory, talk, train
 from .output import NoOutput, OutputClosed, drop_stdout, error_dict, put_json, say
 from .stopping import Stopped
 
@@ -31,6 +31,7 @@ for command in (talk.memorize, talk.ask, talk.chat, forgetting.forget, demo.demo
     app.command()(command)
 app.add_typer(memory.app, name="memory")
 app.add_typer(train.app, name="train")
+app.add_typer(eval.app, name="eval")
 
 _USAGE: Any = typer.BadParameter.__base__  # click's UsageError, wherever this version of typer has it
 _OUTPUT_CLOSED = 141  # what a shell says of a program that SIGPIPE ended
@@ -124,7 +125,7 @@ def _usage(error: Any, arguments: list[str]) -> str:
 
 def _command(arguments: list[str]) -> list[str]:
     """The words that name a command."""
-    groups = {"memory", "train"}
+    groups = {"memory", "train", "eval"}
     return [word for word in arguments[: 2 if arguments[:1] and arguments[0] in groups else 1] if word[:1] != "-"]
 
 
