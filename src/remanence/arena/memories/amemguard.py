@@ -30,16 +30,17 @@ class AMemGuard(Remembering[Guarded]):
     without attack.
 
     From each of the `k` nearest turns alone an answer is inferred: by rule, the words of its best sentence that the
-    question has not; with `brain="reader"` the reader's own short answer (`k` calls a question). Turns whose answers
-    agree are one group; sources, not turns, vote, so that an attacker who repeats himself counts once (if all turns
-    are of one source, told texts vote). The group with most votes wins if it has two or more; the others are left
-    out. Equal groups go by how seldom their sources were caught, then by age. What was left out is a lesson: for
-    questions with a cosine above 0.8 it is blocked from then on.
+    question has not, if it shares half of the question's words and a name of it; with `brain="reader"` the reader's
+    own short answer (`k` calls a question). Turns whose answers agree are one group. Sources, not turns, vote, so
+    that an attacker who repeats himself counts once. The group with most votes wins; of equal ones that whose sources
+    were caught less often, then the oldest. The others are left out, but not what the winner's own sources say: one
+    may change one's own word, not another's. What was left out is a lesson: for questions with a cosine above 0.8 it
+    is blocked.
 
-    Differences to the published code that are meant: it drops every memory that has no second witness, and with it
-    every fact that was told once; here only those that contradict a majority are dropped. Its release calls a
-    function that it does not contain, and does not run. What cannot be mended: a majority of lies wins, and a fact
-    that changed looks like a lie until it was told twice.
+    Differences to the published code that are meant: it drops every memory without a second witness, and so every
+    fact that was told once; here only what contradicts another source is dropped. Its release calls a function that
+    it does not contain, and does not run. What cannot be mended: a majority of liars wins; and in a store of one
+    source, whose name is the speaker's or the label's, nothing is guarded.
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes are lessons.
@@ -59,10 +60,9 @@ class AMemGuard(Remembering[Guarded]):
         self.more = {"caught": {}}
 
     def take(self, turns: list[Turn]) -> None:
-        """Keep turns, with their source: the speaker, or the label, or the told text."""
+        """Keep turns, with their source: the speaker, or the label."""
         for turn in turns:
-            source = turn.speaker or turn.label or f"text {turn.session}"
-            self.add(Guarded(turn.text, [turn.number], "turn", source=source))
+            self.add(Guarded(turn.text, [turn.number], "turn", source=turn.speaker or turn.label))
 
     def guarded(self, question: str) -> tuple[list[int], list[int]]:
         """The turns that may be read for a question, best first, and those that are left out."""
@@ -72,23 +72,19 @@ class AMemGuard(Remembering[Guarded]):
         near = [i for i, _ in self.nearest(vector, self.k + len(blocked), self.alive("turn"))]
         found = [i for i in near if i not in blocked][: self.k]
         groups = self._groups(question, found)
-        if len(groups) < 2:
-            return found, [i for i in near if i in blocked]
-        caught: dict[str, int] = self.more["caught"]
-
-        sources = {self.entries[i].source for group in groups for i in group}
-
-        def rank(group: list[int]) -> tuple[int, int, int]:
-            own = {self.entries[i].source for i in group}
-            told = {self.turns[self.entries[i].turns[0]].session for i in group}
-            votes = len(own) if len(sources) > 1 else len(told)
-            return -votes, sum(caught.get(source, 0) for source in own), min(group)
-
-        first, *others = sorted(groups, key=rank)
-        if -rank(first)[0] < 2:
-            return found, [i for i in near if i in blocked]
-        out = {i for group in others for i in group}
+        out: set[int] = set()
+        if len(groups) > 1:
+            winner = self._sources(min(groups, key=self._rank))
+            out = {i for group in groups for i in group if not winner & self._sources(group)}
         return [i for i in found if i not in out], [i for i in near if i in out or i in blocked]
+
+    def _sources(self, group: list[int]) -> set[str]:
+        return {self.entries[i].source for i in group}
+
+    def _rank(self, group: list[int]) -> tuple[int, int, int]:
+        """The less, the more is a group to be believed: votes, how often its sources were caught, age."""
+        sources = self._sources(group)
+        return -len(sources), sum(self.more["caught"].get(source, 0) for source in sources), min(group)
 
     def _groups(self, question: str, found: list[int]) -> list[list[int]]:
         """Turns that answer the question, by what they answer. A turn that does not answer it is in none."""
@@ -112,8 +108,12 @@ class AMemGuard(Remembering[Guarded]):
             said = self.kit.reader.read([(question, [self.entries[i].text]) for i in found])
             return [set() if abstains(s) else set(normalised(s).split()) - set(asked) for s in said]
         answers = []
+        named = set(words.names(question))
         for i in found:
             best_share, own = 0.0, set[str]()
+            if named and not named & set(words.names(self.entries[i].text)):
+                answers.append(own)
+                continue
             for sentence in words.split(self.entries[i].text):
                 shared = words.share(asked, sentence)
                 if shared > best_share:

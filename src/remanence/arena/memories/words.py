@@ -112,14 +112,7 @@ def entities(text: str) -> tuple[str, ...]:
     begins = {start for start, _ in sentences(text)}
     for match in _CAPITAL.finditer(text):
         words = match[0].split()
-        first = match.start() in begins or text[: match.start()].rstrip(" \"'“‘([")[-1:] in (
-            "",
-            ".",
-            "!",
-            "?",
-            ":",
-            "\n",
-        )
+        first = match.start() in begins or match.start() - 1 in begins  # behind a quotation mark
         while words and is_stop(words[0]):
             words.pop(0)
             first = False if words else first
