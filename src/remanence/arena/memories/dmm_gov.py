@@ -33,9 +33,9 @@ class DMMGov(Remembering[Record]):
 
     Made for: keeping a memory fresh and auditable; it is measured by how often answers are outdated.
 
-    The paper describes a loop of government over training, editing and retrieval (admission threshold, rollout,
-    monitoring, rollback, audit), and no algorithm; it is no competitor of retrieval systems. This is the loop's
-    smallest whole form over texts, ours in every number:
+    How far from the paper: it describes a loop of government over training, editing and retrieval (admission
+    threshold, rollout, monitoring, rollback, audit), and no algorithm; it is no competitor of retrieval systems. This
+    is the loop's smallest whole form over texts, ours in every number:
 
     *Admission*: a sentence whose cosine to a record is above `admit` and that has no word of its own is refused.
     *Rollout*: a sentence with the slot of a live record is on probation; both are shown with their dates, the newer

@@ -39,7 +39,7 @@ class HGMem(Remembering[Chunk]):
 
     Chunks have about 150 words with an overlap of a third at most, and the entities of their sentences. The first
     round finds chunks by vectors and by the question's entities. Sentences of found chunks that bear on the question
-    become points; two points with two entities in common are merged, their text cut to 60 tokens. What the question
+    become points; two points with two entities in common are merged, their text cut to `tokens`. What the question
     names and no point covers is the concern of the next round: it searches among chunks within two steps of the
     points' entities (local), and among all others (global). It ends when all is covered, or nothing new came. The
     working memory is cleared after the answer, as in the code. Points are shown first, then their chunks' own text.
@@ -53,6 +53,7 @@ class HGMem(Remembering[Chunk]):
         kit, brain: as in `Remembering`.
         k: chunks a round.
         rounds: at most.
+        tokens: of a point that others were merged into.
     """
 
     name = "hgmem"
@@ -60,8 +61,8 @@ class HGMem(Remembering[Chunk]):
     longest = 50
     made_for = "questions over long texts that need several steps"
 
-    def __init__(self, kit: Kit, *, k: int = 5, rounds: int = 3, brain: str | None = None) -> None:
-        self.k, self.rounds = k, rounds
+    def __init__(self, kit: Kit, *, k: int = 5, rounds: int = 3, tokens: int = 60, brain: str | None = None) -> None:
+        self.k, self.rounds, self.tokens = k, rounds, tokens
         super().__init__(kit, brain=brain)
 
     def start(self) -> None:
@@ -143,7 +144,7 @@ class HGMem(Remembering[Chunk]):
         near = (self.embeds(told) @ vector).tolist() if told else []
         for sentence, cosine in zip(told, near, strict=True):
             named = set(words.names(sentence))
-            bears = cosine > 0.4 or words.share(asked, sentence) >= 0.34 or (named & known and len(named) > 1)
+            bears = cosine > 0.4 or words.share(asked, sentence) >= 0.33 or (named & known and len(named) > 1)
             if bears and all(sentence not in point.said for point in points):
                 points.append(Point(named, sentence, [number]))
 
@@ -156,7 +157,7 @@ class HGMem(Remembering[Chunk]):
                 merged.append(point)
                 continue
             with_.entities |= point.entities
-            with_.said = self.shortened(f"{with_.said} {point.said}", 60)
+            with_.said = self.shortened(f"{with_.said} {point.said}", self.tokens)
             with_.chunks = list(dict.fromkeys([*with_.chunks, *point.chunks]))
         return merged
 

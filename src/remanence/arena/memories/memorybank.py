@@ -68,7 +68,7 @@ class MemoryBank(Remembering[Logged]):
 
     def start(self) -> None:
         """No day yet, nothing known of the user."""
-        self.more = {"day": None, "portrait": "", "summary": "", "traits": []}
+        self.more = {"day": None, "begins": None, "portrait": "", "summary": "", "traits": []}
 
     def take(self, turns: list[Turn]) -> None:
         """Log pairs of turns; a new day first closes the one before."""
@@ -94,8 +94,13 @@ class MemoryBank(Remembering[Logged]):
             at += len(pair)
 
     def day(self, turn: Turn) -> int:
-        """The number of a turn's day."""
-        return date.fromisoformat(turn.day).toordinal() if turn.day else turn.number // self.day_turns
+        """The number of a turn's day, from the first on; what has no date counts by turns until a date is told."""
+        if not turn.day:
+            return turn.number // self.day_turns if self.more["begins"] is None else self.more["day"]
+        told = date.fromisoformat(turn.day).toordinal()
+        if self.more["begins"] is None:
+            self.more["begins"] = told - (self.more["day"] or 0)
+        return int(told - self.more["begins"])
 
     def retention(self, number: int) -> float:
         """R of an entry today, from 0 to 1; 1 for summaries."""

@@ -111,7 +111,7 @@ class RMM(Remembering[Entry]):
     def _weights(self, width: int) -> dict[str, Tensor]:
         for name in ("query", "memory"):
             self.tensors.setdefault(name, torch.zeros(width, width))
-        return self.tensors
+        return {name: self.tensors[name] for name in ("query", "memory")}
 
     def _scores(self, vector: Tensor, rows: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """s = q'.m' for every row [rows]."""

@@ -50,6 +50,7 @@ _DATES = (
     re.compile(r"\b(?P<y>\d{4})/(?P<m>\d{2})/(?P<d>\d{2})\b"),
 )
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_NO_NAMES = frozenset((*_DAYS, "i'm", "i'll", "i've", "i'd", "mr", "mrs", "ms", "dr", "prof", "st"))
 _NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
 _RELATIVE = re.compile(
     r"\b(?:(?P<day>today|tonight|yesterday|tomorrow|the day before yesterday|the day after tomorrow)"
@@ -63,7 +64,7 @@ _NUMBER = re.compile(r"\b\d[\d.,:/-]*\b")
 _VERBAL = re.compile(
     r" (?:is|was|has|had|likes?|loves?|lives?|works?|will|did|does|told|said|says|and|got|went|['’]s)\b"
 )
-_FIRST = re.compile(r"\b(?:I|me|my|mine|myself|we|us|our|ours)\b(?!\.)")
+_FIRST = re.compile(r"\b(?:I|[Mm](?:e|y|ine|yself)|[Ww]e|us|[Oo]urs?)\b(?!\.)")
 _NEGATES = re.compile(
     r"\b(?:no longer|not any ?more|never again|isn't|wasn't|don't|doesn't|didn't|stopped|gave up|quit|used to|not)\b",
     re.IGNORECASE,
@@ -117,7 +118,7 @@ def entities(text: str) -> tuple[str, ...]:
             words.pop(0)
             first = False if words else first
         name = re.sub(r"['’]s$", "", " ".join(words))
-        if len(name) < 2 or name.lower() in _DAYS or name.lower() in ("i'm", "i'll", "i've", "i'd"):
+        if len(name) < 2 or name.lower() in _NO_NAMES:
             continue
         alone = first and len(words) == 1 and not words[0].endswith(("'s", "’s"))
         if alone and not _VERBAL.match(text[match.end() :]) and text[match.end() : match.end() + 1] != ":":
