@@ -20,7 +20,7 @@ import torch
 from speed import in_turn
 
 from remanence import Memory, MemoryModel
-from remanence.arena.minilm import Encoder
+from remanence.arena.protocol import Kit
 from remanence.arena.readers import BaseReader
 from remanence.arena.retention import prose
 from remanence.arena.systems import Fused
@@ -60,8 +60,8 @@ def first_token(model: MemoryModel, memory: Memory, system: Fused, repeats: int,
     whole = passages.last(replayed)
 
     def by_text() -> None:
-        [found] = system.find(asked)
-        reader.first([passages.text(place) for place in sorted(found)])
+        [found] = system.contexts(asked)
+        reader.first([piece.text for piece in sorted(found, key=lambda piece: piece.order)])
 
     seconds = in_turn(
         {
@@ -131,7 +131,7 @@ def main() -> None:
         "writing": writing(model, arguments.written, arguments.repeats),
     }  # fmt: skip
     k = config.looks or (config.K0 + config.N) // config.chunk_tokens
-    system = Fused(model, OneToken(model), k=k, encoder=Encoder.packaged())
+    system = Fused(Kit(model, OneToken(model)), k=k)
     memory = remembered(model, arguments.books, arguments.tokens, system)
     model.ask(memory, QUESTION, max_new_tokens=1)
     result |= {

@@ -55,16 +55,21 @@ class Cell:
     @property
     def title(self) -> str:
         """The system's name in tables and files."""
-        return self.system if self.condition == "normal" else f"{self.system}@{self.condition}"
+        name = short(self.system)
+        return name if self.condition == "normal" else f"{name}@{self.condition}"
 
     def path(self, folder: Path) -> Path:
         """The file of the finished cell."""
-        return folder / _slug(self.task) / f"{_slug(self.title)}{_DONE}"
+        return folder / _slug(short(self.task)) / f"{_slug(self.title)}{_DONE}"
+
+
+def short(spec: str) -> str:
+    """A spec without the folder of a Python file."""
+    return re.sub(r"^.*[/\\](?=[^/\\]*\.py\b)", "", spec)
 
 
 def _slug(name: str) -> str:
-    """A file's name for any spec: a Python file goes by its own name."""
-    name = re.sub(r"^.*[/\\]", "", name) if ".py" in name else name
+    """A file's name for any spec."""
     return re.sub(r"[^\w.@=+-]+", "_", name)
 
 
@@ -131,7 +136,8 @@ class Grid:
         lines = _whole_streams(part, self.settings)
         done = {line["stream"] for line in lines if line["type"] == "stream"}
         if not lines:
-            lines = [{"type": "cell", **dataclasses.asdict(cell), "title": cell.title, **self._about(kit)}]
+            named = {"system": short(cell.system), "task": short(cell.task), "condition": cell.condition}
+            lines = [{"type": "cell", **named, "title": cell.title, **self._about(kit)}]
         sizes = {s.name: sum(len(e.text) for e in s.events if isinstance(e, Tell)) or 1 for s in streams}
         total, before = sum(sizes.values()), sum(size for name, size in sizes.items() if name in done)
         with part.open("w", encoding="utf-8") as file:
@@ -144,7 +150,7 @@ class Grid:
 
                 def tell(now: int, start: int = before) -> None:
                     if progress is not None:
-                        progress(start + now, total, f"{cell.task}, {cell.title}")
+                        progress(start + now, total, f"{short(cell.task)}, {cell.title}")
 
                 made = run_stream(system, told, cell.title, tell)
                 if not self.keep_context:

@@ -309,10 +309,10 @@ class ServedReader:
         key: for the server; it is sent as "Bearer KEY". None sends none.
         max_new_tokens: most tokens of an answer.
         parallel: questions that are asked at the same time.
-        client: an `httpx.Client`, for tests.
+        client: an `httpx2.Client`, for tests.
 
     Raises:
-        ConfigError: httpx is not installed, or the server lists no model.
+        ConfigError: httpx2 is not installed, or the server lists no model.
         RemanenceError: the server cannot be reached, or refuses.
     """
 
@@ -327,12 +327,12 @@ class ServedReader:
         client: Any = None,
     ) -> None:
         try:
-            import httpx
+            import httpx2
         except ImportError as error:
-            raise ConfigError("a reader behind a server needs httpx: pip install 'remanence[arena]'") from error
+            raise ConfigError("a reader behind a server needs httpx2: pip install 'remanence[arena]'") from error
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._client = client or httpx.Client(timeout=600, headers=headers)
-        self._errors = httpx.HTTPError
+        self._client = client or httpx2.Client(timeout=600, headers=headers)
+        self._errors = httpx2.HTTPError
         self.url, self.max_new_tokens, self.parallel = url.rstrip("/"), max_new_tokens, parallel
         self.model = model or self._first_model()
         self.name = self.model

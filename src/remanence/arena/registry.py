@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -110,10 +110,24 @@ def build(spec: str, kit: Kit) -> System:
     Raises:
         ConfigError: no such system or option, or a value that it does not take.
     """
+    kind, options = _system(spec)
+    return kind(kit, **options)
+
+
+def check_specs(systems: Iterable[str], tasks: Iterable[str]) -> None:
+    """Raises `ConfigError` for a system or a task that there is not, or an option that it does not have."""
+    for spec in systems:
+        _system(spec)
+    for spec in tasks:
+        _task(spec)
+
+
+def _system(spec: str) -> tuple[type[System], dict[str, Any]]:
+    """The class and the options of a system's spec."""
     name, options = parsed(spec)
     kind = class_of(name)
     _check(f"system {name}", options_of(kind), options)
-    return kind(kit, **options)
+    return kind, options
 
 
 def options_of(kind: Callable[..., Any]) -> dict[str, Any]:
@@ -169,6 +183,14 @@ def streams(spec: str, materials: Materials, changes: dict[str, Any] | None = No
     Raises:
         ConfigError: no such task or option, or a file that it needs is not there.
     """
+    task, options = _task(spec)
+    known = options_of(task.make)
+    given = {key: value for key, value in (changes or {}).items() if key in known}
+    return task.make(materials, **(given | options))
+
+
+def _task(spec: str) -> tuple[Task, dict[str, Any]]:
+    """The task and the options of a task's spec."""
     name, options = parsed(spec)
     task = task_of(name)
     known = options_of(task.make)
@@ -176,8 +198,7 @@ def streams(spec: str, materials: Materials, changes: dict[str, Any] | None = No
         if isinstance(default, tuple) and key in options and not isinstance(options[key], tuple):
             options[key] = (options[key],)
     _check(f"task {name}", known, options)
-    given = {key: value for key, value in (changes or {}).items() if key in known}
-    return task.make(materials, **(given | options))
+    return task, options
 
 
 def own_module(path: Path) -> ModuleType:

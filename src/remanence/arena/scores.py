@@ -113,8 +113,10 @@ def choice(prediction: str, answers: Sequence[str]) -> float:
             whether it has the right choice's words.
         answers: the right letter, then the words of the right choice.
     """
-    letter = _LETTER.match(prediction.strip())
-    if letter and not (letter[1] == "a" and len(prediction.split()) > 1 and prediction.strip()[1:2] == " "):
+    said = prediction.strip()
+    letter = _LETTER.match(said)
+    article = said[:2].lower() == "a " and len(said.split()) > 1
+    if letter and not article:
         return float(letter[1].upper() == answers[0].upper())
     return float(contains(prediction, answers[1:]))
 

@@ -105,11 +105,11 @@ def run(
     if distances is not None:
         changes["distances"] = _numbers(distances)
     options = {key: value for key, value in {"dtype": dtype, "device_map": device_map}.items() if value is not None}
-    from ..arena.registry import class_of, parsed, task_of
+    from ..arena.registry import check_specs
 
-    for system, task in cells:  # refused before the model is loaded
-        class_of(parsed(_condition(system)[0])[0])
-        task_of(parsed(task)[0])
+    check_specs(
+        (_condition(system)[0] for system, _ in cells), (task for _, task in cells)
+    )  # before the model is loaded
     loaded = load_model(model, **options).eval()
     from ..arena.grid import Grid
     from ..arena.protocol import Kit
@@ -224,6 +224,7 @@ def _run(
 
     from ..arena import registry
     from ..arena.checks import check, unchecked
+    from ..arena.grid import short
     from ..arena.tasks import Stream, limited
 
     made: dict[tuple[str, int], list[Stream]] = {}
@@ -252,24 +253,26 @@ def _run(
 
                 started = time.perf_counter()
                 try:
-                    if not grid.done(cell):  # by another process, meanwhile
+                    new = not grid.done(cell)  # by another process, meanwhile
+                    if new:
                         grid.run(cell, kit, own, others, update)
                     if checks and unchecked(cell, grid.folder):
                         check(grid, cell, kit, own)
                 except RemanenceError as error:
-                    failed[f"{cell.title} on {cell.task}"] = str(error)
-                    say(f"{cell.title} on {cell.task}: {error}")
+                    failed[f"{cell.title} on {short(cell.task)}"] = str(error)
+                    say(f"{cell.title} on {short(cell.task)}: {error}")
                     continue
-                ran += 1
-                seconds, spent = time.perf_counter() - started, time.perf_counter() - began
-                rest = spent / ran * (len(left) - ran - len(failed))
-                say(f"[{ran}/{len(left)}] {cell.title} on {cell.task}: {seconds:.0f} s; about {_time(rest)} left")
+                ran += new
+                spent = time.perf_counter() - began
+                rest = spent / max(1, ran) * (len(left) - left.index(cell) - 1)
+                said = f"{time.perf_counter() - started:.0f} s; about {_time(rest)} left"
+                say(f"[{left.index(cell) + 1}/{len(left)}] {cell.title} on {short(cell.task)}: {said}")
     if failed and len(failed) == len(left):
         raise ConfigError(next(iter(failed.values())))
     undone = [cell for cell in cells if not grid.done(cell)]
     return {
         "cells": len(cells), "done": len(cells) - len(undone), "ran": ran, "failed": failed,
-        "others": [f"{cell.title} on {cell.task}" for cell in undone], "folder": str(grid.folder),
+        "others": [f"{cell.title} on {short(cell.task)}" for cell in undone], "folder": str(grid.folder),
     }  # fmt: skip
 
 

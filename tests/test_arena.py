@@ -1,4 +1,4 @@
-"""The comparison of memories: scores, searches, passages, streams, and a whole run on a tiny model."""
+"""The arena's parts: scores, searches, passages, tasks, readers, systems. tests/test_eval.py runs it whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from conftest import random_text
 from remanence import MemoryConfig, MemoryModel
 from remanence.arena import scores, tasks
 from remanence.arena.bm25 import BM25, words
-from remanence.arena.compare import Result, run, scored, summary
+from remanence.arena.inside import Ours
 from remanence.arena.minilm import Encoder
 from remanence.arena.passages import Passages
+from remanence.arena.protocol import Kit, Piece
 from remanence.arena.readers import BaseReader, OurReader, batches
-from remanence.arena.systems import SYSTEMS, ByMeaning, ByWords, Fused, Ours, build
-from remanence.arena.tasks import Ask, Gold, Question, Script, Stream, Tell
+from remanence.arena.results import Result, on_shuffled_answers, scored, summary
+from remanence.arena.systems import ByMeaning, ByWords, Fused, Summary
+from remanence.arena.tasks import Ask, Question, Script, Stream, Tell
 from remanence.errors import ConfigError
 
 SIZES: dict[str, Any] = {"chunk_tokens": 16, "pool_tokens": 32, "K0": 32, "window_tokens": 128}
@@ -135,8 +136,8 @@ def test_locomo_scores() -> None:
 def test_what_is_scored_how(by: str, answers: tuple[str, ...], prediction: str | None, score: float) -> None:
     result = Result(
         task="t", stream="s", question="q", kind="k", distance=0, system="ours", reader="", asked="?", answers=answers,
-        stale=("milk",), prediction=prediction, read=[], read_tokens=0, found=None, recalled=False, score=9, exact=9,
-        f1=9, abstains=False, outdated=True, base="Canberra.", measure=by, category=4,
+        stale=("milk",), prediction=prediction, read=(), read_tokens=0, context_tokens=0, context=(), found=None,
+        recalled=False, score=9, exact=9, f1=9, abstains=False, outdated=True, base="Canberra.", measure=by, category=4,
     )  # fmt: skip
     made = scored(result)
     assert made.score == pytest.approx(score) and not made.outdated
@@ -145,6 +146,39 @@ def test_what_is_scored_how(by: str, answers: tuple[str, ...], prediction: str |
     recalled = dataclasses.replace(result, recalled=True)
     assert scored(recalled).score == (0 if by == "same" else made.score)
     assert scored(dataclasses.replace(result, prediction="It was milk.")).outdated
+
+
+def test_choices_are_read_from_what_is_said() -> None:
+    right = ["B", "green tea"]
+    for said in ("B", "(B) green tea", "b.", "The answer is B.", "B: tea", "green tea", "It was green tea."):
+        assert scores.choice(said, right) == 1, said
+    for said in ("A", "(C) green tea", "A green thing", "Because it is late", "", "tea"):
+        assert scores.choice(said, right) == 0, said
+    assert scores.choice("A green tea", right) == 1  # an article, no letter
+
+
+def test_rouge_l() -> None:
+    """By hand: "the cat sat" and "the dog sat down" share two words in order."""
+    assert scores.rouge_l("The cat sat.", ["the dog sat down"]) == pytest.approx(2 * 2 / (3 + 4))
+    assert scores.rouge_l("sat cat", ["cat sat", "nothing"]) == pytest.approx(0.5)
+    assert scores.rouge_l("", ["a"]) == 0
+
+
+def test_answers_given_to_other_questions() -> None:
+    """With one kind and different answers nothing is right any more; with equal ones all is."""
+
+    def made(i: int, answer: str) -> Result:
+        return Result(
+            task="t", stream="s", question=f"q{i}", kind="k", distance=0, system="x", reader="", asked="?",
+            answers=(answer,), stale=(), prediction=answer, read=None, read_tokens=0, context_tokens=0, context=(),
+            found=None, recalled=None, score=1.0, exact=1.0, f1=1.0, abstains=False, outdated=False, base=None,
+            measure="contains", category=0,
+        )  # fmt: skip
+
+    assert on_shuffled_answers([made(i, f"tea{i}") for i in range(8)]) == 0
+    assert on_shuffled_answers([made(i, "tea") for i in range(8)]) == 1
+    assert on_shuffled_answers([]) is None
+    assert summary([made(0, "tea")])[0]["score"] == 1
 
 
 # Searches -------------------------------------------------------------------------------------------------------------
@@ -359,9 +393,11 @@ def test_conversations(tmp_path: Path) -> None:
     ]
     row = {"id": "c1", "sessions": [{"date_time": "1 May 2023", "turns": turns}], "qas": qas}
     [stream] = tasks.locomo(write_rows(tmp_path / "l.jsonl", [row]), letters)
-    assert told_texts(stream) == ["1 May 2023\nAnn: I got a cat.\nBob: Nice! [photo: a cat]"]
+    told = told_texts(stream)
+    assert told == ["1 May 2023\nAnn: I got a cat.", "Bob: Nice! [photo: a cat]"]
+    assert [event.time for event in stream.events if isinstance(event, Tell)] == [1682899200.0, 1682899260.0]
     single, adversarial, temporal = stream.questions
-    assert [told_texts(stream)[0][slice(*g.answer)] for g in single.gold] == [
+    assert [told[g.told][slice(*g.answer)] for g in single.gold] == [
         "Ann: I got a cat.",
         "Bob: Nice! [photo: a cat]",
     ]
@@ -437,14 +473,20 @@ def test_our_reader_reads_what_waits_in_the_window(model: MemoryModel) -> None:
     assert read[0] != read[1]
 
 
+def kit_of(model: MemoryModel, encoder: Encoder | None = None, **options: Any) -> Kit:
+    """A kit with the base as reader."""
+    most = options.setdefault("max_new_tokens", 2)
+    make = None if encoder is None else lambda: encoder
+    return Kit(model, BaseReader(model, max_new_tokens=most), make_encoder=make, **options)
+
+
 def test_searches_find_what_fits(model: MemoryModel, encoder: Encoder) -> None:
-    reader = BaseReader(model, max_new_tokens=2)
-    by_words = ByWords(model, reader, k=2)
-    by_meaning, fused = (kind(model, reader, k=2, encoder=encoder) for kind in (ByMeaning, Fused))
+    kit = kit_of(model, encoder)
+    by_words, by_meaning, fused = (kind(kit, k=2) for kind in (ByWords, ByMeaning, Fused))
     texts = ["cats sit on mats", "dogs eat old hats", "birds fly in flats", "last words"]  # a passage each, and a rest
     for system in (by_words, by_meaning, fused):
         for text in texts:
-            system.observe(text, "")
+            system.observe(text)
     passages = by_words.passages
     question = Question("q", "old hats of dogs", (), "k", "contains")
     [words_order] = by_words.ranked([question.text])
@@ -459,98 +501,57 @@ def test_searches_find_what_fits(model: MemoryModel, encoder: Encoder) -> None:
     )
     assert fused_order[0] == best
     reply = by_words.answer(question)
+    assert reply.read is not None
     assert len(reply.read) == 2 and reply.read == sorted(reply.read) and words_order[0] in reply.read
     by_words.reset()
     assert by_words.answer(question).read == []
 
 
-def test_a_whole_run(model: MemoryModel, encoder: Encoder) -> None:
-    script = Script("toy", "one", letters)
-    numbers = [script.tell(text, "told") for text in ("my cat is Tom and", "my dog is Rex now")]
-    script.tell(random_text(150), "book")
-    golds = [(Gold(n, (10, 13), (0, 17)),) for n in numbers]
-    script.ask(
-        [
-            Question("cat", "my cat is?", ("Tom",), "told", "contains", gold=golds[0]),
-            Question("dog", "my dog is?", ("Rex",), "told", "contains", gold=golds[1], stale=("Bo",)),
-            Question("fox", "my fox is?", (), "never", "abstains"),
-            Question("all", "Name a fruit", (), "general", "same"),
-        ]
-    )
-    base = BaseReader(model, max_new_tokens=4)
-    readers = [base, OurReader(model, max_new_tokens=4)]
-    untrained = lambda: MemoryModel(model.base, model.tokenizer, MemoryConfig.verbatim(**SIZES), name="bare")  # noqa: E731
-    systems = build(
-        SYSTEMS,
-        model,
-        readers,
-        ks=(1, 2),
-        replay_tokens=100,
-        max_new_tokens=4,
-        untrained=untrained,
-        encoder=lambda: encoder,
-    )
-    texts: dict[str, dict[int, str]] = {}
-    seen: list[Result] = []
-    results = run(model, [script.stream], systems, base=base, each=seen.extend, texts=texts)
-    assert seen == results and len(results) == 4 * len(systems) == 4 * (2 * (4 + 3 * 2) + 3)
-    by = {(r.system, r.reader, r.question): r for r in results}
-    assert by["none", "base", "cat"].read == [] and by["none", "base", "cat"].found == 0
-    oracle = by["oracle", "base", "dog"]
-    assert oracle.found == 1 and "Rex" in "".join(texts["toy/one"][p] for p in oracle.read)
-    assert by["oracle", "ours", "fox"].found is None
-    assert by["bm25 k=2", "base", "cat"].read_tokens <= 2 * 16
-    assert by["replay", "base", "cat"].prediction is None  # too long
-    ours = by["ours", "", "cat"]
-    memory = model.new_memory()
-    for text in told_texts(script.stream):
-        model.memorize(memory, text)
-    answer = model.ask(memory, "my cat is?", max_new_tokens=4)
-    assert ours.prediction == answer.text and ours.recalled is True
-    assert set(ours.read) == {s.write if s.write >= 0 else len(memory.writes) for s in answer.sources}
-    forced = by["ours, forced", "", "cat"]
-    assert forced.found == 1 and 0 in forced.read
-    assert by["ours, forced", "", "fox"].read == by["ours", "", "fox"].read  # nothing is forced
-    assert by["ours", "", "all"].base == base.alone("Name a fruit")
-    table = summary(results)
-    [row] = [r for r in table if (r["system"], r["reader"], r["kind"]) == ("replay", "base", "told")]
-    assert (row["questions"], row["impossible"], row["score"]) == (2, 2, None)
-    [row] = [r for r in table if (r["system"], r["reader"], r["kind"]) == ("oracle", "base", "told")]
-    assert row["found"] == 1 and row["exact"] is not None
-    again = run(model, [script.stream], systems, base=base)  # systems begin anew
-    assert again == results
+def test_the_budget_is_kept(model: MemoryModel) -> None:
+    kit = kit_of(model, budget=20)
+    pieces = [Piece("a" * 9, 2), Piece("b" * 12, 1), Piece("c" * 8, 0)]
+    assert [piece.text for piece in kit.fit(pieces)] == ["c" * 8, "a" * 9]  # the second best does not fit
+    assert [piece.text for piece in kit.fit([Piece("d" * 40)])] == ["d" * 19]  # better a part than nothing
+    assert kit.fit(pieces, budget=1) == []
+    system = ByWords(kit)
+    for i in range(9):
+        system.observe(f"cats {i} sit on mats")
+    assert sum(kit.tokens(text) + 1 for text in system.answer(Question("q", "cats", (), "", "")).context) <= 20
+    with pytest.raises(ConfigError, match="at least one token"):
+        kit_of(model, budget=0)
+    with pytest.raises(ConfigError, match="rules, reader"):
+        kit_of(model, brain="none")
 
 
-def test_the_script(model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import compare
+def test_a_rolling_summary_stays_within_the_budget(model: MemoryModel, encoder: Encoder) -> None:
+    kit = kit_of(model, encoder, budget=60)
+    for brain in ("rules", "reader"):
+        system = Summary(kit, every=40, brain=brain)
+        calls = kit.reader.used.calls
+        told = ["The cat sat on a mat. It was red.", "A dog ate the hat.", "Birds flew. The cat slept on a mat."]
+        for text in told:
+            system.observe(text)
+        assert sum(kit.tokens(text) + 1 for text in system.summary) <= 60
+        assert (kit.reader.used.calls > calls) == (brain == "reader")
+        if brain == "rules":
+            assert all(any(s in text for text in told) for s in system.summary) and system.summary
 
-    model.save_pretrained(tmp_path / "model")
-    out = tmp_path / "out.json"
-    arguments = ["compare.py", "--model", str(tmp_path / "model"), "--json", str(out), "--max-new-tokens", "3"]
-    arguments += ["--tasks", "persons", "--systems", "ours", "bm25", "replay", "--k", "1", "--limit", "6"]
-    monkeypatch.setattr(tasks.persons, "__kwdefaults__", {"seed": 1, "chapter": 400})
-    monkeypatch.setattr(sys, "argv", arguments)
-    compare.main()
-    kept = json.loads(out.read_text("utf-8"))
-    assert len(kept["answers"]) == 18 and kept["settings"]["seed"] == 1
-    assert {row["system"] for row in kept["rows"]} == {"ours", "bm25 k=1", "replay"}
-    assert all(str(p) in kept["passages"][f"persons/{r['stream']}"] for r in kept["answers"] for p in r["read"])
-    printed = capsys.readouterr().out
-    assert "bm25 k=1" in printed and "never told" in printed
-    kept["answers"][0]["score"] = 7
-    out.write_text(json.dumps(kept), "utf-8")
-    monkeypatch.setattr(sys, "argv", ["compare.py", "--rescore", str(out)])
-    compare.main()
-    assert capsys.readouterr().out == printed
-    monkeypatch.setattr(sys, "argv", [*arguments[:3], "--tasks", "squad", "--systems", "ours"])
-    with pytest.raises(SystemExit, match="2"):
-        compare.main()
-    assert "--squad FILE" in capsys.readouterr().err
+
+def test_likelihood_is_of_the_reply(model: MemoryModel) -> None:
+    reader = BaseReader(model)
+    asked = [("Is it?", "yes"), ("Is it not so?", "no, no")]
+    found = reader.likelihood(asked)
+    for (prompt, reply), score in zip(asked, found, strict=True):
+        before, after = reader._message(prompt), model.encode(reply)
+        with model.plain() as base, torch.no_grad():
+            logits = base(torch.tensor([before + after])).logits[0].log_softmax(-1)
+        each = [float(logits[len(before) - 1 + i, token]) for i, token in enumerate(after)]
+        assert score == pytest.approx(sum(each) / len(each), abs=1e-4)
+    assert reader.used.calls == 2
 
 
 def test_ours_does_not_answer_what_does_not_fit(model: MemoryModel) -> None:
-    ours = Ours(model, max_new_tokens=4)
+    ours = Ours(kit_of(model, max_new_tokens=4))
     ours.observe("a cat", "")
     long = Question("q", "why " * 60, (), "k", "contains")
     short = Question("q", "why?", (), "k", "contains")
@@ -570,7 +571,7 @@ def test_an_untrained_memory_shares_the_base_without_its_adapter(make_decoder: A
     apart = MemoryModel(build_decoder("llama", "sdpa"), tokenizer, config, name="bare").eval()
     said = []
     for model in (shared, apart, ours.eval()):
-        system = Ours(model, max_new_tokens=6)
+        system = Ours(kit_of(model, max_new_tokens=6))
         system.observe(random_text(90, 3), "")
         said.append(system.answer(Question("q", "what was it?", (), "k", "contains")).text)
     assert said[0] == said[1] != said[2]
