@@ -277,6 +277,35 @@ def test_turns_of_a_conversation(kit: Kit) -> None:
     assert " ".join(t.text for t in system.turns if t.session == 1) == ("Plain text. " * 60).strip()
 
 
+@pytest.mark.parametrize("spec", SYSTEMS)
+def test_a_session_told_turn_by_turn(kit: Kit, spec: str, tmp_path: Path) -> None:
+    """Questions in the middle of it leave no trace, and a session is one however it is told."""
+    when, at = "1:56 pm on 8 May, 2023", 1683554160.0
+    head, *turns = CHAT.split("\n")
+    for name, asks in (("asked", True), ("not", False)):
+        system = build(
+            f"{spec}:learns=false" if type(build(spec, kit)).recalled is not Remembering.recalled else spec, kit
+        )  # type: ignore[attr-defined]
+        system.observe(TOLD[0][0], "user", 0.0)
+        for i, turn in enumerate(turns):
+            system.observe(f"{head}\n{turn}" if i == 0 else turn, when, at + 60 * i)
+            if asks:
+                text = str(ask(system, f"What of {turn.split()[-1]}").text)
+                assert turn.split()[-1].rstrip(".") in text or spec == "tim"  # its buckets are of random words here
+        assert {turn.session for turn in system.turns} == {0, 1}  # type: ignore[attr-defined]
+        system.observe("Later that day.", when, at + 7200)  # another session
+        system.observe("The end.", "user", 0.0)
+        system.unsettled = []  # type: ignore[attr-defined]
+        system.save(tmp_path / name)
+    assert (tmp_path / "asked" / "state.json").read_bytes() == (tmp_path / "not" / "state.json").read_bytes()
+    if system.whole:  # type: ignore[attr-defined]
+        once = build(spec, kit)
+        once.observe(CHAT, when, at)
+        once.observe("The end.", "user", 0.0)
+        own = [entry.text for entry in once.entries]  # type: ignore[attr-defined]
+        assert set(own[:-1]) - {"The end."} <= {entry.text for entry in system.entries}  # type: ignore[attr-defined]
+
+
 def test_a_text_longer_than_the_encoder_sees_is_its_pieces_mean(kit: Kit) -> None:
     system = Plain(kit)
     one, two = "alpha beta gamma delta. " * 20, "epsilon zeta. " * 40  # 80 words each: a piece has no more
@@ -384,6 +413,7 @@ def test_memorybank_forgets_as_ebbinghaus(kit: Kit) -> None:
     system: Any = build("memorybank:forget=sample,curve=2.0", kit)
     system.observe("The key is under the pot.", "2023-01-01")
     days(system, 4, "Nothing happened on {}.")
+    system._close()
     assert system.retention(0) == pytest.approx(math.exp(-3 / 2))
     system.entries[0].strength = 3.0  # recalled twice: slower, where the published code fades faster
     assert system.retention(0) == pytest.approx(math.exp(-3 / 6))
@@ -398,13 +428,16 @@ def test_memorybank_drops_pieces_by_chance_and_for_good(kit: Kit) -> None:
     for i in range(300):
         system.observe(f"Piece number {i}.", "2023-01-01")
     system.observe("A new day.", "2023-01-02")
+    system._close()
     kept = len(system.alive("piece")) - 1
     assert 80 < kept < 140  # 300 / e = 110
     system.observe("Another day.", "2023-01-03")
+    system._close()
     assert len(system.alive("piece")) - 2 < kept / 3
     assert len(system.alive("summary")) == 2
     never: Any = build("memorybank", kit)
     days(never, 9)
+    never._close()
     assert len(never.alive("piece")) == 9
 
 
@@ -419,9 +452,11 @@ def test_memorybank_ranks_by_retention(kit: Kit) -> None:
 def test_memorybank_sums_up_days_and_draws_a_portrait(kit: Kit) -> None:
     system: Any = build("memorybank", kit)
     system.observe("Ann: I love sailing.\nBob: Good for you.", "2023-01-01")
+    system._close()
     assert [e.text for e in system.entries] == ["Ann: I love sailing. Bob: Good for you."]  # a pair
     system.observe("Something else.", "2023-01-02")
-    assert system.more["portrait"] == "Ann loves sailing." or "sailing" in system.more["portrait"]
+    system._close()
+    assert system.more["portrait"] == "Ann love sailing."
     assert "sailing" in system.more["summary"]
     context = ask(system, "What else?").context
     assert context[0].startswith("About the speaker: ") and context[1].startswith("So far: ")
@@ -686,6 +721,7 @@ def test_himem_takes_a_note_of_what_only_an_episode_knew(kit: Kit) -> None:
 def test_emem_writes_sentences_that_stand_alone(kit: Kit) -> None:
     system: Any = build("emem", kit)
     system.observe(CHAT, "1:56 pm on 8 May, 2023", 1683554160.0)
+    system._close()
     edus = [entry.text for entry in system.entries]
     assert "Ann adopted a cat yesterday (7 May 2023)." in edus and "Bob bought a red bicycle." in edus
     assert all(text.startswith(("Ann", "Bob")) for text in edus)
@@ -695,6 +731,7 @@ def test_emem_writes_sentences_that_stand_alone(kit: Kit) -> None:
 def test_emem_keeps_what_bears_on_the_question_or_all(kit: Kit) -> None:
     system: Any = build("emem:near=0.9", kit)
     system.observe(CHAT, "1:56 pm on 8 May, 2023", 1683554160.0)
+    system._close()
     kept = [system.entries[i].text for i, _ in system.kept("Where does Ann work, which bakery?")]
     assert len(kept) == 1 and "bakery" in kept[0]
     assert len(system.kept("Unrelated question?")) == len(system.entries)  # nothing bears on it: all stay
@@ -1138,12 +1175,12 @@ def test_the_reader_merges_rmm_topics_and_names_them(kit: Kit, deciding: Any) ->
 def test_the_reader_tidies_tim_buckets(kit: Kit, deciding: Any) -> None:
     deciding("No").says = lambda prompt: ""
     system: Any = build("tim:buckets=2,merge=0.3", kit)
-    for text in ("Ann walks the brown dog in Elm park daily.", "Ann walks the brown dog in Elm park weekly."):
+    for text in ("Ann walks the dog.", "Ann walks the dogs, and so on."):
         system.observe(text, "", 0.0)
     alive = len(system.alive())
     deciding("Yes")
     other: Any = build("tim:buckets=2,merge=0.3", kit)
-    for text in ("Ann walks the brown dog in Elm park daily.", "Ann walks the brown dog in Elm park weekly."):
+    for text in ("Ann walks the dog.", "Ann walks the dogs, and so on."):
         other.observe(text, "", 0.0)
     assert (alive, len(other.alive())) == (2, 1)  # it says that they do, or do not, say the same
 
@@ -1171,6 +1208,7 @@ def test_the_reader_writes_and_filters_emem_sentences(kit: Kit, deciding: Any) -
     )
     system: Any = build("emem", kit)
     system.observe(CHAT, "1:56 pm on 8 May, 2023", 1683554160.0)
+    system._close()
     assert "Ann adopted the cat Miso." in [entry.text for entry in system.entries]
     assert "Something made up." not in " ".join(entry.text for entry in system.entries)
     kept = [system.entries[i].text for i, _ in system.kept("Where is the red street of the sister?")]
@@ -1220,6 +1258,7 @@ def test_the_reader_sums_up_days_and_turns(kit: Kit, deciding: Any) -> None:
     bank: Any = build("memorybank", kit)
     bank.observe("Ann: I love sailing.\nBob: And the rain?", "2023-01-01")
     bank.observe("Next.", "2023-01-02")
+    bank._close()
     assert [e.text for e in bank.entries if e.kind == "summary"] == ["They spoke of sailing."]
     assert bank.more["portrait"] == "They spoke of sailing."
     hema: Any = build("hema", kit)

@@ -43,7 +43,7 @@ class AMem(Remembering[Note]):
     Differences to the published code that are meant: the product's repository finds neighbours by rank and then uses
     the ranks as places in the order of insertion, so that it rewrites the first five notes ever stored, and it cuts
     linked notes off again before they are shown; here both are as in the paper. By rule keywords are the rarest words
-    (tf-idf), tags the nearest of `TOPICS`, the context the sentence of the session that is nearest to the note;
+    (tf-idf), tags the nearest of `TOPICS`, the context the sentence around it that is nearest to the note;
     abstract relations are lost. With `brain="reader"` the reader writes the line of context and the question's
     keywords and decides whether to link (up to `neighbours` + 1 calls a turn); JSON of three fields at once, as in
     the paper, is beyond a small one.
@@ -75,7 +75,8 @@ class AMem(Remembering[Note]):
 
     def take(self, turns: list[Turn]) -> None:
         """Make a note of every turn, and link it."""
-        told = [s for turn in turns for s in words.split(turn.said) if words.content(s)]
+        session = [turn for turn in self.turns[max(0, turns[0].number - 10) :] if turn.session == turns[0].session]
+        told = [s for turn in session for s in words.split(turn.said) if words.content(s)]
         told_vectors = self.embeds(told)
         vectors = self.embeds([turn.text for turn in turns])
         for turn, vector in zip(turns, vectors, strict=True):

@@ -1,8 +1,12 @@
 """What the literature's memory systems share: turns, entries with vectors, what the reader is shown, and saved state.
 
-A told text is one session. It is cut into turns where its lines name speakers, else between sentences, so that none
-is longer than what the encoder sees. A system keeps entries; each has a text, the turns it comes from, and one
-vector. What the reader gets is shown in the order of time, with its date where there is one.
+A told text is cut into turns where its lines name speakers, else between sentences, so that none is longer than what
+the encoder sees. It is a session; dated texts with one label that follow each other within half an hour are one
+together. Systems that work on whole sessions take it in when the next one begins or, for the time of a question, at
+the question.
+
+A system keeps entries; each has a text, the turns it comes from, and one vector. What the reader gets is shown in the
+order of time, with its date where there is one.
 
 Several papers let an answer change the memory (what is recalled is strengthened, a reranker learns from what was
 cited). Such changes wait here until the next text is told, so questions of one moment do not depend on their order,
@@ -11,9 +15,11 @@ and `learns=False` leaves them out.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -30,6 +36,7 @@ from ..tasks import Question
 from . import words
 from .thinking import Thinker
 
+_PAUSE = 1800  # seconds; a longer one ends a session
 _DATED = 315_360_000  # seconds; a time of fewer than ten years after 1970 is a task's own count, and no date
 
 
@@ -37,7 +44,7 @@ _DATED = 315_360_000  # seconds; a time of fewer than ten years after 1970 is a 
 class Turn:
     """What was said in one go, or a piece of a longer text.
 
-    number: of all turns, from 0; the clock of every system. session: number of the told text. text: with the speaker
+    number: of all turns, from 0; the clock of every system. session: its number. text: with the speaker
     before it, if one is named. said: without. day: ISO date, or "". time: seconds, as it was told. label: where it is
     from.
     """
@@ -118,6 +125,7 @@ class Remembering(TextSystem, Generic[E]):
     """A memory system with entries. A subclass fills them in `take`, and finds them in `find`.
 
     kind_of_entry: what the entries are. longest: words of a turn at most. made_for: the task its paper was made for.
+    whole: whether `take` gets whole sessions, not told texts.
 
     Args:
         kit, brain: as in `System`. With "reader" the one reader decides where the paper asks a language model, and the
@@ -128,6 +136,7 @@ class Remembering(TextSystem, Generic[E]):
     kind_of_entry: ClassVar[type[Entry]] = Entry
     longest: ClassVar[int] = 80
     made_for: ClassVar[str] = ""
+    whole: ClassVar[bool] = False
 
     def __init__(self, kit: Kit, *, brain: str | None = None, learns: bool = True) -> None:
         self.learns = learns
@@ -136,7 +145,7 @@ class Remembering(TextSystem, Generic[E]):
     # A system's own part ----------------------------------------------------------------------------------------------
 
     def take(self, turns: list[Turn]) -> None:
-        """Take in the turns of one told text, which are in `self.turns` already."""
+        """Take in the turns of one told text, or of one session, which are in `self.turns` already."""
         raise NotImplementedError
 
     def find(self, question: str) -> list[Shown]:
@@ -155,26 +164,29 @@ class Remembering(TextSystem, Generic[E]):
     def reset(self) -> None:
         """Forget everything."""
         self.turns: list[Turn] = []
+        self.taken = 0  # turns that `take` got; those behind them are of the session that goes on
         self.entries: list[E] = []
         self.vectors = Vectors()
         self.more: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
         self.unsettled: list[Asked] = []
-        self._index = BM25()
-        self._slots: dict[str, list[int]] = {}
-        self._slotted = 0  # entries that `_slots` has
+        self._begin_tables()
         self.holding: Counter[str] = Counter()  # word -> how many turns have it
         self.thinker = Thinker(self.kit.reader) if self.brain == "reader" else None
         self.start()
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
-        """Take in a text as one session."""
+        """Take in a text."""
         self.settle()
         found = [part for part in words.parts(text, self.longest) if part.said.strip() != label.strip()]
         if not found:
             return
         day = words.day_of(label, time if time >= _DATED else None)
-        session = self.turns[-1].session + 1 if self.turns else 0
+        last = self.turns[-1] if self.turns else None
+        goes_on = last is not None and bool(day) and last.label == label and 0 <= time - last.time <= _PAUSE
+        session = 0 if last is None else last.session + (not goes_on)
+        if not goes_on:
+            self._close()
         new = [
             Turn(
                 number=len(self.turns) + i, session=session, said=part.said, speaker=part.speaker,
@@ -187,22 +199,54 @@ class Remembering(TextSystem, Generic[E]):
         for turn in new:
             self.holding.update(words.content(turn.text))
         self.embeds([turn.text for turn in new])  # in one go; the encoder keeps them
-        self.take(new)
+        if not self.whole or not day:  # what has no date does not go on
+            self._close()
+
+    def _close(self) -> None:
+        """Take in the session that was going on."""
+        turns, self.taken = self.turns[self.taken :], len(self.turns)
+        if turns:
+            self.take(turns)
+
+    @contextmanager
+    def _closed(self) -> Iterator[None]:
+        """In the block the session that goes on is taken in; after it everything is as before."""
+        if self.taken == len(self.turns):
+            yield
+            return
+        kept = self.entries, self.more, self.tensors, self.vectors, self.taken
+        self.entries, self.more, self.tensors = copy.deepcopy(kept[:3])
+        self.vectors = Vectors(self.vectors.all)
+        try:
+            self._close()
+            yield
+        finally:
+            self.entries, self.more, self.tensors, self.vectors, self.taken = kept
+            self._begin_tables()
+
+    def _begin_tables(self) -> None:
+        """Forget what is made from the entries whenever it is needed."""
+        self._index = BM25()
+        self._slots: dict[str, list[int]] = {}
+        self._slotted = 0  # entries that `_slots` has
 
     def context(self, question: Question) -> list[Piece]:
         """As in `TextSystem`."""
-        return list(self.find(question.text))
+        with self._closed():
+            return list(self.find(question.text))
 
     def answers(self, questions: Sequence[Question]) -> list[Reply]:
         """As in `TextSystem`; notes what was shown, for `recalled`."""
-        found = [self.find(question.text) for question in questions]
+        with self._closed():
+            found = [self.find(question.text) for question in questions]
         chosen = [self.kit.fit(pieces) for pieces in found]
         replies = self.read(questions, chosen)
         if self.learns:
             for question, pieces, all_, reply in zip(questions, chosen, found, replies, strict=True):
                 # The first piece may have been cut, and is then a plain one.
                 shown = [p if isinstance(p, Shown) else all_[0] for p in pieces]
-                numbers = dict.fromkeys(number for piece in shown for number in piece.entries)
+                # Entries of the session that goes on are not there yet, and are not noted.
+                numbers = dict.fromkeys(n for piece in shown for n in piece.entries if n < len(self.entries))
                 self.unsettled.append(Asked(question.text, list(numbers), reply.text or ""))
         return replies
 
@@ -216,6 +260,7 @@ class Remembering(TextSystem, Generic[E]):
         """As in `System`."""
         values = {
             "turns": [dataclasses.astuple(turn) for turn in self.turns],
+            "taken": self.taken,
             "entries": [dataclasses.asdict(entry) for entry in self.entries],
             "unsettled": [dataclasses.asdict(asked) for asked in self.unsettled],
             "more": self.more,
@@ -227,7 +272,7 @@ class Remembering(TextSystem, Generic[E]):
         """As in `System`."""
         values, tensors = read_state(folder)
         self.reset()
-        self.turns = [Turn(*row) for row in values["turns"]]
+        self.turns, self.taken = [Turn(*row) for row in values["turns"]], values["taken"]
         for turn in self.turns:
             self.holding.update(words.content(turn.text))
         self.entries = [self.kind_of_entry(**row) for row in values["entries"]]  # type: ignore[misc]

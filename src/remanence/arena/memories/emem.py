@@ -57,6 +57,7 @@ class EMem(Remembering[Event]):
     name = "emem"
     kind_of_entry = Event
     made_for = "questions about long conversations of two people"
+    whole = True
     graph = False
 
     def __init__(

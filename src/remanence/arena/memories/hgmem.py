@@ -60,6 +60,7 @@ class HGMem(Remembering[Chunk]):
     kind_of_entry = Chunk
     longest = 50
     made_for = "questions over long texts that need several steps"
+    whole = True
 
     def __init__(self, kit: Kit, *, k: int = 5, rounds: int = 3, tokens: int = 60, brain: str | None = None) -> None:
         self.k, self.rounds, self.tokens = k, rounds, tokens

@@ -44,6 +44,7 @@ class MemGAS(Remembering[Entry]):
 
     name = "memgas"
     made_for = "questions about one of many sessions"
+    whole = True
 
     def __init__(
         self, kit: Kit, *, k: int = 3, temperature: float = 0.1, damping: float = 0.1, weights: str = "paper",

@@ -57,6 +57,7 @@ class MemoryBank(Remembering[Logged]):
     name = "memorybank"
     kind_of_entry = Logged
     made_for = "questions about chats over many days"
+    whole = True
 
     def __init__(
         self, kit: Kit, *, k: int = 6, forget: str = "off", curve: float = 5.0, day_turns: int = 50, glue: int = 200,
@@ -76,7 +77,7 @@ class MemoryBank(Remembering[Logged]):
         while at < len(turns):
             today = self.day(turns[at])
             if self.more["day"] is not None and today > self.more["day"]:
-                self._close()
+                self._end_day()
                 self.more["day"] = today
                 self._forget()
             self.more["day"] = today if self.more["day"] is None else max(today, self.more["day"])
@@ -117,7 +118,7 @@ class MemoryBank(Remembering[Logged]):
             rng = random.Random(f"{self.kit.seed}/{number}/{self.more['day']}")
             self.entries[number].gone = rng.random() >= self.retention(number)
 
-    def _close(self) -> None:
+    def _end_day(self) -> None:
         """Sum up the day that is over, and all days, and renew the portrait."""
         day = self.more["day"]
         closed = [i for i in self.alive("piece") if self.day(self.turns[self.entries[i].turns[0]]) == day]

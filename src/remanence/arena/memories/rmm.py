@@ -48,6 +48,7 @@ class RMM(Remembering[Entry]):
 
     name = "rmm"
     made_for = "questions about dialogues over many sessions"
+    whole = True
 
     def __init__(
         self, kit: Kit, *, k: int = 5, candidates: int = 20, merge: float = 0.75, explore: bool = False,
