@@ -45,7 +45,7 @@ class AMem(Remembering[Note]):
     linked notes off again before they are shown; here both are as in the paper. By rule keywords are the rarest words
     (tf-idf), tags the nearest of `TOPICS`, the context the sentence around it that is nearest to the note;
     abstract relations are lost. With `brain="reader"` the reader writes the line of context and the question's
-    keywords and decides whether to link (up to `neighbours` + 1 calls a turn); JSON of three fields at once, as in
+    keywords and decides whether to link (up to 2 * `neighbours` + 1 calls a turn); JSON of three fields at once, as in
     the paper, is beyond a small one.
 
     Args:

@@ -32,8 +32,8 @@ class SCM(Remembering[Kept]):
     Differences to the published code that are meant: its budget of 2,500 tokens, and 500 for the last turn, are the
     arena's budget, and a fifth of it. A turn answers a question, by rule, if it shares an entity with it, or half of
     its content words, or its cosine is above `near`. The gate "is memory needed at all?" is only in the code's class,
-    not in its script, so it is off unless `gate` is set. With `brain="reader"` the reader answers these (two calls a
-    turn that is in doubt) and writes the summaries. Lost without: judging paraphrases.
+    not in its script, so it is off unless `gate` is set. With `brain="reader"` the reader answers these (two to four
+    calls a turn that is in doubt) and writes the summaries. Lost without: judging paraphrases.
 
     Args:
         kit, brain: as in `Remembering`.
