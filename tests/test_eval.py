@@ -33,53 +33,9 @@ from remanence.errors import ConfigError, InputError, RemanenceError
 from remanence.models.pretrained import MemoryModel
 
 ROOT = Path(__file__).parents[1]
-OWN_SYSTEM = '''
-from remanence.arena.protocol import Kit, Piece, TextSystem, read_state, write_state
-
-
-class Last(TextSystem):
-    """The last text that was told. Paper: none."""
-
-    name = "last"
-
-    def __init__(self, kit: Kit, *, upper: bool = False, brain: str | None = None) -> None:
-        self.upper = upper
-        super().__init__(kit, brain=brain)
-
-    def reset(self):
-        self.text = ""
-
-    def observe(self, text, label="", time=0.0):
-        self.text = text.upper() if self.upper else text
-
-    def context(self, question):
-        return [Piece(self.text)] if self.text else []
-
-    def save(self, folder):
-        write_state(folder, self.text)
-
-    def load(self, folder):
-        self.text = read_state(folder)[0]
-'''
-OWN_TASK = '''
-from remanence.arena.tasks import Gold, Materials, Question, Script, Task
-
-
-def make(materials: Materials, *, people: int = 2):
-    """A colour for each of a few people; a stream each."""
-    made = []
-    for i in range(people):
-        script = Script("colours", f"person {i}", materials.tokens)
-        text = f"Person {i} likes {['red', 'green', 'blue', 'white'][i % 4]}."
-        told = script.tell(text, "told")
-        gold = (Gold(told, (0, len(text)), (0, len(text))),)
-        script.ask([Question(f"{i}", f"What does person {i} like?", ("red",), "colour", "contains", gold=gold)])
-        made.append(script.stream)
-    return made
-
-
-TASK = Task("colours", "a colour each", "none; an example", make)
-'''
+OWN_SYSTEM, OWN_TASK = re.findall(
+    r"^```python\n(.*?)^```", (ROOT / "docs" / "arena.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> tuple[int, str, str]:
@@ -94,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: str) -> tuple[
 @pytest.fixture
 def own(tmp_path: Path) -> tuple[Path, Path]:
     """Files with a system and a task of one's own."""
-    system, task = tmp_path / "last.py", tmp_path / "colours.py"
+    system, task = tmp_path / "words.py", tmp_path / "colours.py"
     system.write_text(OWN_SYSTEM, encoding="utf-8")
     task.write_text(OWN_TASK, encoding="utf-8")
     return system, task
@@ -137,7 +93,7 @@ def test_a_grid_and_its_report(
     """Systems of the registry and of one's own, on a task of one's own; checks; tables and page."""
     system, task = own
     out = tmp_path / "out"
-    grid = ("--systems", f"none {system} {system}:upper=true ours oracle", "--tasks", str(task))
+    grid = ("--systems", f"none {system} {system}:least=9 ours oracle", "--tasks", str(task))
     arguments = ("run", *grid, "--max-new-tokens", "4", "--checks", "--out", str(out))
     code, printed, said = run(monkeypatch, capsys, *arguments, "--json")
     assert code == 0, said
@@ -145,16 +101,16 @@ def test_a_grid_and_its_report(
     # none, oracle, and three systems under four conditions
     assert made["cells"] == made["done"] == made["ran"] == 2 + 3 * 4 and not made["failed"]
     assert len(list(out.glob("colours.py/*.jsonl"))) == 14 and not list(out.rglob("*.part"))
-    about, results, costs = read_cell(out / "colours.py" / "last.py.jsonl")
+    about, results, costs = read_cell(out / "colours.py" / "words.py.jsonl")
     assert [r.stream for r in results] == ["person 0", "person 1"]
     assert all(r.found == 1 and r.context == () and r.context_tokens > 3 for r in results)
     assert about["settings"]["reader"] == "base" and about["versions"]["remanence"] and about["hardware"]["cores"]
     stream = next(line for line in costs if line["type"] == "stream")
-    assert stream["bytes"] == len('"Person 0 likes red."') and stream["peak_ram"] > 1e7 and stream["texts"] == 1
+    assert stream["bytes"] == len('["Person 0 likes red."]') and stream["peak_ram"] > 1e7 and stream["texts"] == 1
     [moment] = [line for line in costs if line["type"] == "moment" and line["stream"] == "person 0"]
     assert moment["calls"] == 1 and moment["seconds"] > 0
-    _, shuffled, _ = read_cell(out / "colours.py" / "last.py@shuffled.jsonl")
-    _, empty, _ = read_cell(out / "colours.py" / "last.py@empty.jsonl")
+    _, shuffled, _ = read_cell(out / "colours.py" / "words.py@shuffled.jsonl")
+    _, empty, _ = read_cell(out / "colours.py" / "words.py@empty.jsonl")
     assert all(r.context_tokens == 0 and r.found is None for r in empty)
     assert all(r.context_tokens > 3 for r in shuffled)
 
@@ -164,14 +120,12 @@ def test_a_grid_and_its_report(
     assert before == {path: path.read_bytes() for path in out.rglob("*.jsonl")}
 
     code, printed, said = run(monkeypatch, capsys, "report", "--out", str(out))
-    assert (
-        code == 0 and "| last.py:upper=true |" in printed and "### Checks" in printed and "### Against none" in printed
-    )
+    assert code == 0 and "| words.py:least=9 |" in printed and "### Checks" in printed and "### Against none" in printed
     assert re.search(r"\| ours \|.*\| yes \| yes \| yes \|", printed)
     assert (out / "report.html").read_text("utf-8").startswith("<!doctype html>")
     code, printed, _ = run(monkeypatch, capsys, "report", "--out", str(out), "--json")
     made = json.loads(printed)
-    assert {row["system"] for row in made["rows"]} >= {"none", "last.py", "ours@other"}
+    assert {row["system"] for row in made["rows"]} >= {"none", "words.py", "ours@other"}
     assert all(row["repeats"] and row["separate"] and row["kept"] for row in made["checks"])
 
 
@@ -217,7 +171,9 @@ def test_everything_that_there_is_is_listed(monkeypatch: pytest.MonkeyPatch, cap
 
 # Interrupted, and shared ----------------------------------------------------------------------------------------------
 
-SLOW_SYSTEM = OWN_SYSTEM.replace("        self.text = text.upper()", "        import time as t\n        t.sleep(0.15)\n        self.text = text.upper()")  # fmt: skip  # noqa: E501
+SLOW_SYSTEM = OWN_SYSTEM.replace(
+    "        self.texts.append", "        __import__('time').sleep(0.15)\n        self.texts.append"
+)
 
 
 def started(tmp_path: Path, out: str, systems: str, people: int) -> subprocess.Popen[str]:
@@ -266,7 +222,7 @@ def test_two_processes_share_a_grid(tmp_path: Path, own: tuple[Path, Path]) -> N
     """Each cell is run once, by one of them."""
     slow = tmp_path / "slow.py"
     slow.write_text(SLOW_SYSTEM, encoding="utf-8")
-    systems = " ".join([f"{slow}:upper=true", str(slow), str(own[0]), "none"])
+    systems = " ".join([f"{slow}:least=2", str(slow), str(own[0]), "none"])
     processes = [started(tmp_path, str(tmp_path / "out"), systems, 12) for _ in range(2)]
     made = []
     for process in processes:
@@ -640,6 +596,8 @@ def test_documents_get_their_tables_from_results(
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, capsys, "report", "--into", "page.md")[0] == 0
     made = document.read_text("utf-8")
+    code = f"```text\n{text}```\n"
+    assert report.with_tables(code, tmp_path) == code  # an example in a document
     assert made.startswith("Before.\n") and made.endswith("After.\n") and "| ours |" in made and "old" not in made
     assert report.with_tables(made, tmp_path) == made
     assert report.with_tables(made.replace("| ours | ", "| ours | 9"), tmp_path) == made  # a changed figure is seen

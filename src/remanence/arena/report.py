@@ -361,9 +361,10 @@ def markdown(cells: Sequence[CellResults], against: str = "none") -> str:
 # Tables in documents --------------------------------------------------------------------------------------------------
 
 _BLOCK = re.compile(
+    r"^```.*?^```|"  # code is left as it is
     r"(<!-- arena: (?P<folder>\S+) (?P<task>\S+) (?P<table>\w+)(?: against=(?P<against>\S+))? -->\n)(?P<body>.*?)"
     r"(<!-- /arena -->)",
-    re.DOTALL,
+    re.DOTALL | re.MULTILINE,
 )
 
 
@@ -383,6 +384,8 @@ def with_tables(text: str, root: Path) -> str:
 
     def made(found: re.Match[str]) -> str:
         kind = found["table"]
+        if kind is None:
+            return found[0]
         if kind not in TABLES:
             raise InputError(f"there is no table {kind!r}; choose one of {', '.join(TABLES)}.")
         cells = of_task(load(root / found["folder"]), found["task"])
