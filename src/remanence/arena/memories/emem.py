@@ -123,16 +123,15 @@ class EMem(Remembering[Event]):
         asked = set(words.entities(question)) | set(words.content(question))
         # Whom a conversation is between says nothing of what it is about.
         asked -= {part for speaker in by for part in (speaker.lower(), *words.content(speaker))}
-        stay = [(i, cosine) for i, cosine in found if self._stays(question, asked, i, cosine)]
-        return stay or found
-
-    def _stays(self, question: str, asked: set[str], number: int, cosine: float) -> bool:
-        text = self.entries[number].text
-        rule = cosine > self.near or bool(asked & {*words.entities(text), *words.content(text)})
-        if self.thinker is None or cosine > 2 * self.near:
-            return rule
-        said = self.thinker.yes(f"Does this help to answer the question: {question} Answer Yes or No.", text)
-        return rule if said is None else said
+        texts = {i: self.entries[i].text for i, _ in found}
+        shares = {i: bool(asked & {*words.entities(text), *words.content(text)}) for i, text in texts.items()}
+        stays = {i: shares[i] or cosine > self.near for i, cosine in found}
+        if self.thinker is not None:
+            doubtful = [i for i, cosine in found if not (shares[i] and cosine > self.near)]
+            task = f"Does this help to answer the question: {question} Answer Yes or No."
+            for i, said in zip(doubtful, self.thinker.yes_each(task, [texts[i] for i in doubtful]), strict=True):
+                stays[i] = stays[i] if said is None else said
+        return [pair for pair in found if stays[pair[0]]] or found
 
     def find(self, question: str) -> list[Shown]:
         """The best EDUs that stay."""

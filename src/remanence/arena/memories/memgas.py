@@ -16,6 +16,7 @@ from ..protocol import Kit
 from .base import Entry, Remembering, Shown, Turn, best, checked, once, pagerank
 
 VIEWS = ("session", "turns", "summary", "keywords")
+_FILTERED = 12  # turns that a reader filters
 _NEIGHBOURS, _FROM, _SEEDS = 30, 6, 15  # the code's: nodes that are looked at; first session with links; seeds
 
 
@@ -100,14 +101,12 @@ class MemGAS(Remembering[Entry]):
         sessions = ranks.view(-1, len(VIEWS)).sum(1)
         vector = self.embed(question)
         turns = [n for i, _ in best(dict(enumerate(sessions.tolist())), self.k) for n in self.entries[4 * i].turns]
-        pieces: list[Shown] = []
-        for number in self.nearest_turns(vector, turns, len(turns)):
-            if self.thinker is not None and len(pieces) < 12:
-                task = f"Does this help to answer the question: {question} Answer Yes or No."
-                if self.thinker.yes(task, self.turns[number].text) is False:
-                    continue
-            pieces.append(self.show_turn(number))
-        return once(pieces) or [self.show_turn(number) for number in turns[:1]]
+        near = self.nearest_turns(vector, turns, len(turns))
+        if self.thinker is not None:
+            task = f"Does this help to answer the question: {question} Answer Yes or No."
+            said = self.thinker.yes_each(task, [self.turns[number].text for number in near[:_FILTERED]])
+            near = [number for number, helps in zip(near, said, strict=False) if helps is not False] or near[:1]
+        return once(self.show_turn(number) for number in near)
 
 
 def entropy_weights(shares: Sequence[Sequence[float]], *, as_coded: bool = False) -> list[float]:

@@ -133,8 +133,8 @@ class MemoryR1(Remembering[Fact]):
         order = [i for i, _ in best({i: s + (i in shared) for i, s in scores.items()}, self.k)]
         if self.thinker is not None:
             task = f"Does this help to answer the question: {question} Answer Yes or No."
-            kept = [i for i in order if self.thinker.yes(task, self.entries[i].text) is not False]
-            order = kept or order
+            said = self.thinker.yes_each(task, [self.entries[i].text for i in order])
+            order = [i for i, helps in zip(order, said, strict=True) if helps is not False] or order
         return once(self.show(i) for i in order)
 
 

@@ -84,6 +84,15 @@ class Thinker:
         said = self.choose(prompt, content_, ("Yes", "No"))
         return None if said is None else said == "Yes"
 
+    def yes_each(self, prompt: str, contents: Sequence[str]) -> list[bool | None]:
+        """`yes` for several contents, in one go."""
+        try:
+            without = self._without(prompt, ("Yes", "No"))
+            said = self.reader.likelihood([(f"{prompt}\n\n{each}", o) for each in contents for o in ("Yes", "No")])
+        except RemanenceError:  # a server that gives no likelihoods
+            return [self.yes(prompt, content_) for content_ in contents]
+        return [said[2 * i] - without[0] >= said[2 * i + 1] - without[1] for i in range(len(contents))]
+
     def number(self, prompt: str, content_: str) -> float | None:
         """A number from 0 to 1 that the reader says, or None."""
         [said] = self.reader.complete([f"{prompt}\n\n{content_}"], max_new_tokens=8)
@@ -101,8 +110,13 @@ class Thinker:
             return None
 
     def _scores(self, prompt: str, content_: str, options: Sequence[str]) -> list[float]:
+        without = self._without(prompt, options)
+        said = self.reader.likelihood([(f"{prompt}\n\n{content_}", option) for option in options])
+        return [a - b for a, b in zip(said, without, strict=True)]
+
+    def _without(self, prompt: str, options: Sequence[str]) -> list[float]:
+        """How likely each option is without any content."""
         key = prompt, tuple(options)
         if key not in self._blank:
             self._blank[key] = self.reader.likelihood([(f"{prompt}\n\n(nothing)", option) for option in options])
-        said = self.reader.likelihood([(f"{prompt}\n\n{content_}", option) for option in options])
-        return [a - b for a, b in zip(said, self._blank[key], strict=True)]
+        return self._blank[key]
