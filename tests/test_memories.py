@@ -306,6 +306,33 @@ def test_a_session_told_turn_by_turn(kit: Kit, spec: str, tmp_path: Path) -> Non
         assert set(own[:-1]) - {"The end."} <= {entry.text for entry in system.entries}  # type: ignore[attr-defined]
 
 
+class Words(Plain):
+    """Takes whole sessions, and finds by words."""
+
+    whole = True
+
+    def find(self, question: str) -> Any:
+        return [self.show(i) for i in self.by_words(question, 3, self.alive())]
+
+
+def test_a_question_in_a_session_leaves_the_tables_as_they_were(kit: Kit) -> None:
+    system = Words(kit)
+    system.observe("Ann: My boat is red.", "2023-01-01")
+    assert "boat" in str(ask(system, "boat").text) and system.entries == []
+    system.observe("Bob: My horse is brown.", "2023-01-02")
+    system.observe("Ann: The end.", "2023-01-03")
+    assert ask(system, "horse").context == ("[2 January 2023] Bob: My horse is brown.",)
+    other = Words(kit)
+    other.observe("Cat here.", "user")
+    other.observe("Ann: A boat.", "2023-01-01")
+    assert "boat" in str(ask(other, "boat").text)
+    other.observe("Ann: A mule.", "2023-01-01")
+    other.entries[0].gone = True
+    assert ask(other, "mule").context == ("[1 January 2023] Ann: A mule.",)
+    other.reset()
+    assert ask(other, "mule").context == ()
+
+
 def test_a_text_longer_than_the_encoder_sees_is_its_pieces_mean(kit: Kit) -> None:
     system = Plain(kit)
     one, two = "alpha beta gamma delta. " * 20, "epsilon zeta. " * 40  # 80 words each: a piece has no more
@@ -659,6 +686,8 @@ def test_memgas_trusts_the_surest_view() -> None:
     assert entropy_weights([sure, unsure])[0] > 0.9
     coded = entropy_weights([sure, unsure], as_coded=True)
     assert coded[1] > coded[0]  # the published code: the least certain view weighs most
+    entropy = -0.5 * math.log(0.5) - 0.5 * math.log(0.5 / (n - 1))
+    assert coded[1] == pytest.approx((1 - math.log(n)) / ((1 - math.log(n)) + (1 - entropy)))
     assert entropy_weights([unsure, unsure]) == [0.5, 0.5] and entropy_weights([[1.0], [1.0]]) == [0.5, 0.5]
 
 
