@@ -21,10 +21,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 import remanence
-from remanence import MemoryModel
+from remanence import MemoryModel, MemoryStore
 from remanence.arena.retention import Retention, accuracy, gated, recall
 
 GATES = (-99.0, 0.0, 0.5, 1.0, 1.5, 2.0)  # least scores of answers that an application takes
+SAVED = 100_000  # tokens between two saves
 DISTANCES = (1_000, 4_000, 16_000, 40_000, 80_000, 160_000, 1_000_000)
 
 
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--unknown", type=int, default=100, help="questions about what was never told")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write every answer as JSON")
+    parser.add_argument("--store", type=Path, help="save the memory in this folder on the way, so that it needs no RAM")
     arguments = parser.parse_args()
 
     model = MemoryModel.from_pretrained(arguments.model)
@@ -44,10 +46,20 @@ def main() -> None:
     run = Retention(
         model, distances, facts=arguments.facts, newest=arguments.newest, unknown=arguments.unknown, seed=arguments.seed
     )
+    store = MemoryStore(arguments.store or ".")
     began = time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("tokens", total=1)
-        results = run.run(lambda done, total: progress.update(bar, completed=done, total=total))
+        saved = 0.0
+
+        def update(done: float, total: float) -> None:
+            nonlocal saved
+            progress.update(bar, completed=done, total=total)
+            if arguments.store and done - saved >= SAVED:
+                store.save("accuracy", run.memory)
+                saved = done
+
+        results = run.run(update)
     seconds = time.perf_counter() - began
 
     columns = {

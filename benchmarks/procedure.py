@@ -81,7 +81,7 @@ class Literal:
         for layer in range(memory.layers):
             left = everything[~torch.isin(everything, rows[layer])]
             self.store.append(memory.long_term(layer, left).clone())
-            self.keys.append(memory.keys(layer).transpose(0, 1).flatten(0, 1)[left].float())
+            self.keys.append(torch.cat(memory.keys(layer)).flatten(0, 1)[left].float())
             self.store_ages.append(memory.write_count * self.config.K - left)
         self._empty_cache()
         self.since_merge = 0

@@ -20,7 +20,7 @@ from conftest import random_text
 from remanence import MemoryConfig, MemoryModel
 from remanence.arena import scores, tasks
 from remanence.arena.bm25 import BM25, words
-from remanence.arena.inside import Ours
+from remanence.arena.inside import Forced, Ours
 from remanence.arena.minilm import Encoder
 from remanence.arena.passages import Passages
 from remanence.arena.protocol import Kit, Piece
@@ -557,6 +557,24 @@ def test_ours_does_not_answer_what_does_not_fit(model: MemoryModel) -> None:
     short = Question("q", "why?", (), "k", "contains")
     replies = ours.answers([long, short])
     assert replies[0].text is None and replies[1].text is not None
+
+
+def test_a_model_that_writes_at_once_is_told_whole_chunks(make_model: Callable[..., MemoryModel]) -> None:
+    """As the published ones do: 12 short turns are a few writes, not 12; what waits is written when it is asked."""
+    config = MemoryConfig(
+        K=4, N=12, K0=6, chunk_tokens=16, window_tokens=128, retriever_dim=8, split="fixed", short_chunks="complete"
+    )
+    model = make_model(config)
+    ours = Ours(kit_of(model, max_new_tokens=3))
+    for i in range(12):
+        ours.observe(f"turn {i}", "x", float(i))
+    assert ours.memory.write_count == 5 and not ours.memory.pending_ids
+    ours.observe("last", "x", 12.0)
+    assert ours.memory.write_count == 6
+    reply = ours.answer(Question("q", "what?", (), "k", "contains"))
+    assert ours.memory.write_count == 7 and reply.read is None and reply.recalled is not None
+    with pytest.raises(ConfigError, match="ours-forced"):
+        Forced(kit_of(model))
 
 
 def test_an_untrained_memory_shares_the_base_without_its_adapter(make_decoder: Any, tokenizer: Any) -> None:

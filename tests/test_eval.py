@@ -279,6 +279,17 @@ def test_a_system_sees_nothing_but_the_words(tiny: MemoryModel) -> None:
     assert system.rights == [1.0]
 
 
+def test_no_answer_is_cheap_because_of_an_earlier_one(tiny: MemoryModel) -> None:
+    """The same question at two distances is read twice, with the same words."""
+    [stream] = small_streams(1)
+    [question] = stream.questions
+    events = [stream.events[0], *(Ask([dataclasses.replace(question, distance=d)]) for d in (1, 2))]
+    lines = run_stream(build("bm25", kit_of(tiny)), Stream("small", "s", events))
+    assert [line["calls"] for line in lines if line["type"] == "moment"] == [1, 1]
+    said = [line["prediction"] for line in lines if line["type"] == "answer"]
+    assert said[0] == said[1]
+
+
 def test_conditions_change_what_is_told_and_nothing_else() -> None:
     one, other = small_streams(2)
     assert altered(one, other, "normal", 1) is one

@@ -17,6 +17,7 @@ from conftest import build_tokenizer
 from remanence import ConfigError, InputError, MemoryModel, MemoryStore
 from remanence.core.forgetting import Wanted, retell
 from remanence.core.memory import Memory, Pending
+from remanence.store import segments as segments_module
 from test_cli import refused, run
 from test_search import CHUNK, model_of
 from test_write import alike
@@ -186,8 +187,11 @@ def vectors_of(memory: Memory, write: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize("place", [0, 20, 41])
-def test_nothing_of_it_stays_on_the_disk(model: MemoryModel, place: int, tmp_path: Path) -> None:
+def test_nothing_of_it_stays_on_the_disk(
+    model: MemoryModel, place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither text nor vectors, in no file; files of what came before are not written again."""
+    monkeypatch.setattr(segments_module, "MOST_WRITES", 4)
     store = MemoryStore(tmp_path)
     parts = texts(9, 40)
     parts.insert(place, f"{SECRET} " * 12)
@@ -196,7 +200,8 @@ def test_nothing_of_it_stays_on_the_disk(model: MemoryModel, place: int, tmp_pat
             model.memorize(memory, part, source=f"text {i}", time=100.0 + i)
             if i % 4 == 0:
                 store.save("ada", memory)
-    files = {path.name for path in store.path("ada").glob("long-*")}
+    files = {path.name for path in store.path("ada").glob("vectors-*")}
+    assert len(files) > 5
     at = everything(memory, model).index("Quillfeather")
     secret = next(w.index for w in memory.writes if w.first_token + w.tokens > at)  # a byte is a token
     lost = vectors_of(memory, secret)
@@ -211,8 +216,8 @@ def test_nothing_of_it_stays_on_the_disk(model: MemoryModel, place: int, tmp_pat
     assert loaded.meta() == memory.meta() and all(
         torch.equal(v, memory.tensors()[k]) for k, v in loaded.tensors().items()
     )
-    stayed = {path.name for path in store.path("ada").glob("long-*")} & files
-    assert len(stayed) == sum(int(name.split("-")[2]) < found.first_write for name in files)
+    stayed = {path.name for path in store.path("ada").glob("vectors-*")} & files
+    assert len(stayed) == sum(int(name.split("-")[1]) + 4 <= found.first_write for name in files)
     with store.open("ada", model) as memory:  # and it goes on
         model.memorize(memory, " ".join(SENTENCES * 3))
     assert store.load("ada").write_count == memory.write_count > loaded.write_count
@@ -315,8 +320,8 @@ def test_a_damaged_memory_is_rebuilt(home: Path) -> None:
     sound = run(home, "memory", "verify")
     assert sound.returncode == 0 and sound.stdout.split() == ["ada", "sound", "bob", "sound"]
     store = MemoryStore(home)
-    before = store.load("ada")
-    [path] = store.path("ada").glob("long-*")
+    before = store.load("ada").copy()
+    [path] = store.path("ada").glob("vectors-*")
     path.write_bytes(path.read_bytes()[:-1])
     found = run(home, "memory", "verify", "--json")
     assert found.returncode == 1 and json.loads(found.stdout)["sound"] == ["bob"]

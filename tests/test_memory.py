@@ -15,8 +15,8 @@ from torch import Tensor
 
 import reference
 from remanence.config import MemoryConfig
-from remanence.core.blocks import Blocks
 from remanence.core.memory import Memory, Pending, Write
+from remanence.core.records import Block, Records
 from remanence.errors import ConfigError, IncompatibleMemory, MemoryCorrupt, RemanenceError
 
 LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -125,7 +125,7 @@ def test_nothing_is_lost(case: tuple[MemoryConfig, int, int, int]) -> None:
             assert torch.equal(vector, history.row(layer, row))
         expected = [keys[layer] for keys in history.keys]
         stacked = torch.stack(expected, 1) if expected else torch.zeros(config.keys_per_write, 0, 3)
-        assert torch.equal(memory.keys(layer), stacked)
+        assert torch.equal(torch.cat(memory.keys(layer)).transpose(0, 1), stacked)
 
 
 def test_the_record_of_a_write_is_found_by_row() -> None:
@@ -291,7 +291,7 @@ def test_the_store_forgets_the_oldest_writes(drop: str) -> None:
                 memory.long_term(layer, rows), torch.stack([history.row(layer, r) for r in rows.tolist()])
             )
             kept = torch.stack([k[layer] for k in history.keys[memory.first_write :]], 1)
-            assert torch.equal(memory.keys(layer), kept)
+            assert torch.equal(torch.cat(memory.keys(layer)).transpose(0, 1), kept)
         assert memory.long_term_size == min(sizes)
         assert same(memory.copy(), memory)
     assert memory.tensors()["vectors"].shape[1] < (40 + 256 + 1) * 4
@@ -317,23 +317,36 @@ def test_vectors_are_found_in_whatever_block_they_are(loaded: int) -> None:
     if loaded:
         history.memory = history.write(loaded).copy()
     memory = history.write(300 - loaded)
-    assert len(memory._store._blocks) >= 3
+    records = memory.records["vectors"]
+    assert len(records.blocks()) >= 3
     rows = torch.randint(300 * 4, (500,), generator=history.generator)
     for layer in range(2):
         expected = torch.stack([history.row(layer, row) for row in rows.tolist()])
         assert torch.equal(memory.long_term(layer, rows), expected)
-    whole = memory.tensors()["vectors"]
+    whole = records.span()
     for write in (0, 1, 63, 64, 65, 128, 299, 300):
-        assert torch.equal(memory.tensors(since=write)["vectors"], whole[:, write * 4 :])
+        assert torch.equal(records.span(write), whole[write:]) and torch.equal(records.span(0, write), whole[:write])
+    some = rows[:100] // 4
     for cut in (0, 3, 64, 70, 100):
-        blocks = Blocks(whole[:, : 65 * 4])
+        looked: list[int] = []
+
+        def check(places: Any, looked: list[int] = looked) -> None:
+            looked.extend(range(40) if places is None else places)
+
+        again = Records(whole.shape[1:], whole.dtype, [Block(whole[:40], check), Block(whole[40:65])])
         for write in range(65, 300):
-            if (write - 65) % 50 == 0:
-                blocks.grow(50 * 4)
-            blocks.append(whole[:, write * 4 : write * 4 + 4])
-        blocks.cut(cut * 4)
-        assert torch.equal(blocks.since(0), whole[:, cut * 4 :])
-        assert torch.equal(blocks.take(1, rows[rows >= cut * 4] - cut * 4), whole[1, rows[rows >= cut * 4]])
+            again.append(whole[write])
+        first = again.until(50)
+        again.cut(cut)
+        assert again.size == 300 - cut and not looked
+        assert torch.equal(again.take(some[some >= cut] - cut), whole[some[some >= cut]])
+        assert set(looked) == {place for place in some.tolist() if cut <= place < 40}
+        assert torch.equal(
+            again.vectors(1, rows[rows >= cut * 4] - cut * 4), memory.long_term(1, rows[rows >= cut * 4])
+        )
+        assert torch.equal(again.span(), whole[cut:])
+        first.append(whole[0])
+        assert torch.equal(first.span(), torch.cat([whole[:50], whole[:1]])) and torch.equal(again.span(), whole[cut:])
 
 
 # MemoryLLM ------------------------------------------------------------------------------------------------------------
@@ -347,7 +360,7 @@ def test_memoryllm_has_no_long_term_store() -> None:
     assert memory.long_term_size == 0
     assert memory.best_rows(0, torch.zeros(0)).tolist() == []
     assert memory.tensors()["vectors"].shape[1] == memory.tensors()["keys"].shape[1] == 0
-    assert memory.keys(0).shape[1:] == (0, 3)
+    assert torch.cat(memory.keys(0)).shape[::2] == (0, 3)
     copy = memory.copy()
     generator = history.generator.get_state()
     history.write(3)

@@ -166,7 +166,7 @@ def write(model: MemoryModel, memory: Memory, trace: Trace, name: str) -> None:
         return
     trace.same(f"{name}.memory_ages", books.pool_ages())
     for l in range(LAYERS):
-        merged, keys = len(books.rows[l]), memory.keys(l).transpose(0, 1).flatten(0, 1)
+        merged, keys = len(books.rows[l]), torch.cat(memory.keys(l)).flatten(0, 1)
         rows, place = books.listed(l), books.listed(l) - memory.first_write * K
         trace.same(f"{name}.ltm_ages.{l}", books.ages(l)[:merged])
         trace.same(f"{name}.ltm_rf.{l}", books.recall[l])
@@ -597,7 +597,7 @@ def shipped_tensor(model: MemoryModel, shipped: Memory | None, key: str) -> Tens
     l, rows = int(layer), shipped.ledger.rows[int(layer)]
     return {
         "ltm": shipped.long_term(l, rows),
-        "ltm_keys": shipped.keys(l).transpose(0, 1).flatten(0, 1)[rows],
+        "ltm_keys": torch.cat(shipped.keys(l)).flatten(0, 1)[rows],
         "ltm_ages": shipped.ledger.ages(l),
         "ltm_recall_frequencies": shipped.ledger.recall[l],
     }[what]

@@ -280,8 +280,8 @@ def test_a_bank_holds_what_memories_would(family: str, tokenizer: Any) -> None:
         written = memory.tensors()["vectors"].unflatten(1, (-1, CHUNK))
         for layer in range(memory.layers):
             close(bank.vectors(layer, torch.tensor(own.writes)), written[layer], what=f"layer {layer}")
-        close(keys_WGR[own.first : own.writes.stop].transpose(0, 1).detach(), memory.keys(0))
-        assert torch.equal(bank.words()[own.first : own.writes.stop], memory.of_tokens("words"))
+        close(keys_WGR[own.first : own.writes.stop].detach(), torch.cat(memory.keys(0)))
+        assert torch.equal(bank.words()[own.first : own.writes.stop], torch.cat(memory.words()))
     assert bank.owner_W.tolist() == [0] * 5 + [1] * 2 + [2] * 7
 
 

@@ -140,7 +140,11 @@ def test_words_of_a_large_vocabulary_fit_sixteen_bits() -> None:
     words = search.words(ids)
     assert words.dtype == torch.int16
     assert len(set(words[:4].tolist())) == 4 and words[4] == words[0]
-    assert word_scores(words[:2], torch.tensor([1.0, 2.0]), words.view(3, 2)).tolist() == [3.0, 0.0, 1.0]
+    assert word_scores(words[:2], torch.tensor([1.0, 2.0]), [words.view(3, 2)[:2], words.view(3, 2)[2:]]).tolist() == [
+        3.0,
+        0.0,
+        1.0,
+    ]
 
 
 def test_a_memory_with_words_is_saved_and_loaded(tokenizer: Any, tmp_path: Path) -> None:
@@ -155,7 +159,7 @@ def test_a_memory_with_words_is_saved_and_loaded(tokenizer: Any, tmp_path: Path)
     loaded = store.load("ada")
     question = random_ids(6, 5)
     assert torch.equal(model.search([loaded], [question])[0].scores, model.search([never_closed], [question])[0].scores)
-    assert torch.equal(loaded.of_tokens("words"), never_closed.of_tokens("words"))
+    assert torch.equal(torch.cat(loaded.words()), torch.cat(never_closed.words()))
     assert torch.equal(loaded.tensors()["vectors"], never_closed.tensors()["vectors"])
     assert loaded.tensors()["vectors"].dtype == torch.uint8
     assert model.ask(loaded, "Where?", max_new_tokens=4) == model.ask(never_closed, "Where?", max_new_tokens=4)
@@ -166,7 +170,7 @@ def test_a_write_without_its_words_is_refused(tokenizer: Any) -> None:
     model = model_of(tokenizer)
     memory = told(model, 3)
     other = told(model, 4)
-    vectors, keys = other.tensors(since=3)["vectors"], other.tensors(since=3)["keys"]
+    vectors, keys = other.records["vectors"].span(3)[0], other.records["keys"].span(3)[0]
     with pytest.raises(IncompatibleMemory, match=r"comes with \[\] of its tokens; this memory takes \['words'\]"):
         memory.add(torch.zeros(memory.layers, CHUNK, memory.width), keys.view(1, CHUNK // 2, -1), other.writes[3])
     assert memory.write_count == 3 and vectors is not None
@@ -279,7 +283,7 @@ def test_tokens_are_encoded_again(tokenizer: Any) -> None:
     assert short.write_count == whole.write_count and short.tensors()["vectors"].shape[2] == 0
     again = model.encode_again(short, torch.tensor([0, 1, 5]))
     stored = whole.tensors()["vectors"]
-    ids = short.of_tokens("ids").flatten().tolist()
+    ids = short.records["ids"].span().flatten().tolist()
     late = told(kept, 0)
     kept.write(late, ids[4 * CHUNK : 5 * CHUNK])
     kept.write(late, ids[5 * CHUNK : 6 * CHUNK])

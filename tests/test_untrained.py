@@ -93,7 +93,7 @@ def test_text_far_beyond_the_context_stays_inside_the_positions(folder: Path, tm
 def test_scores_are_votes_of_tokens_and_heads() -> None:
     """Against the definition, written out; blocks and single vectors."""
     queries, keys = torch.randn(5, 4, 8), torch.randn(7, 3, 2, 8)  # T Q E; W K H E
-    stored = torch.stack([attention_keys(k) for k in keys], 1)  # K W R
+    stored = torch.stack([attention_keys(k) for k in keys])  # W K R
     for block in (True, False):
         votes = torch.zeros(7 if block else 21)
         for t in range(5):
@@ -102,7 +102,7 @@ def test_scores_are_votes_of_tokens_and_heads() -> None:
                 cosines = cosines.amax(1) if block else cosines.flatten()
                 votes += (5 * math.sqrt(8) * cosines).softmax(0) / 20
         expected = (votes * len(votes)).log()
-        close(attention_scores(queries, stored, 2, block), expected)
+        close(attention_scores(queries, [stored[:4], stored[4:]], 2, block), expected)
 
 
 def test_a_write_that_holds_the_question_is_found(folder: Path) -> None:

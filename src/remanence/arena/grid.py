@@ -264,6 +264,7 @@ def _asked(
     """Ask questions of one distance at one moment."""
     shown = list(questions) if system.sees_evidence else [q.bare() for q in questions]
     cost = {"seconds": 0.0, "calls": 0, "prompt_tokens": 0}
+    system.kit.reader.forget()  # a question that comes again at another distance is read again, and takes its time
     with _costs(system, cost):
         replies = system.answers(shown)
     name = "" if system.inside else system.kit.reader.name

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.memory import Memory
+from ..errors import ConfigError
 from ..models.pretrained import MemoryModel
 from .passages import Passages
 from .protocol import Kit, Reply, System, read_state, write_state
@@ -17,6 +18,9 @@ from .tasks import Question
 
 class Ours(System):
     """A `MemoryModel` with its memory, as it is trained.
+
+    A model that writes short text at once (the published ones do) is told it when no more fits a chunk, or when it is
+    asked: a turn of a conversation would otherwise take as much memory as a page.
 
     Args:
         kit, brain: as in `System`.
@@ -33,6 +37,10 @@ class Ours(System):
         self.config = self.model.config
         if store_dtype:
             self.config = self.config.replace(store_dtype=store_dtype)
+        mine, theirs = self.config, kit.model.config
+        self._at_once = mine.short_chunks == "complete"
+        same = self.model.tokenizer is kit.model.tokenizer and not self._at_once
+        self._writes_are_passages = same and (mine.chunk_tokens, mine.split) == (theirs.chunk_tokens, theirs.split)
         super().__init__(kit, brain=brain)
 
     def _model(self, kit: Kit) -> MemoryModel:
@@ -55,11 +63,26 @@ class Ours(System):
         """Start an empty memory."""
         with self.own() as model:
             self.memory = model.new_memory(empty=True)
+        self._waiting: list[str] = []
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
         """Memorize a text."""
-        with self.own() as model:
-            model.memorize(self.memory, text, source=label, time=time)
+        if not self._at_once:
+            with self.own() as model:
+                model.memorize(self.memory, text, source=label, time=time)
+            return
+        if len(self.model.encode("\n".join([*self._waiting, text]))) > self.config.chunk_tokens:
+            self._write()
+        self._waiting.append(text)
+        self._last = (label, time)
+
+    def _write(self) -> None:
+        """Memorize what waits for a chunk to fill."""
+        if self._waiting:
+            (label, time), text = self._last, "\n".join(self._waiting)
+            self._waiting = []
+            with self.own() as model:
+                model.memorize(self.memory, text, source=label, time=time)
 
     def answers(self, questions: Sequence[Question], force: Sequence[int | None] | None = None) -> list[Reply]:
         """Ask the memory. A question that does not fit the window has no answer.
@@ -68,7 +91,8 @@ class Ours(System):
             questions: as in `System`.
             force: for each, a write that is read whatever its score.
         """
-        replies, most = [Reply(None, [])] * len(questions), self.kit.max_new_tokens
+        self._write()
+        replies, most = [Reply(None, recalled=False)] * len(questions), self.kit.max_new_tokens
         with self.own() as model:
             fit = [i for i, q in enumerate(questions) if model.fits(self.memory, q.text, most)]
             for lot in batches([model.config.slots + len(questions[i].text) // 3 for i in fit]):
@@ -79,17 +103,19 @@ class Ours(System):
                 made = model.ask_batch([self.memory] * len(asked), asked, max_new_tokens=most, **options)
                 for i, answer in zip(lot, made, strict=True):
                     writes = {s.write if s.write >= 0 else self.memory.write_count for s in answer.sources}
-                    replies[fit[i]] = Reply(answer.text, sorted(writes), (), answer.recalled)
+                    read = sorted(writes) if self._writes_are_passages else None
+                    replies[fit[i]] = Reply(answer.text, read, (), answer.recalled)
         return replies
 
     def save(self, folder: Path) -> None:
         """Write the memory."""
+        self._write()
         write_state(folder, self.memory.meta(), self.memory.tensors())
 
     def load(self, folder: Path) -> None:
         """As in `System`."""
         values, tensors = read_state(folder)
-        self.memory = Memory.from_parts(tensors, values)
+        self.memory, self._waiting = Memory.from_parts(tensors, values), []
 
 
 class Forced(Ours):
@@ -100,7 +126,13 @@ class Forced(Ours):
     sees_evidence = True
 
     def reset(self) -> None:
-        """Forget everything, and where what was told lies."""
+        """Forget everything, and where what was told lies.
+
+        Raises:
+            ConfigError: the model cuts its writes otherwise than passages are cut.
+        """
+        if not self._writes_are_passages:
+            raise ConfigError("ours-forced needs to know which write holds an answer; this model writes otherwise.")
         super().reset()
         self._told: list[str] = []
         self.passages = Passages(self.model)

@@ -9,9 +9,10 @@ from html import escape
 
 from .report import CellResults, Table, interval, of_task, tables
 
-_WIDTH, _HEIGHT = 640, 340
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 44
+_WIDTH, _HEIGHT = 640, 380
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 20, 34, 58
 _MARKS = "osdtv"
+_DISTANCE = "tokens between"  # evidence and question
 # Colours that can be told apart with most kinds of colour blindness (after Okabe and Ito 2008), on bright and on dark.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f7f7f", "#8250c4")
 
@@ -35,7 +36,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 tbody tr:hover td { background: var(--band); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem; }
 figure { margin: 0; } svg { width: 100%; height: auto; display: block; }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg .grid { stroke: var(--line); stroke-width: 1; }
+svg text { fill: var(--soft); font: 19px system-ui, sans-serif; } svg .grid { stroke: var(--line); stroke-width: 1; }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .85rem; padding: 0;
   margin: .4rem 0; list-style: none; }
 .key svg { display: inline-block; width: 30px; height: 12px; vertical-align: middle; }
@@ -96,8 +97,8 @@ def _task(cells: Sequence[CellResults], task: str, names: list[str], against: st
             store.append(Line(cell.title, [(cell.cost["bytes"], mean)]))
     figures = []
     if any(len(line.points) > 1 for line in accuracy):
-        figures.append(_figure("Accuracy against distance", accuracy, names, "tokens between", "%", logarithmic="x"))
-        figures.append(_figure("Latency against distance", latency, names, "tokens between", "ms", logarithmic="xy"))
+        figures.append(_figure("Accuracy against distance", accuracy, names, _DISTANCE, "%", logarithmic="x"))
+        figures.append(_figure("Latency against distance", latency, names, _DISTANCE, "ms", logarithmic="xy"))
     if store:
         figures.append(_figure("Accuracy against storage", store, names, "bytes a token", "%", logarithmic="x"))
     shown = "".join(f"<h3>{escape(t.title)}</h3>{_table(t)}" for t in tables(cells, against))
@@ -127,20 +128,22 @@ def _figure(
     to_x, marks_x = _axis(min(xs), max(xs), _LEFT, _WIDTH - _RIGHT, "x" in logarithmic)
     low, high = (min(ys), max(ys)) if "y" in logarithmic else (0.0, max(100.0 if y_name == "%" else 0.0, max(ys)))
     to_y, marks_y = _axis(low, high, _HEIGHT - _BOTTOM, _TOP, "y" in logarithmic)
+    if x_name == _DISTANCE:  # what was measured
+        marks_x = sorted(set(xs))
     parts = []
     for value in marks_x:
         x = to_x(value)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_number(value)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 22}" text-anchor="middle">{_number(value)}</text>')
     for value in marks_y:
         y = to_y(value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 6:.1f}" text-anchor="end">{_number(value)}</text>')
     for line in lines:
         parts.append(_drawn(line, names.index(line.name), to_x, to_y, logarithmic))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_name)}</text>')
-    parts.append(f'<text x="4" y="{_TOP + 4}">{escape(y_name)}</text>')
+    parts.append(f'<text x="4" y="18">{escape(y_name)}</text>')
     label = escape(f"{title}: " + ", ".join(line.name for line in lines))
     return (
         f'<figure><h3>{escape(title)}</h3><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from ..errors import ConfigError
 from ..models.pretrained import MemoryModel
 
 _RECENT = 1 << 15  # tokens at the end that can be had as one text
 
 
 class Passages:
-    """What was told, cut by the rules of `MemoryModel.memorize`. Passage i has the text of the memory's write i.
+    """What was told, cut by the rules of `MemoryModel.memorize`. Passage i has the text of the memory's write i, where
+    short text waits for more (`short_chunks="wait"`); a memory that writes it at once has other writes.
 
     What does not fill a passage yet is `rest`; it counts as one passage more, at the end.
 
@@ -20,8 +20,6 @@ class Passages:
     """
 
     def __init__(self, model: MemoryModel) -> None:
-        if model.config.short_chunks != "wait":
-            raise ConfigError('passages need short_chunks = "wait"; compare another model.')
         self.model = model
         self.texts: list[str] = []
         self.tokens = 0

@@ -76,8 +76,9 @@ class Reply:
     """What a system answers.
 
     text: the answer; None if the system cannot be asked this. read: numbers of the passages it read (`Passages`, which
-    are also numbers of our writes); None for a system that cuts text otherwise. context: the texts that the reader got,
-    in their order; empty for memory inside the model. recalled: whether ours read its memory at all; None for others.
+    are also numbers of our writes); None for a system, or a model, that cuts text otherwise. context: the texts that
+    the reader got, in their order; empty for memory inside the model. recalled: whether ours read its memory at all;
+    None for others.
     """
 
     text: str | None

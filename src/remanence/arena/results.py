@@ -93,7 +93,7 @@ def result(
 
 def _found(question: Question, reply: Reply, told: Passages) -> float | None:
     """The share of the evidence that was read: by passages where there are any, else by its words in the context."""
-    if not question.gold:
+    if not question.gold or (reply.read is None and reply.recalled is not None):  # of other writes nothing is known
         return None
     if reply.read is not None:
         read = set(reply.read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from datetime import datetime
@@ -17,6 +18,7 @@ from .stopping import stoppable
 
 app = typer.Typer(help="List, show and delete memories.", no_args_is_help=True)
 _LAST = 5  # writes that `show` shows
+_DONE = {"defer": "deferred", "refuse": "refused"}
 
 
 @app.command("list")
@@ -72,7 +74,7 @@ def memory_show(
 def memory_history(
     name: Annotated[str, typer.Argument(help="The memory's name.")], store: Store = None, as_json: Json = False
 ) -> None:
-    """What was told when and from where, and that something was forgotten.
+    """What was told when and from where, what was held back, and that something was forgotten.
 
     Example: remanence memory history ada
     """
@@ -82,6 +84,12 @@ def memory_history(
         return
     for event in events:
         when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M")
+        if event["what"] == "held back":
+            name_of = f"number {event['number']}"
+            put(
+                f"{when}  held back  {_DONE[event['verdict']]:>16}  {name_of:<18}  {event['source']}: {event['reason']}"
+            )
+            continue
         much = f"{event['tokens']:>9,} tokens"
         if event["what"] == "forgotten":
             put(f"{when}  forgotten  {much}")
@@ -92,7 +100,7 @@ def memory_history(
 
 
 def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was told, neighbours of one source and time as one, and what was forgotten; in the order of time."""
+    """What was told, neighbours of one source and time as one, held back, and forgotten; in the order of time."""
     told: list[dict[str, Any]] = []
     pieces = [(w["source"], w["time"], w["tokens"], w["index"]) for w in meta["writes"]]
     pieces += [(p["source"], p["time"], len(p["ids"]), None) for p in meta["pending"]]
@@ -104,7 +112,67 @@ def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
             writes = [write, write]
             told.append({"what": "told", "time": told_at, "tokens": tokens, "source": source, "writes": writes})
     gone = [{"what": "forgotten", **one} for one in meta.get("forgotten", ())]
-    return sorted(told + gone, key=lambda event: event["time"])
+    held = [
+        {
+            "what": "held back", "time": one["held"], "source": one["source"], "number": one["number"],
+            "verdict": one["verdict"], "reason": one["reason"],
+        }
+        for one in meta.get("quarantine", ())
+    ]  # fmt: skip
+    return sorted(told + gone + held, key=lambda event: event["time"])
+
+
+@app.command("quarantine")
+def memory_quarantine(
+    name: Annotated[str, typer.Argument(help="The memory's name.")],
+    admit: Annotated[
+        list[int] | None, typer.Option(min=1, help="Remember the text of this number after all. May be repeated.")
+    ] = None,
+    drop: Annotated[list[int] | None, typer.Option(min=1, help="Erase this text for good. May be repeated.")] = None,
+    model: Model = DEFAULT_MODEL,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a policy held back of what was told, and admit or drop it.
+
+    Example: remanence memory quarantine ada --admit 2
+    """
+    shelf = open_store(store)
+    if not admit and not drop:
+        found = shelf.meta(name).get("quarantine", [])
+        if as_json:
+            put_json({"memory": name, "policy": shelf.meta(name).get("policy") or None, "quarantine": found})
+            return
+        if not found:
+            say(f"{name}: nothing is in quarantine.")
+        for one in found:
+            when = datetime.fromtimestamp(one["time"]).strftime("%Y-%m-%d %H:%M")
+            put(f"{one['number']:>4}  {when}  {_DONE[one['verdict']]}  {one['source']}: {one['reason']}")
+            put(f"      {'(no text was kept)' if one['text'] is None else ' '.join(one['text'].split())}")
+        return
+    if both := sorted(set(admit or ()) & set(drop or ())):
+        raise ConfigError(f"{both[0]} is to be admitted and dropped; choose one.")
+    with stoppable():
+        from ..core.admission import chosen, let_in
+
+        tokens = 0
+        loaded = load_model(model) if admit else None
+        with shelf.open(name, loaded, create=False) as opened, bar("memorizing") as update:
+            dropped = chosen(opened, drop or ())
+            chosen(opened, admit or ())  # a number that is not there is said before anything is done
+            opened.release({one.number for one in dropped})
+            if loaded is not None:
+                tokens = let_in(loaded, opened, admit or (), update)
+            left = len(opened.quarantine)
+    if as_json:
+        put_json({
+            "memory": name, "admitted": sorted(set(admit or ())), "dropped": sorted(set(drop or ())),
+            "tokens": tokens, "left": left,
+        })  # fmt: skip
+        return
+    done = [f"{len(set(admit)):,} admitted ({tokens:,} tokens)"] if admit else []
+    done += [f"{len(set(drop)):,} dropped"] if drop else []
+    say(f"{name}: {', '.join(done)}; {left:,} left in quarantine.")
 
 
 def _info(info: Any) -> dict[str, Any]:
@@ -158,13 +226,15 @@ def memory_rebuild(
     shelf = open_store(store)
     with stoppable(), shelf.hold(name):
         from ..core.forgetting import retell
+        from ..core.memory import Held
 
         salvaged = shelf.salvage(name)
         loaded = load_model(model)
         began = time.perf_counter()
         with bar("writing again") as update:
             memory, waiting = retell(loaded, salvaged.writes, salvaged.pending or [], salvaged.model, progress=update)
-        memory.forgotten = salvaged.forgotten
+        memory.forgotten, memory.policy = salvaged.forgotten, salvaged.policy
+        memory.quarantine = [Held(**one) for one in salvaged.quarantine]
         shelf.save(name, memory, whole=True)
         seconds = time.perf_counter() - began
     lost = list(salvaged.lost)
@@ -237,6 +307,24 @@ def memory_import(
         put_json({"memory": name, "model": memory.model, "memory_tokens": memory.tokens})
     else:
         say(f"{name}: {memory.tokens:,} tokens, written by {memory.model}.")
+
+
+@app.command("encrypt")
+def memory_encrypt(store: Store = None, as_json: Json = False) -> None:
+    """Encrypt all memories of the store; or let another key open it.
+
+    The new key is in REMANENCE_NEW_KEY, or else in REMANENCE_KEY or the keyring. Whoever loses it loses the memories.
+
+    Example: REMANENCE_KEY="$(openssl rand -base64 32)" remanence memory encrypt
+    """
+    shelf = open_store(store)
+    done = shelf.encrypt(
+        os.environ.get("REMANENCE_NEW_KEY"), progress=None if as_json else lambda name: say(f"encrypting {name} ...")
+    )
+    if as_json:
+        put_json({"encrypted": done})
+    else:
+        say(f"{shelf.root} is encrypted. Keep the key: without it nobody can read what is there.")
 
 
 @app.command("delete")

@@ -26,6 +26,10 @@ Model = Annotated[str, typer.Option("--model", help=MODELS, envvar="REMANENCE_MO
 Store = Annotated[str | None, typer.Option("--store", help="Folder of the store; else REMANENCE_HOME.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Print how this model's memory is sized, and end.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Change a setting: KEY=VALUE. May be repeated.")]
+Policy = Annotated[
+    str | None,
+    typer.Option(help="Who judges what this memory is told, from now on: a-mac, guard, both, or none."),
+]
 Fast = Annotated[bool, typer.Option("--fast", help="Three small steps of every stage: a test of the machinery.")]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object.")]
 

@@ -19,6 +19,7 @@ from .output import (
     Model,
     Name,
     Plan,
+    Policy,
     Store,
     bar,
     error_dict,
@@ -35,7 +36,7 @@ from .stopping import Stopped, stoppable
 from .telling import Place, Telling
 
 if TYPE_CHECKING:
-    from ..core.memory import Memory
+    from ..core.memory import Held, Memory
     from ..core.model import Answer
     from ..models.pretrained import MemoryModel
     from ..store import MemoryStore
@@ -72,6 +73,7 @@ def memorize(
     last: Annotated[
         int | None, typer.Option(min=1, help="Only so many tokens at the end of the first text: to go on after a stop.")
     ] = None,
+    policy: Policy = None,
     plan: Plan = False,
     as_json: Json = False,
 ) -> None:
@@ -89,12 +91,15 @@ def memorize(
     reader = Reader(files or ["-"], start, (lambda line: None) if as_json else lambda line: say(f"remanence: {line}"))
     if last is not None and start is None and not reader.one_text:
         raise ConfigError("--last counts tokens of one text; give --from, too, as the command that was stopped says.")
+    chosen = _policy(policy)
     read = iter(reader)
     first = next(read)  # what cannot be read at all is said before the model is loaded
     with stoppable() as stop:
         shelf, loaded = open_store(store), load_model(model)
         began = time.perf_counter()
         with shelf.open(memory, loaded) as opened, bar("memorizing") as update:
+            opened.policy = opened.policy if chosen is None else chosen
+            before = {one.number for one in opened.quarantine}
             telling = Telling(
                 loaded, reader, source=source, last=last, save=lambda kept: shelf.save(memory, kept), every=SAVE_SECONDS
             )
@@ -108,6 +113,9 @@ def memorize(
         "memory": memory, "tokens": telling.tokens, "memory_tokens": opened.tokens,
         "pending_tokens": len(opened.pending_ids), "seconds": round(seconds, 4),
     }  # fmt: skip
+    held = [one for one in opened.quarantine if one.number not in before]
+    if opened.policy:
+        result["held_back"] = [one.number for one in held]
     if as_json:
         put_json(result | _files_dict(telling) | (_place_dict(telling.cut, reader) if telling.cut else {}))
     if telling.cut is not None and stop.asked is not None:
@@ -117,8 +125,22 @@ def memorize(
         of = "" if len(telling.told) == 1 else f" of {len(telling.told):,} files"
         say(f"{memory}: {telling.tokens:,} tokens{of} remembered in {seconds:.1f} s; {opened.tokens:,} in memory, "
              f"{len(opened.pending_ids)} waiting in the window.")  # fmt: skip
+        if held:
+            much = "1 passage was" if len(held) == 1 else f"{len(held):,} passages were"
+            say(f"{much} held back. See: remanence memory quarantine {memory}")
     if reader.failed:
         raise typer.Exit(2)  # a script must learn of it
+
+
+def _policy(name: str | None) -> str | None:
+    """The policy of --policy as a memory keeps it; None if none was given. Raises `ConfigError`."""
+    if name is None:
+        return None
+    from ..core.policies import NAMES, NONE
+
+    if name not in (*NAMES, NONE):
+        raise ConfigError(f"--policy is {name!r}; choose one of {', '.join((*NAMES, NONE))}.")
+    return "" if name == NONE else name
 
 
 def _files_dict(telling: Telling) -> dict[str, Any]:
@@ -236,6 +258,7 @@ def chat(
     memory: Name = "default",
     model: Model = DEFAULT_MODEL,
     store: Store = None,
+    policy: Policy = None,
     plan: Plan = False,
     as_json: Json = False,
 ) -> None:
@@ -250,9 +273,10 @@ def chat(
         return
     if sys.stdin is None:
         raise InputError("standard input is closed; there is nobody to talk to.")
+    chosen = _policy(policy)
     with stoppable():
         shelf = open_store(store)
-        talk = _Chat(shelf, memory, load_model(model), as_json)
+        talk = _Chat(shelf, memory, load_model(model), as_json, chosen)
         asking = not as_json and sys.stdin.isatty()
         if asking:
             say(f"Talking to {talk.model.name} with memory {memory!r}. Tell it facts, ask questions; /quit ends.")
@@ -275,10 +299,12 @@ class _Chat:
     while it is written and saved; a question needs none.
     """
 
-    def __init__(self, shelf: MemoryStore, name: str, model: MemoryModel, as_json: bool) -> None:
+    def __init__(
+        self, shelf: MemoryStore, name: str, model: MemoryModel, as_json: bool, policy: str | None = None
+    ) -> None:
         from ..core.session import Session
 
-        self.shelf, self.name, self.model, self.as_json = shelf, name, model, as_json
+        self.shelf, self.name, self.model, self.as_json, self.policy = shelf, name, model, as_json, policy
         self.refused = 0
         self.session = Session(model, self._load())
         self.talks = model.config.base_answers  # a base that answers for itself is let talk
@@ -332,18 +358,25 @@ class _Chat:
         shown = not self.as_json and (session.asks(line) or self.talks)
         with closing(session.reply(line, max_new_tokens=_LONG if self.talks else _SHORT)) as pieces:
             said = ""
+            held: list[Held] = []
             for piece in pieces:
                 if shown:
                     put(piece if said else piece.lstrip(), end="")
                 said += piece
             if not session.asks(line):
-                self._keep(line)
+                held = self._keep(line)
         self.last = session.answer
         if self.as_json:
             text = session.answer.text if session.answer else None
-            put_json({"answer": text, "memory_tokens": session.memory.tokens})
+            beside = {"held_back": [one.number for one in held]} if held else {}
+            put_json({"answer": text, "memory_tokens": session.memory.tokens} | beside)
+            return
+        if held and not shown:  # it must not be acknowledged
+            put("(held back)")
         else:
             put("" if shown and session.answer else said.strip() if session.answer else "(remembered)")
+        for one in held:
+            say(f"remanence: not remembered: {one.reason}. See: remanence memory quarantine {self.name}")
 
     def _forget(self, words: str) -> None:
         """Forget all sentences with these words, for good; the turns of this session are no longer shown either."""
@@ -364,10 +397,16 @@ class _Chat:
         else:
             say("Nothing of the kind is remembered.")
 
-    def _keep(self, line: str) -> None:
-        """Remember a turn for good."""
-        with self._open("remembered"):
+    def _keep(self, line: str) -> list[Held]:
+        """Remember a turn for good. Returns what of it was held back."""
+        with self._open("remembered") as opened:
+            opened.policy = opened.policy if self.policy is None else self.policy
+            before = {one.number for one in opened.quarantine}
             self.session.keep(line)
+            held = [one for one in opened.quarantine if one.number not in before]
+        if held and self.session.answer is not None:
+            self.session.turns.pop()  # the base would still see it
+        return held
 
     @contextmanager
     def _open(self, done: str) -> Iterator[Memory]:

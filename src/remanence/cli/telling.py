@@ -121,7 +121,8 @@ class Telling:
                 read = self._before + document.size * (self._share + (piece.share - self._share) * done / total)
                 words = f"{now:,} tokens, {self.reader.count(document)}"
                 update(read, max(1, self._bytes), tokens=now, words=words)
-            if total - done < self.model.config.chunk_tokens:  # all but done
+            # Where a policy holds back a part, nothing says which tokens of the text are left; so it is told whole.
+            if memory.policy or total - done < self.model.config.chunk_tokens:  # or all but done
                 return
             if stop.asked is not None:
                 raise _Cut(total - done, total)

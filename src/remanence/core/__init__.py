@@ -10,4 +10,5 @@ cache.py     slots in front of the prompt: a memory is a cache whose first slots
 attachment.py, placement.py, adapters.py   how stock decoders are made to take part
 forgetting.py   taking a part out of what was told, and writing texts again
 session.py   a conversation
+batching.py  answers to several people at once, a token for all at a time
 """

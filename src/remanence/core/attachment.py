@@ -273,7 +273,8 @@ class Attachment:
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token [..., V] from the decoder's last hidden states [..., D], as the model makes them."""
         config = self.model.config.get_text_config()
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        # Of a slice in several rows, torch would multiply row by row, and read all of the weights for each.
+        logits: Tensor = self.model.get_output_embeddings()(hidden.contiguous())
         logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap

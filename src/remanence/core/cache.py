@@ -18,7 +18,7 @@ Legend:  B batch   T tokens   P memory slots   K vectors a write keeps   H key/v
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,6 +33,8 @@ from transformers.cache_utils import DynamicLayer
 
 from ..errors import ConfigError
 from .placement import device_of
+
+_ROOM = 32  # tokens for which a `SharedCache` makes room at once
 
 
 @dataclass
@@ -131,6 +133,79 @@ class MemoryCache(Cache):
             padding_B = None
         super().__init__(layers=[MemoryLayer(provider.length, padding_B) for _ in range(layers)])
         self.provider = provider
+
+
+class SharedLayer(MemoryLayer):
+    """One layer of a `SharedCache`: new tokens go into room that is there; more room is made a block at a time.
+
+    Args:
+        keys, values: of all rows [B, H, P, E], with padding in front of the shorter ones.
+        bias: on their attention logits [B, P], or None.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, bias: Tensor | None) -> None:
+        super().__init__(keys.shape[2])
+        self.dtype, self.device = keys.dtype, keys.device
+        self.keys, self.values, self.bias = keys, values, bias
+        self._roomy = keys, values  # the same, and behind them room for tokens to come
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens. What was there is copied only when the room is used up."""
+        assert self.keys is not None
+        used = self.keys.shape[2]
+        total = used + key_states.shape[2]
+        if total > self._roomy[0].shape[2]:
+            more = total + _ROOM - used
+            keys, values = (nn.functional.pad(roomy[:, :, :used], (0, 0, 0, more)) for roomy in self._roomy)
+            self._roomy = keys, values
+        for roomy, new in zip(self._roomy, (key_states, value_states), strict=True):
+            roomy[:, :, used:total] = new
+        self.keys, self.values = (roomy[:, :, :total] for roomy in self._roomy)
+        return self.keys, self.values
+
+
+class SharedCache(MemoryCache):
+    """Rows of other caches side by side, so that what was begun apart goes on in one forward.
+
+    Shorter rows have padding in front: zeros, which the attention mask must hide (`mask`).
+
+    Args:
+        rows: a cache, which of its rows, and how many of that row's last columns count (the others are padding).
+    """
+
+    def __init__(self, rows: Sequence[tuple[Cache, int, int]]) -> None:
+        Cache.__init__(self, layers=[_side_by_side(rows, layer) for layer in range(len(rows[0][0].layers))])
+        self.widths = [own for _, _, own in rows]  # columns of each row that count, with the tokens seen since
+
+    def mask(self, new: int = 0) -> Tensor:
+        """Which columns count [B, P + new], with so many more tokens that are still to come."""
+        layer: Any = self.layers[0]
+        total = layer.keys.shape[2] + new
+        own_B = torch.tensor(self.widths, device=layer.device) + new
+        return (torch.arange(total, device=layer.device)[None] >= total - own_B[:, None]).long()
+
+
+def _side_by_side(rows: Sequence[tuple[Cache, int, int]], layer: int) -> SharedLayer:
+    """One layer of a `SharedCache`."""
+    parts: list[tuple[Any, int, int]] = [(cache.layers[layer], row, own) for cache, row, own in rows]
+    width, like = max(own for _, _, own in parts), parts[0][0].keys
+    keys, values = (like.new_zeros(len(parts), like.shape[1], width, like.shape[3]) for _ in range(2))
+    biased = any(getattr(part, "bias", None) is not None for part, _, _ in parts)
+    bias = like.new_zeros(len(parts), width, dtype=torch.float32) if biased else None
+    for at, (part, row, own) in enumerate(parts):
+        columns = part.keys.shape[2]
+        keys[at, :, width - own :] = part.keys[row, :, columns - own :]
+        values[at, :, width - own :] = part.values[row, :, columns - own :]
+        if bias is not None and part.bias is not None:  # it covers the first columns; there is none on those behind
+            whole = nn.functional.pad(part.bias[row], (0, columns - part.bias.shape[1]))
+            bias[at, width - own :] = whole[columns - own :]
+    return SharedLayer(keys, values, bias)
+
+
+def plain_cache(layers: int) -> Cache:
+    """A cache without memory that keeps the keys and values of all tokens, also in layers with a sliding window."""
+    return Cache(layers=[DynamicLayer() for _ in range(layers)])
 
 
 class WriteCache(MemoryCache):

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import ConfigError, InputError
-from .memory import Memory, Pending, Write
+from .memory import Held, Memory, Pending, Write
 
-_SENTENCE = re.compile(r"[^\n]+?(?:[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*")
+SENTENCE = re.compile(r"[^\n]+?(?:[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*")
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,20 @@ def forget(
     told = [piece for write in memory.writes for piece in _pieces(write)]
     told += [_Told(-1, model.text_of(p.ids), p.source, p.time) for p in memory.pending]
     gone = _gone(told, wanted)
+    held = _held(memory, wanted)
+    beside = [one.text or "" for one in held]
     touched = [place for place, spans in enumerate(gone) if spans]
     if not touched:
-        return Forgotten([], 0, memory.write_count, 0)
+        lost = sum(len(model.encode(text)) for text in beside)
+        if held and not dry_run:
+            memory.release({one.number for one in held})
+            memory.note_forgotten(clock.time(), lost)
+        return Forgotten([text.strip() for text in beside], lost, memory.write_count, 0)
     write = told[touched[0]].write
     first = memory.write_count if write < 0 else write
     if not memory.config.long_term:  # the pool of that moment is not kept
         first = 0
-    texts = list(_texts(told, gone))
+    texts = [*_texts(told, gone), *(text.strip() for text in beside)]
     lost = sum(len(model.encode(text)) for text in texts)
     since = next((place for place, piece in enumerate(told) if piece.write in (first, -1)), len(told))
     stays = list(_stays(model, told[since:], gone[since:]))
@@ -131,6 +137,7 @@ def forget(
     if not dry_run:
         earlier = model.before(memory, first)
         _write(model, earlier, stays, progress)
+        earlier.release({one.number for one in held})
         earlier.note_forgotten(clock.time(), lost)
         memory.become(earlier, first)
     return Forgotten(texts, lost, first, again)
@@ -212,11 +219,31 @@ def _gone(told: Sequence[_Told], wanted: Wanted) -> list[list[tuple[int, int]]]:
     ]
 
 
+def _held(memory: Memory, wanted: Wanted) -> list[Held]:
+    """What of the quarantine is to be forgotten: whole texts, in which the words stand anywhere."""
+    if wanted.writes is not None:
+        return []
+    pattern = None if wanted.containing is None else _pattern(wanted.containing)
+    return [
+        one
+        for one in memory.quarantine
+        if (wanted.source is None or one.source == wanted.source)
+        and (wanted.since is None or one.time >= wanted.since)
+        and (wanted.until is None or one.time < wanted.until)
+        and (pattern is None or pattern.search(one.text or ""))
+    ]
+
+
+def _pattern(words: str) -> re.Pattern[str]:
+    """Finds words in a row, whatever their case and the white space between them."""
+    return re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?!\w)", re.IGNORECASE)
+
+
 def _sentences(told: Sequence[_Told], words: str) -> list[list[tuple[int, int]]]:
     """The characters of all sentences in which the words stand; a sentence may go over several pieces."""
     whole = "".join(piece.text for piece in told)
-    pattern = re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?!\w)", re.IGNORECASE)
-    found = [m.span() for m in _SENTENCE.finditer(whole) if pattern.search(m[0])]
+    pattern = _pattern(words)
+    found = [m.span() for m in SENTENCE.finditer(whole) if pattern.search(m[0])]
     spans, at = list[list[tuple[int, int]]](), 0
     for piece in told:
         end = at + len(piece.text)

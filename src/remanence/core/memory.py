@@ -19,6 +19,7 @@ Legend:  L layers   W writes   K vectors a write   G keys a write   n vectors in
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,10 @@ from torch import Tensor
 
 from ..config import MemoryConfig
 from ..errors import IncompatibleMemory, MemoryCorrupt
-from .blocks import Blocks
+from .history import Writes
 from .ledger import Ledger
 from .quantise import decode, encode, quantised, row_bytes
+from .records import Block, Records
 from .retrieval import best_rows
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -80,6 +82,24 @@ class Pending:
     ids: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Held:
+    """A text that a policy held back (`core/admission.py`). It is kept beside the memory and never read for an answer.
+
+    number: by which it is named. verdict: "defer" or "refuse". reason: why, in words that quote nothing of it. source,
+    time: the label and time that it was told with. held: when it was held back, in seconds since the epoch. text: what
+    was told; None in a memory that keeps no texts (`keep_text`).
+    """
+
+    number: int
+    verdict: str
+    reason: str
+    source: str
+    time: float
+    held: float
+    text: str | None
+
+
 class Memory:
     """One user's memory. Handed to a `MemoryModel`; knows tensors, no model and no disk.
 
@@ -107,18 +127,35 @@ class Memory:
         self.config, self.layers, self.width, self.model = config, layers, width, model
         self.pool_LnD = torch.zeros(layers, 0, width, dtype=dtype, device=device)
         self.pool_rows_Ln = torch.zeros(layers, 0, dtype=torch.long)
-        self.writes: list[Write] = []
+        self.writes = Writes()
         self.pending: list[Pending] = []
         self.first_write = 0  # older writes have left the long-term store
         self._base = 0  # the write at the head of the arrays
-        self._store = Blocks(torch.zeros(layers, 0, self._row_width, dtype=self._row_dtype))
-        shape = self.key_layers, config.keys_per_write, 0, config.retriever_dim
-        self._keys_LGWR = torch.zeros(shape, dtype=_DTYPES[config.key_dtype])
-        self._of_tokens = {name: torch.zeros(0, config.K, dtype=dtype) for name, dtype in _of_tokens(config).items()}
+        self.records = self.new_records()
         self._generator = torch.Generator().manual_seed(seed)
         self.forgotten: list[dict[str, float]] = []  # that something was forgotten, "time" and "tokens"; not what
+        self.policy = ""  # the name of the policy that judges what is told from now on; see `core/admission.py`
+        self.quarantine: list[Held] = []  # what it held back
         self.cuts: list[int] = []  # since it was made: from these writes on, others took the place of those before
         self.ledger = Ledger(config, layers) if config.keeps_ledger else None
+
+    def new_records(self) -> dict[str, Records]:
+        """What is kept of every write from `base` on, by name, with nothing in it.
+
+        "vectors" [L, K, D], "keys" [L or 1, G, R]; where they are kept, "words" and "ids" [K] (see `add`).
+        """
+        config = self.config
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "vectors": ((self.layers, config.K, self._row_width), self._row_dtype),
+            "keys": ((self.key_layers, config.keys_per_write, config.retriever_dim), _DTYPES[config.key_dtype]),
+            **{name: ((config.K,), dtype) for name, dtype in _of_tokens(config).items()},
+        }
+        return {name: Records(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+    @property
+    def base(self) -> int:
+        """The first write of which anything is kept in `records`."""
+        return self._base
 
     @property
     def key_layers(self) -> int:
@@ -184,10 +221,7 @@ class Memory:
     @property
     def bytes_per_write(self) -> int:
         """Bytes that a write leaves in the long-term store: vectors, keys, and what is kept of its tokens."""
-        K, G = self.config.K, self.config.keys_per_write
-        vectors = self.layers * K * self._row_width * self._row_dtype.itemsize
-        keys = self.key_layers * G * self._keys_LGWR.shape[3] * self._keys_LGWR.element_size()
-        return vectors + keys + sum(K * kept_WK.element_size() for kept_WK in self._of_tokens.values())
+        return sum(kept.nbytes for kept in self.records.values())
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
@@ -214,10 +248,9 @@ class Memory:
             given = None if keys_LGR is None else tuple(keys_LGR.shape)
             raise IncompatibleMemory(f"write {write.index} comes with keys {given}; this memory takes {shape}.")
         of_tokens = of_tokens or {}
-        if of_tokens.keys() != self._of_tokens.keys():
+        if of_tokens.keys() != (kept := self.records.keys() - {"vectors", "keys"}):
             raise IncompatibleMemory(
-                f"write {write.index} comes with {sorted(of_tokens)} of its tokens; this memory takes "
-                f"{sorted(self._of_tokens)}."
+                f"write {write.index} comes with {sorted(of_tokens)} of its tokens; this memory takes {sorted(kept)}."
             )
         rows = torch.arange(write.index * K, (write.index + 1) * K).expand(self.layers, -1)
         excess = self.pool_size + K - N
@@ -242,12 +275,11 @@ class Memory:
         K, kept = self.config.K, max(0, write - self._base)
         earlier = Memory(self.config, layers=self.layers, width=self.width, model=self.model)
         earlier._generator.set_state(self._generator.get_state())
-        earlier.writes, earlier.forgotten = self.writes[:write], list(self.forgotten)
+        earlier.writes, earlier.forgotten = self.writes.until(write), list(self.forgotten)
+        earlier.policy, earlier.quarantine = self.policy, list(self.quarantine)
         earlier._base, earlier.first_write = min(self._base, write), min(self.first_write, write)
         if self.config.long_term:
-            earlier._store = self._store.until(kept * K)
-            earlier._keys_LGWR = self._keys_LGWR[:, :, :kept]
-            earlier._of_tokens = {name: kept_WK[:kept] for name, kept_WK in self._of_tokens.items()}
+            earlier.records = {name: records.until(kept) for name, records in self.records.items()}
         earlier.pool_LnD = self.pool_LnD[:, :0]
         if kept and self.config.long_term:
             rows = earlier.pool_rows_Ln = earlier._drawn_pool(
@@ -283,6 +315,24 @@ class Memory:
     def note_forgotten(self, time: float, tokens: int) -> None:
         """Put down that something was forgotten."""
         self.forgotten.append({"time": time, "tokens": tokens})
+
+    # Quarantine -------------------------------------------------------------------------------------------------------
+
+    def hold(self, verdict: str, reason: str, source: str, time: float, held: float, text: str) -> None:
+        """Put a text beside the memory. What is there already, from the same source, gives way to it.
+
+        Args:
+            verdict, reason, source, time, held, text: see `Held`.
+        """
+        kept = text if self.config.keep_text else None
+        number = self.quarantine[-1].number + 1 if self.quarantine else 1
+        others = [one for one in self.quarantine if kept is None or (one.source, one.text) != (source, kept)]
+        self.quarantine = [*others, Held(number, verdict, reason, source, time, held, kept)]
+
+    def release(self, numbers: Collection[int]) -> None:
+        """Take texts out of the quarantine, by number. The next save erases them from the disk."""
+        self.quarantine = [one for one in self.quarantine if one.number not in numbers]
+        self.cuts.append(self.write_count)  # no write was replaced, but text is to be erased
 
     # Writing, inside --------------------------------------------------------------------------------------------------
 
@@ -320,25 +370,13 @@ class Memory:
         return torch.stack([torch.randperm(size, generator=self._generator) for _ in range(layers)])
 
     def _append(self, vectors_LKD: Tensor, keys_LGR: Tensor, of_tokens: dict[str, Tensor]) -> None:
-        """Put a write at the end of the store. Vectors stay where they are; keys, which are few, stay in one piece."""
-        used = self.write_count - self._base
-        if used == self._keys_LGWR.shape[2]:  # then the vectors' blocks are full too
-            # A bounded store is large and stays so.
-            more = max(64, used if self.ledger is None and self.config.store_tokens is None else used // 4)
-            self._store.grow(more * self.config.K)
-            layers, groups, _, size = self._keys_LGWR.shape
-            keys = self._keys_LGWR.new_empty(layers, groups, used + more, size)
-            keys[:, :, :used] = self._keys_LGWR
-            self._keys_LGWR = keys
-            for name, kept_WK in self._of_tokens.items():
-                self._of_tokens[name] = torch.cat([kept_WK[:used], kept_WK.new_empty(more, kept_WK.shape[1])])
-        for name, new_K in of_tokens.items():
-            self._of_tokens[name][used] = new_K
+        """Put a write at the end of the store."""
         if self.config.store_dtype == "tokens":
             vectors_LKD = vectors_LKD[:, :, :0]
         rounded = quantised(self.config.store_dtype)
-        self._store.append(encode(vectors_LKD, self.config.store_dtype) if rounded else vectors_LKD)
-        self._keys_LGWR[:, :, used] = keys_LGR
+        vectors_LKD = encode(vectors_LKD, self.config.store_dtype) if rounded else vectors_LKD
+        for name, record in {"vectors": vectors_LKD, "keys": keys_LGR, **of_tokens}.items():
+            self.records[name].append(record)
 
     def _expire(self) -> None:
         """Let the oldest writes leave the long-term store once it holds more than `store_tokens`."""
@@ -352,21 +390,24 @@ class Memory:
                 self.first_write += 1
         spare = self.first_write - self._base
         if self.config.long_term and spare >= _TRIM_WRITES:
-            self._store.cut(spare * self.config.K)
-            self._keys_LGWR = self._keys_LGWR[:, :, spare:].clone()
-            self._of_tokens = {name: kept_WK[spare:].clone() for name, kept_WK in self._of_tokens.items()}
+            for records in self.records.values():
+                records.cut(spare)
             self._base = self.first_write
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
-    def keys(self, layer: int) -> Tensor:
-        """Retriever keys of the writes `first_write` .. W-1 [G, W - first_write, R]."""
+    def keys(self, layer: int) -> list[Tensor]:
+        """Retriever keys of the writes `first_write` .. W-1, in blocks of consecutive writes, each [w, G, R]."""
         layer = 0 if self.config.score_layers == "one" else layer
-        return self._keys_LGWR[layer, :, self.first_write - self._base : self.write_count - self._base]
+        return [block[:, layer] for block in self.records["keys"].blocks(self.first_write - self._base)]
 
-    def of_tokens(self, name: str) -> Tensor:
-        """The "words" or "ids" (see `add`) of the tokens of the writes `first_write` .. W-1 [W - first_write, K]."""
-        return self._of_tokens[name][self.first_write - self._base : self.write_count - self._base]
+    def words(self) -> list[Tensor]:
+        """The "words" (see `add`) of the tokens of the writes `first_write` .. W-1, in the same blocks, each [w, K]."""
+        return self.records["words"].blocks(self.first_write - self._base)
+
+    def ids(self, writes: Tensor) -> Tensor:
+        """The tokens of writes [len(writes), K]; only with `store_dtype="tokens"`."""
+        return self.records["ids"].take(writes - self._base)
 
     def best_rows(self, layer: int, scores: Tensor) -> Tensor:
         """Rows of the K0 long-term vectors of a layer with the best scores, oldest first [min(K0, long-term size)].
@@ -387,7 +428,7 @@ class Memory:
 
     def long_term(self, layer: int, rows: Tensor) -> Tensor:
         """Vectors of the store by row [len(rows), D]."""
-        found = self._store.take(layer, rows - self._base * self.config.K)
+        found = self.records["vectors"].vectors(layer, rows - self._base * self.config.K)
         dtype = self.config.store_dtype
         return decode(found, self.width, dtype) if quantised(dtype) else found
 
@@ -397,26 +438,31 @@ class Memory:
         """An independent copy; both go on alike from here."""
         return Memory.from_parts({k: v.clone() for k, v in self.tensors().items()}, self.meta())
 
-    def tensors(self, since: int | None = None) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """The tensors that make it whole, with `meta`.
 
-        "vectors" [L, writes * K, D], "keys" [L, writes * G, R] and, where they are kept, "words" and "ids"
-        [1, writes * K, 1] are of the writes from `since` on; of all that the store holds, if None.
+        What `state` gives; and of all that the store holds "vectors" [L, writes * K, D], "keys" [L, writes * G, R] and,
+        where they are kept, "words" and "ids" [1, writes * K, 1].
         """
-        since = 0 if since is None else since - self._base
-        used = self.write_count - self._base
+        kept = {name: records.span() for name, records in self.records.items()}
+        return {
+            **self.state(),
+            "vectors": kept.pop("vectors").transpose(0, 1).flatten(1, 2),
+            "keys": kept.pop("keys").transpose(0, 1).flatten(1, 2),
+            **{name: kept_WK.reshape(1, -1, 1) for name, kept_WK in kept.items()},
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that change with every write: the pool, where it comes from, the random drops, the ledger."""
         return {
             "pool": self.pool_LnD,
             "pool_rows": self.pool_rows_Ln,
-            "vectors": self._store.since(since * self.config.K),
-            "keys": self._keys_LGWR[:, :, since:used].transpose(1, 2).flatten(1, 2),
-            **{name: kept_WK[since:used].reshape(1, -1, 1) for name, kept_WK in self._of_tokens.items()},
             "generator": self._generator.get_state(),
             **(self.ledger.tensors() if self.ledger is not None else {}),
         }
 
-    def meta(self) -> dict[str, Any]:
-        """The plain values that make it whole, with `tensors`; JSON-ready."""
+    def header(self) -> dict[str, Any]:
+        """The plain values that make it whole, but for writes and what waits; JSON-ready."""
         return {
             "config": self.config.to_dict(),
             "layers": self.layers,
@@ -424,39 +470,64 @@ class Memory:
             "model": self.model,
             "first_write": self.first_write,
             "base": self._base,
+            **({"forgotten": self.forgotten} if self.forgotten else {}),
+            **({"policy": self.policy} if self.policy else {}),
+            **({"quarantine": [dataclasses.asdict(one) for one in self.quarantine]} if self.quarantine else {}),
+            **({"ledger": self.ledger.meta()} if self.ledger is not None else {}),
+        }
+
+    def meta(self) -> dict[str, Any]:
+        """All plain values that make it whole, with `tensors`; JSON-ready."""
+        return {
+            **self.header(),
             "writes": [dataclasses.asdict(write) for write in self.writes],
             "pending": [dataclasses.asdict(piece) for piece in self.pending],
-            **({"forgotten": self.forgotten} if self.forgotten else {}),
-            **({"ledger": self.ledger.meta()} if self.ledger is not None else {}),
         }
 
     @classmethod
     def from_parts(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Memory:
         """The inverse of `tensors` and `meta`. Raises `MemoryCorrupt` if they do not fit together."""
+        memory = cls.from_state(tensors, meta)
+        memory.writes = Writes(new=[Write.of(write) for write in meta["writes"]])
+        layers = {"vectors": memory.layers, "keys": memory.key_layers}
+        for name, records in memory.records.items():
+            if name not in tensors:
+                raise MemoryCorrupt(f"the memory lacks its tensor {name}; restore it from a copy.")
+            per_write, width = records.shape[-2:] if name in layers else (records.shape[0], 1)
+            expected = layers.get(name, 1), memory.records_count * per_write, width
+            if tuple(tensors[name].shape) != expected:
+                raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {expected}.")
+            whole = tensors[name].unflatten(1, (memory.records_count, per_write)).transpose(0, 1)
+            records.settle(0, [Block(whole.reshape(-1, *records.shape).contiguous())])
+        return memory
+
+    @property
+    def records_count(self) -> int:
+        """How many writes `records` must have."""
+        return self.write_count - self._base if self.config.long_term else 0
+
+    @classmethod
+    def from_state(cls, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Memory:
+        """A memory of what `state` and `header` gave and of what waits; its writes and records are still to come.
+
+        Raises:
+            MemoryCorrupt: they do not fit together.
+        """
         config = MemoryConfig.from_dict(meta["config"])
-        if missing := {"pool", "pool_rows", "vectors", "keys", "generator", *_of_tokens(config)} - tensors.keys():
+        if missing := {"pool", "pool_rows", "generator"} - tensors.keys():
             raise MemoryCorrupt(f"the memory lacks its tensors {', '.join(sorted(missing))}; restore it from a copy.")
         memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
-        memory.writes = [Write.of(write) for write in meta["writes"]]
         memory.pending = [Pending(p["source"], p["time"], tuple(p["ids"])) for p in meta["pending"]]
         memory.first_write, memory._base = meta["first_write"], meta["base"]
         memory.forgotten = [dict(one) for one in meta.get("forgotten", ())]
-        used = (memory.write_count - memory._base) if config.long_term else 0
+        memory.policy = meta.get("policy", "")
+        memory.quarantine = [Held(**one) for one in meta.get("quarantine", ())]
         pool = tensors["pool"].shape[1]
-        expected = {
-            "pool": (memory.layers, pool, memory.width),
-            "pool_rows": (memory.layers, pool),
-            "vectors": (memory.layers, used * config.K, memory._row_width),
-            "keys": (memory.key_layers, used * config.keys_per_write, config.retriever_dim),
-        }
-        expected |= dict.fromkeys(_of_tokens(config), (1, used * config.K, 1))
+        expected = {"pool": (memory.layers, pool, memory.width), "pool_rows": (memory.layers, pool)}
         for name, shape in expected.items():
             if tuple(tensors[name].shape) != shape:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")
         memory.pool_LnD, memory.pool_rows_Ln = tensors["pool"], tensors["pool_rows"]
-        memory._store = Blocks(tensors["vectors"])
-        memory._keys_LGWR = tensors["keys"].unflatten(1, (-1, config.keys_per_write)).transpose(1, 2).contiguous()
-        memory._of_tokens = {name: tensors[name].view(-1, config.K) for name in _of_tokens(config)}
         memory._generator.set_state(tensors["generator"])
         if memory.ledger is not None:
             memory.ledger = Ledger.from_parts(config, memory.pool_rows_Ln, tensors, meta)

@@ -23,12 +23,14 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 from ..config import LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory, InputError
 from .adapters import ROLES, Adapters
+from .admission import WritePolicy, admitted
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
 from .forgetting import Forgotten, Wanted, forget
 from .looking import Begun, Looked, Verdict, WriteSlots, candidates, look
 from .memory import Memory, Pending, Write
 from .placement import device_of, stored
+from .policies import named
 from .prompts import UNKNOWN, Prompts
 from .read import ReadSlots, Source, waiting
 from .retriever import Retriever, attention_keys, block_scores
@@ -252,6 +254,7 @@ class MemoryDecoder(nn.Module):
         time: float | None = None,
         progress: Callable[[int, int], None] | None = None,
         last: int | None = None,
+        policy: WritePolicy | None = None,
     ) -> int:
         """Remember a text of any length. What does not fill a chunk stays verbatim in the window until more comes.
 
@@ -267,13 +270,23 @@ class MemoryDecoder(nn.Module):
             progress: called with (tokens done, tokens in all) after every write.
             last: remember only so many tokens at the end of the text. With what was left when an earlier call for the
                 text was cut short, tokens in all less tokens done, the memory becomes as if it had not been.
+            policy: judges the text first, and what it does not accept goes to the memory's quarantine
+                (`admission.py`). If None, the memory's own does, if it has one (`Memory.policy`).
 
         Returns:
             The number of tokens that were taken.
+
+        Raises:
+            ConfigError: `last` together with a policy, which may have held back some of the text.
         """
         self.check(memory)
+        time, policy = clock.time() if time is None else time, policy or named(memory.policy)
+        if policy is not None:
+            if last is not None:
+                raise ConfigError("`last` does not work where a policy judges what is told; tell the rest as a text.")
+            text = admitted(policy, text, memory=memory, model=self, source=source, time=time)
         ids = self._tokens(memory, text, last)
-        self.take(memory, ids, source, clock.time() if time is None else time, progress)
+        self.take(memory, ids, source, time, progress)
         return len(ids)
 
     def take(
@@ -477,13 +490,12 @@ class MemoryDecoder(nn.Module):
         K, device = self.config.K, self.attachment.device
         if not len(writes):
             return [memory.pool_LnD[layer][:0] for layer in range(memory.layers)]
-        ids_WK, at = memory.of_tokens("ids").long(), writes - memory.first_write
-        first = self.prompts.first_token()
-        before = ids_WK[(at - 1).clamp_min(0)]
-        ids = torch.cat([torch.full((len(at), 1), first), before, ids_WK[at]], 1)
-        begins = at == 0  # nothing is before it: its own tokens only
-        if begins.any():
-            ids[begins, 1 : 1 + K] = ids_WK[at[begins]]
+        own, begins = memory.ids(writes).long(), writes == memory.first_write
+        first = torch.full((len(writes), 1), self.prompts.first_token())
+        before = memory.ids((writes - 1).clamp_min(memory.first_write)).long()
+        ids = torch.cat([first, before, own], 1)
+        if begins.any():  # nothing is before it: its own tokens only
+            ids[begins, 1 : 1 + K] = own[begins]
         with self.adapter("write"):
             states = self.attachment.inputs(ids.to(device), use_cache=False)
             made = [self.attachment.keys_values(layer, each) for layer, each in enumerate(states)]
@@ -607,7 +619,7 @@ class MemoryDecoder(nn.Module):
                 scores = block_scores(queries_BTR[b, asks_T.cpu()], memory.keys(0), self.retriever.scale)
                 words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
                 weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
-                scores += word_scores(words_T, weights_T, memory.of_tokens("words"))
+                scores += word_scores(words_T, weights_T, memory.words())
             slope = self.config.null_slope * math.log(max(1, len(scores)))
             found.append(Found(scores, null_B[b] + slope, needs_B[b]))
         return found
@@ -776,15 +788,10 @@ class MemoryDecoder(nn.Module):
         options = {"do_sample": False} | options
         if options.get("num_return_sequences", 1) != 1:
             raise ConfigError("ask gives one answer a question; for several use generate(num_return_sequences=...).")
-        if max_new_tokens >= self.config.window_tokens:
-            raise ConfigError(
-                f"max_new_tokens = {max_new_tokens} leaves no room for a question in the window of "
-                f"{self.config.window_tokens} tokens; make it smaller."
-            )
         histories = histories or [()] * len(questions)
         prompts, asks = [], []
         for memory, question in zip(memories, questions, strict=True):
-            prompt, asked = self._whole_prompt(memory, question, max_new_tokens)
+            prompt, asked = self.whole_prompt(memory, question, max_new_tokens)
             prompts.append(prompt)
             asks.append(asked)
         rows = range(len(questions))
@@ -811,7 +818,7 @@ class MemoryDecoder(nn.Module):
                 sources = read.sources(place)
                 scores = [s.score for s in sources if s.where != "window"]
                 best = max(scores, default=0.0)
-                answers[row] = Answer(self._said(ids), sources, best, ids, read.writes_read(place))
+                answers[row] = Answer(self.said(ids), sources, best, ids, read.writes_read(place))
         return [answers[row] for row in rows]
 
     def _answer_looking(
@@ -852,7 +859,7 @@ class MemoryDecoder(nn.Module):
             memory = memories[row]
             read = set() if one.best is None else {max(memory.first_write, one.best - 1), one.best}
             sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)
-            answers[row] = Answer(self._said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
+            answers[row] = Answer(self.said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
         return answers
 
     def _go_on(self, begun: Begun, last: int, options: dict[str, Any]) -> Tensor:
@@ -865,8 +872,8 @@ class MemoryDecoder(nn.Module):
             )
         return out[:, 1:]
 
-    def _said(self, ids: list[int]) -> str:
-        """The text of generated tokens."""
+    def said(self, ids: list[int]) -> str:
+        """The text of generated tokens, without white space at its ends."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 
@@ -888,7 +895,7 @@ class MemoryDecoder(nn.Module):
         while len(prompt := self.prompts.alone(turns, question)) > room and turns:
             turns.pop(0)
         [made] = self.generate_alone([prompt], max_new_tokens=max_new_tokens, **options)
-        return Answer(self._said(made), [], 0.0, made, [], recalled=False)
+        return Answer(self.said(made), [], 0.0, made, [], recalled=False)
 
     @torch.no_grad()
     def generate_alone(self, prompts: Sequence[list[int]], **options: Any) -> list[list[int]]:
@@ -909,8 +916,23 @@ class MemoryDecoder(nn.Module):
         made: list[list[int]] = out[:, width:].tolist()
         return made
 
-    def _whole_prompt(self, memory: Memory, question: str, max_new_tokens: int) -> tuple[list[int], int]:
-        """What waits in the window and the question; and how many tokens of it ask."""
+    def whole_prompt(self, memory: Memory, question: str, max_new_tokens: int) -> tuple[list[int], int]:
+        """What waits in the window and the question, as tokens; and how many of them ask.
+
+        Args:
+            memory: asked.
+            question: any text.
+            max_new_tokens: most tokens of the answer, which need room in the window too.
+
+        Raises:
+            InputError: an empty question, or one that does not fit the window.
+            ConfigError: an answer so long that no question fits.
+        """
+        if max_new_tokens >= self.config.window_tokens:
+            raise ConfigError(
+                f"max_new_tokens = {max_new_tokens} leaves no room for a question in the window of "
+                f"{self.config.window_tokens} tokens; make it smaller."
+            )
         pending, asked = memory.pending_ids, self.prompts.question(question)
         if len(pending) + len(asked) + max_new_tokens > self.config.window_tokens:
             raise InputError(

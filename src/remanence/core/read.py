@@ -262,7 +262,7 @@ class ReadSlots:
         else:
             scores = block_scores(queries, keys, scale, self._pooled(memory, layer))
         null = model.retriever.null[layer].item()
-        return scores, null + config.null_slope * math.log(keys.shape[1])
+        return scores, null + config.null_slope * math.log(sum(map(len, keys)))
 
     def _of_rows(self, memory: Memory, scores: Tensor, rows: Tensor) -> Tensor:
         """The scores of given rows."""

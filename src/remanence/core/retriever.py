@@ -5,11 +5,13 @@ Legend:  B batch   T question tokens   W writes   G keys per write   R retriever
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 _SHORTLIST = 128  # writes that are scored again in float32
-_GROUPS = 8  # keys of each write that `vector_scores` takes at once: few enough to stay in the processor's cache
+_WRITES = 256  # whose keys are scored at once: few enough to stay in the processor's cache
 _SHARPNESS = 5.0  # of the softmax over writes in `attention_scores`; 3 to 8 were about as good
 
 
@@ -52,7 +54,7 @@ class Retriever(nn.Module):
         return keys_WKR if group == 1 else keys_WKR.unflatten(1, (-1, group)).sum(2)
 
 
-def block_scores(queries_TR: Tensor, keys_GWR: Tensor, scale: float, exact: Tensor | None = None) -> Tensor:
+def block_scores(queries_TR: Tensor, keys: Sequence[Tensor], scale: float, exact: Tensor | None = None) -> Tensor:
     """Score of each write: the mean over question tokens of its best key (late interaction), float32 [W].
 
     With keys in bfloat16 all writes are first scored in bfloat16, which is fast; the best of them and those named in
@@ -60,34 +62,50 @@ def block_scores(queries_TR: Tensor, keys_GWR: Tensor, scale: float, exact: Tens
 
     Args:
         queries_TR: queries of the question's tokens.
-        keys_GWR: keys of all writes in order, the g-th key of every write together.
+        keys: of all writes in order, in blocks [w, G, R].
         scale: multiplies the products.
         exact: writes whose score must be exact.
     """
-    coarse_RT = queries_TR.to(keys_GWR.dtype).T.contiguous()
-    best_WT = keys_GWR[0] @ coarse_RT  # this way round it reads the keys faster
-    for keys_WR in keys_GWR[1:]:
-        torch.maximum(best_WT, keys_WR @ coarse_RT, out=best_WT)
-    scores = best_WT.float().mean(1) * scale
-    if keys_GWR.dtype != torch.float32:
+    coarse_RT = queries_TR.to(keys[0].dtype).T.contiguous()
+    scores = torch.cat([_block_scores(keys_wGR, coarse_RT) for keys_wGR in keys]) * scale
+    if keys[0].dtype != torch.float32:
         short = scores.topk(min(_SHORTLIST, len(scores))).indices
         short = short if exact is None else torch.cat([short, exact])
-        scores[short] = block_scores_of(short, queries_TR, keys_GWR, scale)
+        scores[short] = block_scores_of(short, queries_TR, keys, scale)
     return scores
 
 
-def block_scores_of(writes: Tensor, queries_TR: Tensor, keys_GWR: Tensor, scale: float) -> Tensor:
+def _block_scores(keys_wGR: Tensor, queries_RT: Tensor) -> Tensor:
+    """The mean over question tokens of the best product with a key, of the writes of one block, float32 [w]."""
+    parts = []
+    for some_wGR in keys_wGR.split(_WRITES):  # few enough that their products stay in the processor's cache
+        products = some_wGR.flatten(0, 1) @ queries_RT
+        parts.append(products.unflatten(0, some_wGR.shape[:2]).amax(1).float().mean(1))
+    return torch.cat(parts)
+
+
+def block_scores_of(writes: Tensor, queries_TR: Tensor, keys: Sequence[Tensor], scale: float) -> Tensor:
     """`block_scores` of the writes with these numbers alone, all exact, float32 [len(writes)]."""
-    keys_GSR = torch.stack([keys_WR.index_select(0, writes) for keys_WR in keys_GWR])  # faster than all at once
-    products_GTS = queries_TR.float() @ keys_GSR.float().transpose(1, 2)
-    return products_GTS.amax(0).mean(0) * scale
+    products_SGT = _rows_of(keys, writes).float() @ queries_TR.float().T
+    return products_SGT.amax(1).mean(1) * scale
 
 
-def vector_scores(queries_TR: Tensor, keys_GWR: Tensor) -> Tensor:
+def _rows_of(blocks: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Rows of blocks that follow each other, by number [len(rows), ...]."""
+    found = blocks[0].new_empty(len(rows), *blocks[0].shape[1:])
+    start = 0
+    for block in blocks:
+        here = (rows >= start) & (rows < start + len(block))
+        found[here] = block[rows[here] - start]
+        start += len(block)
+    return found
+
+
+def vector_scores(queries_TR: Tensor, keys: Sequence[Tensor]) -> Tensor:
     """Score of each vector in the paper (M+ eq. 4): the mean over question tokens of sigmoid(q . k) [W * G]."""
     queries_RT = queries_TR.float().T
-    scores = [(keys.float() @ queries_RT).sigmoid_().mean(2) for keys in keys_GWR.split(_GROUPS)]
-    return torch.cat(scores).T.flatten()
+    parts = [some_wGR for keys_wGR in keys for some_wGR in keys_wGR.split(_WRITES)]
+    return torch.cat([(some.float() @ queries_RT).sigmoid_().mean(2).flatten() for some in parts])
 
 
 def attention_keys(keys_KHE: Tensor) -> Tensor:
@@ -95,7 +113,7 @@ def attention_keys(keys_KHE: Tensor) -> Tensor:
     return nn.functional.normalize(keys_KHE.float(), dim=-1).flatten(-2)
 
 
-def attention_scores(queries_TQE: Tensor, keys_GWR: Tensor, heads: int, block: bool = True) -> Tensor:
+def attention_scores(queries_TQE: Tensor, keys: Sequence[Tensor], heads: int, block: bool = True) -> Tensor:
     """Score of each write, or vector, by the layer's own queries and keys without positions, float32 [W] or [W * G].
 
     Every token and head of the question spreads one vote over all writes: the softmax of the cosines with their best
@@ -104,19 +122,20 @@ def attention_scores(queries_TQE: Tensor, keys_GWR: Tensor, heads: int, block: b
 
     Args:
         queries_TQE: the question's queries, Q heads.
-        keys_GWR: of all writes in order, made by `attention_keys`.
+        keys: of all writes in order, made by `attention_keys`, in blocks [w, G, R].
         heads: H; each is shared by Q / H query heads.
         block: score writes by their best key; otherwise every key by itself.
     """
     size = queries_TQE.shape[-1]
-    if not block:
-        keys_GWR = keys_GWR.transpose(0, 1).flatten(0, 1)[None]
     queries = nn.functional.normalize(queries_TQE.float(), dim=-1)
     queries_HXE = queries.unflatten(1, (heads, -1)).transpose(0, 1).flatten(1, 2)
-    best: Tensor | None = None
-    for keys_WR in keys_GWR:
-        cosines_HXW = queries_HXE @ keys_WR.float().unflatten(-1, (heads, size)).permute(1, 2, 0)
-        best = cosines_HXW if best is None else torch.maximum(best, cosines_HXW)
-    assert best is not None
-    votes = (best * (_SHARPNESS * size**0.5)).softmax(-1).mean((0, 1))
+    parts = []
+    for keys_wGR in keys:
+        best: Tensor | None = None
+        for keys_wR in keys_wGR.unbind(1) if block else [keys_wGR.flatten(0, 1)]:
+            cosines_HXw = queries_HXE @ keys_wR.float().unflatten(-1, (heads, size)).permute(1, 2, 0)
+            best = cosines_HXw if best is None else torch.maximum(best, cosines_HXw)
+        assert best is not None
+        parts.append(best)
+    votes = (torch.cat(parts, -1) * (_SHARPNESS * size**0.5)).softmax(-1).mean((0, 1))
     return (votes * len(votes)).clamp_min(1e-12).log()

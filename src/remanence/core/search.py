@@ -18,6 +18,7 @@ Legend:  B questions   T question tokens   W writes   K vectors a write   G keys
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,16 +127,19 @@ class Search(nn.Module):
         return self.null(inner)[:, 0], self.needs(inner)[:, 0]
 
 
-def word_scores(words_T: Tensor, weights_T: Tensor, words_WK: Tensor) -> Tensor:
+def word_scores(words_T: Tensor, weights_T: Tensor, words: Sequence[Tensor]) -> Tensor:
     """The words' part of a score: the weights of the question's tokens that each write has, summed, float32 [W].
 
     Args:
         words_T, weights_T: of the question, as `Search.words` and `Search.word_weights` tell.
-        words_WK: of the writes.
+        words: of the writes, in blocks [w, K].
     """
-    scores = weights_T.new_zeros(len(words_WK))
     different, place_T = words_T.unique(return_inverse=True)
     weights = weights_T.new_zeros(len(different)).index_add(0, place_T, weights_T)
-    for word, weight in zip(different, weights, strict=True):
-        scores += weight * (words_WK == word).any(1)
-    return scores
+    parts = []
+    for words_wK in words:
+        scores = weights_T.new_zeros(len(words_wK))
+        for word, weight in zip(different, weights, strict=True):
+            scores += weight * (words_wK == word).any(1)
+        parts.append(scores)
+    return torch.cat(parts)

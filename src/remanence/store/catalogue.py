@@ -17,24 +17,36 @@ import re
 import sqlite3
 import time as clock
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ..errors import IncompatibleMemory, InputError, MemoryBusy, MemoryCorrupt, RemanenceError, StorageError
+from ..errors import (
+    ConfigError,
+    IncompatibleMemory,
+    InputError,
+    MemoryBusy,
+    MemoryCorrupt,
+    RemanenceError,
+    StorageError,
+)
 from ..errors import UnknownMemory as Unknown
 from ..files import sync_folder
 from .rows import (
     CHANGES,
     FORMAT,
     OWN,
+    PRIVATE,
     ROW,
     TABLES,
+    WAITING,
     WRITE,
     File,
     MemoryInfo,
+    Part,
     Salvaged,
     Segment,
     Stored,
@@ -42,11 +54,13 @@ from .rows import (
     columns_of_writes,
     digest,
 )
+from .secret import Sealed, Secret
 
 CATALOGUE, MEMORIES = "catalogue.sqlite", "memories"
 NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEYS = ("index", "source", "time", "first_token", "tokens", "text", "pieces")  # of a write in `Memory.meta`
+PAGE = 64  # writes that are read at once
 _MISSING = 100_000  # a count of writes that is off by more is damaged itself
 _SECONDS = 30.0  # to wait for another process's transaction
 _ERASE_SECONDS = 5.0  # to wait for readers when deleted text is to leave the log
@@ -57,11 +71,14 @@ class Catalogue:
 
     Args:
         root: the store's folder.
+        passphrase: tells the key of an encrypted store, or None; asked when it is needed.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, passphrase: Callable[[], str | None] = lambda: None) -> None:
         self.root = root
         self.path = root / CATALOGUE
+        self._passphrase = passphrase
+        self._secret: tuple[Sealed, Secret] | None = None
 
     def folder(self, id: str) -> Path:
         """The folder of a memory's files."""
@@ -150,7 +167,7 @@ class Catalogue:
             db.executemany('UPDATE writes SET digest = ? WHERE memory = ? AND "index" = ?', pairs)
             for row in db.execute(f"SELECT {ROW} FROM generations WHERE memory = ?", [id]).fetchall():
                 last = pairs[-1][0] if pairs else id
-                seal = _seal(id, name, created, row, last, segments(db, id), _pending(db, id))
+                seal = _seal(id, name, created, row, last, segments(db, id), parts(db, id), _pending(db, id))
                 db.execute("UPDATE generations SET digest = ? WHERE memory = ? AND generation = ?", [seal, id, row[0]])
 
     def make_folder(self, name: str) -> Path:
@@ -169,6 +186,36 @@ class Catalogue:
         with suppress(FileNotFoundError, NotADirectoryError):
             return [name for name in os.listdir(self.root / MEMORIES) if _ID.fullmatch(name)]
         return []
+
+    # Encryption -------------------------------------------------------------------------------------------------------
+
+    def secret(self, db: sqlite3.Connection) -> Secret | None:
+        """The key of an encrypted store; None if the store is not encrypted.
+
+        Raises:
+            ConfigError: there is no key, or it is another one.
+        """
+        row = db.execute("SELECT salt, wrapped FROM secret").fetchone() if _format(db) >= 4 else None
+        if row is None:
+            return None
+        sealed = Sealed(*row)
+        if self._secret is None or self._secret[0] != sealed:
+            passphrase = self._passphrase()
+            if passphrase is None:
+                raise ConfigError(
+                    f"the store {self.root} is encrypted; give its key in REMANENCE_KEY, or keep it in the keyring."
+                )
+            self._secret = sealed, Secret.opened(sealed, passphrase)
+        return self._secret[1]
+
+    def seal(self, db: sqlite3.Connection, passphrase: str) -> None:
+        """Encrypt from now on; or let another passphrase open an encrypted store."""
+        secret = self.secret(db) or Secret.new()
+        sealed = secret.sealed(passphrase)
+        with transaction(db):
+            db.execute("DELETE FROM secret")
+            db.execute("INSERT INTO secret VALUES (?, ?)", [sealed.salt, sealed.wrapped])
+        self._secret = sealed, secret
 
     # Finding ----------------------------------------------------------------------------------------------------------
 
@@ -218,21 +265,58 @@ class Catalogue:
         if found is None or not found[2]:
             return None
         try:
-            row, _, segments, _ = self._sealed(db, name, *found)
+            row, _, files, _ = self._sealed(db, name, *found)
             meta = json.loads(row["meta"])
-            size = row["bytes"] + sum(segment.file.bytes for segment in segments)
+            size = row["bytes"] + sum(each.file.bytes for each in files)
             counts = row["writes"], row["tokens"], row["pending_tokens"]
             return MemoryInfo(name, meta["model"], found[1], row["time"], *counts, size)
+        except ConfigError:  # no key, or another one
+            raise
         except (MemoryCorrupt, ValueError, TypeError, LookupError) as error:
             return _unreadable(name, str(error) if isinstance(error, MemoryCorrupt) else "its rows cannot be read")
 
-    def stored(self, db: sqlite3.Connection, name: str) -> Stored | None:
-        """A memory's rows, every one checked, or None. Raises `MemoryCorrupt`."""
+    def stored(self, db: sqlite3.Connection, name: str, *, writes: bool = True) -> Stored | None:
+        """A memory's rows, every one checked, or None. Raises `MemoryCorrupt`.
+
+        Args:
+            db: a connection, within a transaction.
+            name: of the memory.
+            writes: False leaves out the writes of a memory of this format, for `page`.
+        """
         found = self.find(db, name)
         if found is None or not found[2]:
             return None
         id = found[0]
-        row, last, segments, pending = self._sealed(db, name, *found)
+        row, last, files, pending = self._sealed(db, name, *found)
+        old = [each for each in files if isinstance(each, Segment)]
+        new = [each for each in files if isinstance(each, Part)]
+        now = writes or bool(old) or _format(db) < FORMAT
+        rows = self._checked(db, name, id, last) if now else []
+        (count,) = db.execute("SELECT count(*) FROM writes WHERE memory = ?", [id]).fetchone()
+        if count != row["writes"]:
+            raise self._changed(name, f"it has {count} writes, expected {row['writes']}")
+        try:
+            meta = dict(json.loads(row["meta"]))
+            meta["pending"] = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in pending]
+            meta["writes"] = [_write(values) for values in shown(self.secret(db), rows, WRITE)]
+        except (ValueError, TypeError) as error:  # only rows of format 1, which have no digest
+            raise self._changed(name, f"it has values that cannot be read ({type(error).__name__})") from error
+        state = File(row["file"], row["sha256"], row["bytes"])
+        return Stored(
+            id,
+            found[2],
+            state,
+            old,
+            new,
+            last,
+            count,
+            meta,
+            [row[:8] for row in rows] if now else None,
+            self.secret(db),
+        )
+
+    def _checked(self, db: sqlite3.Connection, name: str, id: str, last: str | None) -> list[Any]:
+        """All rows of a memory's writes, checked against the digest of the last one (None in format 1)."""
         columns = columns_of_writes(_format(db)) + (", digest" if last is not None else "")
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
         if last is not None:
@@ -242,30 +326,57 @@ class Catalogue:
                     raise self._changed(name, f"write {place} was changed")
             if (rows[-1][-1] if rows else id) != last:
                 raise self._changed(name, f"write {len(rows)} is missing")
-        if len(rows) != row["writes"]:
-            raise self._changed(name, f"it has {len(rows)} writes, expected {row['writes']}")
-        try:
-            meta = dict(json.loads(row["meta"]))
-            meta["pending"] = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in pending]
-            meta["writes"] = [dict(zip(_KEYS, values, strict=False)) for values in rows]
-            for write in meta["writes"]:
-                write["pieces"] = json.loads(write["pieces"] or "[]")
-        except (ValueError, TypeError) as error:  # only rows of format 1, which have no digest
-            raise self._changed(name, f"it has values that cannot be read ({type(error).__name__})") from error
-        return Stored(id, found[2], File(row["file"], row["sha256"], row["bytes"]), segments, meta)
+        return rows
+
+    def page(self, name: str, stored: Stored, number: int) -> list[tuple[dict[str, Any], str | None]]:
+        """A page of a memory's writes as they were when it was read, each with the digest of its vectors.
+
+        Args:
+            name: of the memory.
+            stored: what was read of it.
+            number: of the page, from 0; a page is `PAGE` writes.
+
+        Raises:
+            MemoryBusy: the memory was rewritten or deleted since.
+            MemoryCorrupt: a write is not what was saved.
+        """
+        first, end = number * PAGE, min(stored.count, (number + 1) * PAGE)
+        find = f'SELECT {WRITE}, digest FROM writes WHERE memory = ? AND "index" BETWEEN ? AND ? ORDER BY "index"'
+        with self.errors(), self.connect() as db, transaction(db, "BEGIN"):
+            newest = 'SELECT digest FROM writes WHERE memory = ? AND "index" = ?'
+            same = db.execute(newest, [stored.id, stored.count - 1]).fetchone() == (stored.last,)
+            found = self.find(db, name)
+            if not same and (found is None or (found[0], found[2]) != (stored.id, stored.generation)):
+                raise MemoryBusy(
+                    f"memory {name!r} was rewritten or deleted since it was loaded, because something was forgotten; "
+                    "load it again."
+                )
+            rows = db.execute(find, [stored.id, first - 1, end - 1]).fetchall()
+            secret = self.secret(db)
+        before = rows.pop(0)[-1] if first and rows and rows[0][0] == first - 1 else "" if first else stored.id
+        right = chained(before, (values for *values, _ in rows))
+        for place, expected in enumerate(right, first):
+            index, *_, own = rows[place - first]
+            if index != place or own != expected:
+                raise self._changed(name, f"write {place} was changed")
+        if len(rows) != end - first or not same:
+            raise self._changed(name, f"write {first + len(rows)} is missing")
+        return [(_write(values), values[-2]) for values in shown(secret, rows, WRITE)]
 
     def salvaged(self, db: sqlite3.Connection, name: str) -> Salvaged | None:
         """What of a memory's texts is as it was written, row by row; None if there is no memory of that name."""
         found = self.find(db, name)
         if found is None or not found[2]:
             return None
-        id, checked = found[0], _format(db) > 1
+        id, checked, secret = found[0], _format(db) > 1, self.secret(db)
         pending: list[dict[str, Any]] | None = None
         model, forgotten = "", list[dict[str, float]]()
+        policy, quarantine = "", list[dict[str, Any]]()
         with suppress(MemoryCorrupt, ValueError, TypeError, LookupError):
             row, _, _, waiting = self._sealed(db, name, *found)
             meta = json.loads(row["meta"])
             model, forgotten = meta["model"], meta.get("forgotten", [])
+            policy, quarantine = meta.get("policy", ""), meta.get("quarantine", [])
             pending = [{"source": s, "time": t, "ids": list(json.loads(ids))} for _, s, t, ids in waiting]
         columns = columns_of_writes(_format(db)) + (", digest" if checked else "")
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
@@ -273,34 +384,36 @@ class Catalogue:
         for values in rows:
             row_values, own = (values[:-1], values[-1]) if checked else (values, None)
             if own is None or own == next(chained(before, [row_values])):
-                write = dict(zip(_KEYS, row_values, strict=True))
-                writes.append(write | {"pieces": json.loads(write["pieces"] or "[]")})
+                writes += [_write(shown) for shown in shown(secret, [row_values], WRITE)]
             before = own if isinstance(own, str) else ""
         there = {write["index"] for write in writes}
         (count,) = db.execute("SELECT writes FROM generations WHERE memory = ?", [id]).fetchone()
         last = max(
             [count - 1 if isinstance(count, int) else -1, *there, *(r[0] for r in rows if isinstance(r[0], int))]
         )
-        return Salvaged(writes, [index for index in range(last + 1) if index not in there], pending, model, forgotten)
+        lost = [index for index in range(last + 1) if index not in there]
+        return Salvaged(writes, lost, pending, model, forgotten, policy, quarantine)
 
     def _sealed(
         self, db: sqlite3.Connection, name: str, id: str, created: float, generation: int
-    ) -> tuple[dict[str, Any], str | None, list[Segment], list[tuple[Any, ...]]]:
-        """The generation's row, the digest of the last write (None in format 1), segments and waiting text, checked."""
+    ) -> tuple[dict[str, Any], str | None, list[Segment | Part], list[tuple[Any, ...]]]:
+        """The generation's row, the digest of the last write (None in format 1), files and waiting text, checked."""
         checked = _format(db) > 1
         columns = f"{ROW}, digest" if checked else ROW
         find = f"SELECT {columns} FROM generations WHERE memory = ? AND generation = ?"
         values = db.execute(find, [id, generation]).fetchone()
         if values is None:
             raise self._changed(name, "its newest save is missing")
-        parts, waiting, last = segments(db, id), _pending(db, id), None
+        old, new, waiting, last = segments(db, id), parts(db, id), _pending(db, id), None
         if checked:
             *values, seal = values
             last = _last_digest(db, id)
-            if seal != _seal(id, name, created, values, last, parts, waiting):
+            if seal != _seal(id, name, created, values, last, old, new, waiting):
                 raise self._changed(name, f"its save {generation} was changed")
+        secret = self.secret(db)
+        [values] = shown(secret, [values], ROW)
         row = dict(zip(ROW.split(", "), values, strict=True))
-        return row, last, parts, waiting
+        return row, last, [*old, *new], shown(secret, waiting, WAITING)
 
     # Changing ---------------------------------------------------------------------------------------------------------
 
@@ -328,55 +441,68 @@ class Catalogue:
         *,
         header: dict[str, Any],
         state: File,
-        segment: Segment | None,
-        kept: tuple[int, int],
+        files: list[Part],
         done: int,
         writes: list[tuple[Any, ...]],
         pending: list[tuple[Any, ...]],
         sizes: tuple[int, int, int],
-    ) -> None:
-        """Make a generation the one that counts, in one transaction.
+    ) -> str:
+        """Make a generation the one that counts, in one transaction; the digest of its last write.
 
         Args:
             db: open for writing.
             name, found: the memory, and what `register` found.
             header: the memory's plain values without writes and pending text.
             state: its new state file.
-            segment: its new segment, if any.
-            kept: segments that end before the first, or not before the second of these writes are dropped.
+            files: those that hold its records, all of them.
             done: this many writes are stored; `writes` come after them.
-            writes: the columns of `WRITE`.
-            pending: (position, source, time, ids), all that waits.
+            writes: the columns of `WRITE`; `hidden`, if the store is encrypted.
+            pending: the columns of `WAITING`, all that waits; in the same way.
             sizes: writes, tokens and waiting tokens in all.
         """
         id, created, generation = found
         with transaction(db):
-            db.execute("DELETE FROM segments WHERE memory = ? AND (last_write < ? OR last_write >= ?)", [id, *kept])
-            if segment is not None:
-                row = [id, segment.first, segment.last, *astuple(segment.file)]
-                db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?)", row)
+            db.execute("DELETE FROM segments WHERE memory = ?", [id])
+            before, after = set(parts(db, id)), set(files)
+            gone = [(id, part.kind, part.first) for part in before - after]
+            db.executemany("DELETE FROM records WHERE memory = ? AND kind = ? AND first_write = ?", gone)
+            new = [(id, part.kind, part.first, part.last, *astuple(part.file)) for part in after - before]
+            db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)", new)
             db.execute('DELETE FROM writes WHERE memory = ? AND "index" >= ?', [id, done])
-            before = _last_digest(db, id)
-            digests = list(chained(before, writes))
+            last = _last_digest(db, id)
+            digests = list(chained(last, writes))
             db.executemany(
-                f"INSERT INTO writes (memory, {WRITE}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO writes (memory, {WRITE}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 ((id, *write, own) for write, own in zip(writes, digests, strict=True)),
             )
             db.execute("DELETE FROM pending WHERE memory = ?", [id])
             db.executemany("INSERT INTO pending VALUES (?, ?, ?, ?, ?)", ((id, *piece) for piece in pending))
             values = [generation + 1, clock.time(), *sizes, json.dumps(header), *astuple(state)]
-            last = digests[-1] if digests else before
-            seal = _seal(id, name, created, values, last, segments(db, id), _pending(db, id))
+            [values] = map(list, hidden(self.secret(db), [values], ROW))
+            last = digests[-1] if digests else last
+            seal = _seal(id, name, created, values, last, [], parts(db, id), _pending(db, id))
             db.execute("DELETE FROM generations WHERE memory = ?", [id])
             db.execute(
                 f"INSERT INTO generations (memory, {ROW}, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [id, *values, seal],
             )
+        return last
+
+    def digest_of(self, db: sqlite3.Connection, id: str, write: int) -> str:
+        """The digest of a write; of the one before the first, the memory's id."""
+        if write < 0:
+            return id
+        find = 'SELECT digest FROM writes WHERE memory = ? AND "index" = ?'
+        return str(db.execute(find, [id, write]).fetchone()[0])
 
     def named_files(self, db: sqlite3.Connection, id: str) -> set[str]:
         """The files of a memory that count."""
-        find = "SELECT file FROM segments WHERE memory = ? UNION ALL SELECT file FROM generations WHERE memory = ?"
-        return {file for (file,) in db.execute(find, [id, id])}
+        tables = ("generations", "segments", "records")
+        return {
+            file
+            for table in tables
+            for (file,) in db.execute(f"SELECT file FROM {table} WHERE memory = ?", [id]).fetchall()
+        }
 
     def drop_rows(self, db: sqlite3.Connection, id: str) -> None:
         """Let a memory's rows go, all but its name: a memory without a generation is gone for everyone."""
@@ -491,8 +617,52 @@ def segments(db: sqlite3.Connection, id: str) -> list[Segment]:
     return [Segment(first, last, File(*file)) for first, last, *file in db.execute(find, [id])]
 
 
+def parts(db: sqlite3.Connection, id: str) -> list[Part]:
+    """The files of a memory's records, by kind, oldest first; none in a catalogue of an older format."""
+    if _format(db) < 4:
+        return []
+    find = "SELECT kind, first_write, last_write, file, sha256, bytes FROM records WHERE memory = ? ORDER BY 1, 2"
+    return [Part(kind, first, last, File(*file)) for kind, first, last, *file in db.execute(find, [id])]
+
+
+def _write(values: Sequence[Any]) -> dict[str, Any]:
+    """A row of writes as `Memory.meta` has it."""
+    write = dict(zip(_KEYS, values, strict=False))
+    return write | {"pieces": json.loads(write["pieces"] or "[]")}
+
+
+def hidden(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:
+    """Rows with what is private in them encrypted, if there is a key.
+
+    Args:
+        secret: of the store.
+        rows: plain.
+        columns: the names of theirs, with commas between them.
+    """
+    names = [name.strip('" ') for name in columns.split(",")]
+    return [
+        tuple(
+            secret.seal(value.encode(), name) if secret and name in PRIVATE and isinstance(value, str) else value
+            for name, value in zip(names, row, strict=True)
+        )
+        for row in rows
+    ]
+
+
+def shown(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:
+    """The inverse of `hidden`. Values behind the named columns stay as they are."""
+    names = [name.strip('" ') for name in columns.split(",")]
+    return [
+        tuple(
+            secret.open(value, name).decode() if secret and name in PRIVATE and isinstance(value, bytes) else value
+            for name, value in zip_longest(names, row)
+        )
+        for row in rows
+    ]
+
+
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:
-    find = "SELECT position, source, time, ids FROM pending WHERE memory = ? ORDER BY position"
+    find = f"SELECT {WAITING} FROM pending WHERE memory = ? ORDER BY position"
     return db.execute(find, [id]).fetchall()
 
 
@@ -509,12 +679,14 @@ def _seal(
     created: float,
     row: Iterable[Any],
     last: str,
-    parts: list[Segment],
+    old: list[Segment],
+    new: list[Part],
     waiting: list[tuple[Any, ...]],
 ) -> str:
-    """The digest of a generation: over its row, segments and waiting text, and the digest of the last write."""
-    columns = [(part.first, part.last, *astuple(part.file)) for part in parts]
-    counts = len(parts), len(waiting)
+    """The digest of a generation: over its row, files and waiting text, and the digest of the last write."""
+    columns = [(part.first, part.last, *astuple(part.file)) for part in old]
+    columns += [(part.kind, part.first, part.last, *astuple(part.file)) for part in new]
+    counts = len(old), len(waiting), *([len(new)] if new else [])
     return digest(id, name, created, *row, last, *counts, *(value for each in [*columns, *waiting] for value in each))
 
 

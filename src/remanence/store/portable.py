@@ -1,7 +1,7 @@
 """A memory as one file that can be moved to another machine: a ZIP archive of plain parts.
 
     manifest.json       format, version, settings, and size and SHA-256 of the other parts
-    texts.jsonl         a line for every write and every text that waits
+    texts.jsonl         a line for every write, every text that waits, and every text that a policy held back
     memory.safetensors  pool, long-term vectors, search keys
 
 The archive's comment is the SHA-256 of the manifest. Nothing is compressed, as vectors hardly can be; nothing is run.
@@ -35,7 +35,7 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
     Args:
         memory: stays as it is.
         path: must not exist.
-        texts: False leaves out the texts of writes, and what waits, which is text as well.
+        texts: False leaves out the texts of writes, and what waits or was held back, which is text as well.
 
     Raises:
         InputError: there is such a file already.
@@ -43,11 +43,12 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
     if path.exists():
         raise InputError(f"{path} exists already; choose another name.")
     meta = memory.meta()
-    writes, pending = meta.pop("writes"), meta.pop("pending")
+    writes, pending, quarantine = meta.pop("writes"), meta.pop("pending"), meta.pop("quarantine", [])
     if not texts:
-        writes, pending = [write | {"text": None, "pieces": ()} for write in writes], []
+        writes, pending, quarantine = [write | {"text": None, "pieces": ()} for write in writes], [], []
     lines = [json.dumps({"write": one}, ensure_ascii=False) for one in writes]
     lines += [json.dumps({"waits": one}, ensure_ascii=False) for one in pending]
+    lines += [json.dumps({"held": one}, ensure_ascii=False) for one in quarantine]
 
     def write(to: Path) -> None:
         part = to.with_name(f"{to.name}.part")
@@ -100,6 +101,7 @@ def unpack(path: Path) -> Memory:
         meta: dict[str, Any] = manifest["meta"]
         meta["writes"] = [line["write"] for line in lines if "write" in line]
         meta["pending"] = [line["waits"] for line in lines if "waits" in line]
+        meta["quarantine"] = [line["held"] for line in lines if "held" in line]
         return Memory.from_parts(load(parts[_TENSORS]), meta)
     except FileNotFoundError as error:
         raise InputError(f"no file {str(path)!r}.") from error

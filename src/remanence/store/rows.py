@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 3
+from .secret import Secret
+
+FORMAT = 4
 
 TABLES = (
     """CREATE TABLE memories (
@@ -66,9 +68,25 @@ CHANGES = {  # by the format that they are new in
         "ALTER TABLE generations ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
     ),
     3: ("ALTER TABLE writes ADD COLUMN pieces TEXT",),
+    4: (
+        "ALTER TABLE writes ADD COLUMN vectors TEXT",
+        """CREATE TABLE records (
+            memory TEXT NOT NULL REFERENCES memories (id) ON DELETE CASCADE,
+            kind TEXT NOT NULL,
+            first_write INTEGER NOT NULL,
+            last_write INTEGER NOT NULL,
+            file TEXT NOT NULL,
+            sha256 TEXT NOT NULL,
+            bytes INTEGER NOT NULL,
+            PRIMARY KEY (memory, kind, first_write)
+        )""",
+        "CREATE TABLE secret (salt BLOB NOT NULL, wrapped BLOB NOT NULL)",
+    ),
 }
-OWN = ("generations", "segments", "writes", "pending")  # what a memory has rows in
-WRITE = '"index", source, time, first_token, tokens, text, pieces'
+OWN = ("generations", "segments", "records", "writes", "pending")  # what a memory has rows in
+WRITE = '"index", source, time, first_token, tokens, text, pieces, vectors'
+WAITING = "position, source, time, ids"
+PRIVATE = {"source", "text", "pieces", "ids", "meta"}  # columns that an encrypted store encrypts
 ROW = "generation, time, writes, tokens, pending_tokens, meta, file, sha256, bytes"
 
 
@@ -103,7 +121,7 @@ class File:
 
 @dataclass(frozen=True)
 class Segment:
-    """A file that holds the vectors and keys of the writes first .. last."""
+    """A file of format 1 to 3 that holds the vectors and keys of the writes first .. last."""
 
     first: int
     last: int
@@ -111,14 +129,37 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A file that holds the records of one kind of the writes first .. last, one behind the other.
+
+    kind: a name of `Memory.records`, or "pool". The vectors have no digest of the whole: their writes have one each.
+    """
+
+    kind: str
+    first: int
+    last: int
+    file: File
+
+
+@dataclass(frozen=True)
 class Stored:
-    """A memory as the catalogue has it: everything but the tensors. meta: as of `Memory.meta`."""
+    """A memory as the catalogue has it: everything but the tensors.
+
+    segments: its files, if an older format wrote it; parts: if this one did. count: its writes. last: the digest of the
+    last one (None in format 1). meta: as of `Memory.meta`, but with the writes only if they were asked for. rows:
+    those, the columns of `WRITE` as they are stored. secret: the key of an encrypted store.
+    """
 
     id: str
     generation: int
     state: File
     segments: list[Segment]
+    parts: list[Part]
+    last: str | None
+    count: int
     meta: dict[str, Any]
+    rows: list[tuple[Any, ...]] | None
+    secret: Secret | None = None
 
 
 @dataclass(frozen=True)
@@ -126,8 +167,8 @@ class Salvaged:
     """What of a memory's texts is as it was written.
 
     writes: their columns, as dicts; without those of `lost`, which were changed or are missing. pending: what waits, as
-    in `Memory.meta`; None if it was changed. model: the fingerprint of the model that wrote it, or "". forgotten: as of
-    `Memory.meta`.
+    in `Memory.meta`; None if it was changed. model: the fingerprint of the model that wrote it, or "". forgotten,
+    policy, quarantine: as of `Memory.meta`.
     """
 
     writes: list[dict[str, Any]]
@@ -135,6 +176,8 @@ class Salvaged:
     pending: list[dict[str, Any]] | None
     model: str
     forgotten: list[dict[str, float]]
+    policy: str
+    quarantine: list[dict[str, Any]]
 
 
 def digest(*values: Any) -> str:
@@ -158,13 +201,15 @@ def digest(*values: Any) -> str:
 def chained(before: str, rows: Iterable[Sequence[Any]]) -> Iterator[str]:
     """The digest of each write, given that of the write before; its columns are those of `WRITE`.
 
-    A NULL in the last column, which formats 1 and 2 had not, goes into no digest.
+    What older formats had not, and is NULL, goes into no digest.
     """
-    for *row, pieces in rows:
-        before = digest(before, *row, *(() if pieces is None else (pieces,)))
+    for *row, pieces, vectors in rows:
+        newer = (pieces, vectors) if vectors is not None else () if pieces is None else (pieces,)
+        before = digest(before, *row, *newer)
         yield before
 
 
 def columns_of_writes(format: int) -> str:
     """The columns of `WRITE` in a catalogue of a format, for SELECT."""
-    return WRITE if format >= 3 else WRITE.replace("pieces", "NULL")
+    columns = WRITE if format >= 3 else WRITE.replace("pieces", "NULL")
+    return columns if format >= 4 else columns.replace("vectors", "NULL")

@@ -23,7 +23,7 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,9 @@ from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
-from .catalogue import NAME, Catalogue, segments, transaction
-from .rows import MemoryInfo, Salvaged, Stored
+from .catalogue import NAME, Catalogue, hidden, parts, transaction
+from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored
+from .secret import ENDING, from_keyring
 
 if TYPE_CHECKING:
     from ..core.memory import Memory, Write
@@ -60,12 +61,16 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class _Saved:
-    """Where a `Memory` was last loaded from or saved to, and what it was like then. cuts: how many it had."""
+    """Where a `Memory` was last loaded from or saved to, and what it was like then.
+
+    cuts: how many it had. old: its files are of an older format.
+    """
 
     id: str
     generation: int
     mark: tuple[Any, ...]
     cuts: int
+    old: bool = False
 
 
 class MemoryStore:
@@ -73,6 +78,7 @@ class MemoryStore:
 
     Args:
         root: the folder; made when something is first saved.
+        key: of an encrypted store; if it is not given, REMANENCE_KEY or the keyring has it (see `encrypt`).
 
     Raises (any method):
         ConfigError: a name that is not allowed.
@@ -81,9 +87,10 @@ class MemoryStore:
         StorageError: the disk refused. What was stored before is intact.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, *, key: str | None = None) -> None:
         self.root = Path(root).expanduser()
-        self._catalogue = Catalogue(self.root)
+        self._key = key
+        self._catalogue = Catalogue(self.root, self._passphrase)
         self._held: set[str] = set()  # names that `open` holds
         self._saved: WeakKeyDictionary[Memory, _Saved] = WeakKeyDictionary()
 
@@ -91,6 +98,45 @@ class MemoryStore:
     def default(cls) -> MemoryStore:
         """The store in $REMANENCE_HOME, or else in the platform's folder for user data."""
         return cls(os.environ.get("REMANENCE_HOME") or platformdirs.user_data_dir("remanence", appauthor=False))
+
+    def _passphrase(self) -> str | None:
+        """The key that somebody gave: here, in the environment, or to the system's keyring."""
+        return self._key or os.environ.get("REMANENCE_KEY") or from_keyring(str(self.root.resolve()))
+
+    def encrypt(self, key: str | None = None, *, progress: Callable[[str], None] | None = None) -> list[str]:
+        """Encrypt all memories of the store, and everything that is saved in it from now on.
+
+        If this is cut short, repeat it: what was done stays. In a store that is encrypted already, `key` becomes the
+        one that opens it, and only memories that are not encrypted yet are written anew.
+
+        Args:
+            key: a passphrase, or better a long random text; if None, as in `MemoryStore`. Whoever loses it loses the
+                memories.
+            progress: called with the name of each memory before it is written anew.
+
+        Returns:
+            The names of the memories that were written anew.
+
+        Raises:
+            ConfigError: no key, or the package `cryptography` is missing.
+            MemoryBusy: somebody writes to one of them.
+        """
+        chosen, done = key or self._passphrase(), list[str]()
+        if not chosen:
+            raise ConfigError(
+                "there is no key to encrypt with; put one into REMANENCE_KEY, such as: openssl rand -base64 32"
+            )
+        with self._catalogue.errors(), self._catalogue.connect(create=True) as db:
+            self._catalogue.seal(db, chosen)
+        self._key = chosen
+        for info in self.list():
+            if info.name and any(not each.name.endswith(ENDING) for each in self.path(info.name).iterdir()):
+                if progress is not None:
+                    progress(info.name)
+                with self.hold(info.name):
+                    self.save(info.name, self.load(info.name), whole=True)
+                done.append(info.name)
+        return done
 
     # Use --------------------------------------------------------------------------------------------------------------
 
@@ -143,14 +189,15 @@ class MemoryStore:
         _check_name(name)
         with self._catalogue.errors():
             while True:
-                stored = self._stored(name)
+                stored = self._stored(name, writes=False)
                 try:
-                    memory = assemble(self._catalogue.folder(stored.id), stored, name)
+                    memory = assemble(self._catalogue, stored, name)
                 except MemoryCorrupt:
                     if self._generation(name) == (stored.id, stored.generation):
                         raise
                     continue  # a save went by and took its old files with it
-                self._saved[memory] = _Saved(stored.id, stored.generation, mark(memory), len(memory.cuts))
+                whole = bool(stored.segments)  # then all of it is written anew, in this format
+                self._saved[memory] = _Saved(stored.id, stored.generation, mark(memory), len(memory.cuts), whole)
                 return memory
 
     def is_current(self, name: str, memory: Memory) -> bool:
@@ -190,7 +237,7 @@ class MemoryStore:
             done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
             try:
                 self._clean(db, id)
-                self._write_generation(db, name, found, memory, done)
+                self._write_generation(db, name, found, memory, done, replaced)
             finally:
                 self._clean(db, id)
             if generation and (replaced or not done):
@@ -227,19 +274,14 @@ class MemoryStore:
         Raises:
             UnknownMemory: no memory of that name.
         """
-        from .segments import verify
+        from .segments import damage_of
 
         _check_name(name)
         try:
             stored = self._stored(name)
         except MemoryCorrupt as error:
             return (str(error),)
-        damage = []
-        for file in [stored.state, *(segment.file for segment in stored.segments)]:
-            try:
-                verify(self._catalogue.folder(stored.id), file, name)
-            except MemoryCorrupt as error:
-                damage.append(str(error))
+        damage = list(damage_of(self._catalogue, stored, name))
         if damage and self._generation(name) != (stored.id, stored.generation):
             return self.verify(name)  # a save went by and took its old files with it
         return tuple(damage)
@@ -302,14 +344,59 @@ class MemoryStore:
         return memory
 
     def fork(self, name: str, new: str) -> None:
-        """A copy of a memory under a name that is free; from then on each goes its own way. They share no file.
+        """A copy of a memory under a name that is free; from then on each goes its own way.
+
+        Files are shared as long as both have them, where the disk can do that.
 
         Raises:
             UnknownMemory: no memory of that name.
             InputError: the new name is taken.
         """
         _check_name(new)
-        self._save_new(new, self.load(name))
+        with self.hold(new), self._catalogue.errors():
+            if self.exists(new):
+                raise InputError(f"there is a memory {new!r} already; choose another name.")
+            while True:
+                stored = self._stored(name)
+                try:
+                    if stored.segments:  # of an older format
+                        self.save(new, self.load(name))
+                    else:
+                        self._link(stored, new)
+                    return
+                except FileNotFoundError:
+                    if self._generation(name) == (stored.id, stored.generation):
+                        raise
+
+    def _link(self, stored: Stored, new: str) -> None:
+        """A memory of the files of another one."""
+        catalogue = self._catalogue
+        with catalogue.connect(create=True) as db:
+            id, created, _ = catalogue.register(db, new)
+            self._clean(db, id)
+            folder = catalogue.folder(id)
+            for file in (stored.state, *(part.file for part in stored.parts)):
+                source, target = catalogue.folder(stored.id) / file.name, folder / file.name
+                try:
+                    os.link(source, target)
+                except FileNotFoundError:
+                    raise
+                except OSError:  # a disk without links
+                    shutil.copyfile(source, target)
+            sync_folder(folder)
+            header = {key: value for key, value in stored.meta.items() if key not in ("writes", "pending")}
+            pending, last = stored.meta["pending"], (stored.rows or [])[-1:]
+            catalogue.commit(
+                # New files must not have the names of shared ones, so generations go on.
+                db, new, (id, created, stored.generation), header=header, state=stored.state, files=stored.parts,
+                done=0, writes=stored.rows or [],
+                pending=hidden(
+                    stored.secret,
+                    ((i, p["source"], float(p["time"]), _json(p["ids"])) for i, p in enumerate(pending)),
+                    WAITING,
+                ),
+                sizes=(stored.count, sum(row[3] + row[4] for row in last), sum(len(piece["ids"]) for piece in pending)),
+            )  # fmt: skip
 
     def _save_new(self, name: str, memory: Memory) -> None:
         with self.hold(name):
@@ -374,32 +461,44 @@ class MemoryStore:
                 "under another name."
             )
         cuts = memory.cuts[saved.cuts :]
-        done = min([saved.mark[0], *cuts])
+        done = min([0 if saved.old else saved.mark[0], *cuts])
         return (done if memory.write_count >= done else 0), bool(cuts)
 
     def _write_generation(
-        self, db: sqlite3.Connection, name: str, found: tuple[str, float, int], memory: Memory, done: int
+        self,
+        db: sqlite3.Connection,
+        name: str,
+        found: tuple[str, float, int],
+        memory: Memory,
+        done: int,
+        replaced: bool,
     ) -> None:
         """Write the files of a generation, then make it the one that counts. The first `done` writes are stored."""
-        from . import segments as files
+        from .segments import Saving, StoredWrites, mark
 
         id, _, before = found
-        folder, header, count = self._catalogue.folder(id), files.header(memory), memory.write_count
-        as_is, cuts, generation = files.mark(memory), len(memory.cuts), before + 1
-        base, first = header["base"], count
-        if memory.config.long_term:
-            first = files.first_to_write(segments(db, id) if done else [], base, done, count)
-        segment = files.write_segment(folder, memory, first, generation) if first < count else None
-        state = files.write_state(folder, memory, generation)
+        folder, header, count = self._catalogue.folder(id), memory.header(), memory.write_count
+        as_is, cuts, generation = mark(memory), len(memory.cuts), before + 1
+        known = parts(db, id) if done else []
+        secret = self._catalogue.secret(db)
+        saving = Saving(folder, name, memory, known, done=done, replaced=replaced, generation=generation, secret=secret)
         sync_folder(folder)
         self._saved.pop(memory, None)  # a commit that fails may or may not have happened
-        self._catalogue.commit(
-            db, name, found, header=header, state=state, segment=segment, kept=(base, first), done=done,
-            writes=[_row(write) for write in memory.writes[done:]],
-            pending=[(i, p.source, float(p.time), _json(p.ids)) for i, p in enumerate(memory.pending)],
+        last = self._catalogue.commit(
+            db, name, found, header=header, state=saving.state, files=saving.files, done=done,
+            writes=hidden(
+                secret,
+                ((*_row(write), own) for write, own in zip(memory.writes[done:], saving.digests, strict=True)),
+                WRITE,
+            ),
+            pending=hidden(
+                secret, ((i, p.source, float(p.time), _json(p.ids)) for i, p in enumerate(memory.pending)), WAITING
+            ),
             sizes=(count, memory.tokens, len(memory.pending_ids)),
         )  # fmt: skip
         self._saved[memory] = _Saved(id, generation, as_is, cuts)
+        stored = Stored(id, generation, saving.state, [], saving.files, last, count, header, None, secret)
+        saving.settle(StoredWrites(self._catalogue, name, stored), done)
 
     def _clean(self, db: sqlite3.Connection, id: str) -> None:
         """Remove what the catalogue does not name. What cannot be removed now is left to the next save."""
@@ -414,10 +513,10 @@ class MemoryStore:
 
     # Finding, locking -------------------------------------------------------------------------------------------------
 
-    def _stored(self, name: str) -> Stored:
-        """A memory's rows, every one checked, as of one moment. Raises `UnknownMemory`."""
+    def _stored(self, name: str, *, writes: bool = True) -> Stored:
+        """A memory's rows, every one checked, as of one moment; maybe without its writes. Raises `UnknownMemory`."""
         with self._catalogue.errors(), self._catalogue.connect() as db, transaction(db, "BEGIN"):
-            stored = self._catalogue.stored(db, name)
+            stored = self._catalogue.stored(db, name, writes=writes)
             if stored is None:
                 raise self._catalogue.unknown(db, name)
             return stored

@@ -210,7 +210,7 @@ def search_scores(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> tu
         null_Q, needs_Q = search.verdicts(features_QTF, asks_QT)
         for ids_T, asks_T, features_TF in zip(ids_QT, asks_QT, features_QTF, strict=True):
             weights = search.word_weights(ids_T[asks_T], features_TF[asks_T])
-            words_QW.append(word_scores(search.words(ids_T[asks_T]), weights, words_WK))
+            words_QW.append(word_scores(search.words(ids_T[asks_T]), weights, [words_WK]))
     return (meaning_QW + torch.stack(words_QW)).cpu(), null_Q.float().cpu(), needs_Q.float().cpu()
 
 

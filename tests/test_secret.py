@@ -1,0 +1,170 @@
+"""Encryption at rest: nothing of a memory can be read without the key, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remanence import ConfigError, MemoryCorrupt, MemoryStore
+from remanence.core.memory import Memory, Pending
+from remanence.store import secret as secret_module
+from remanence.store import segments as segments_module
+from remanence.store.secret import Secret
+from test_cli import refused, run
+from test_store import add, small, start, state
+
+KEY = "correct horse battery staple"
+TEXT = "told in private"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretching a key is slow on purpose; and no key comes from outside."""
+    monkeypatch.setitem(secret_module._COST, "n", 2)
+    monkeypatch.delenv("REMANENCE_KEY", raising=False)
+    monkeypatch.setattr("remanence.store.store.from_keyring", lambda store: None)
+
+
+def raw(root: Path) -> bytes:
+    """Every byte of a store."""
+    return b"".join(path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file())
+
+
+def told(**changes: Any) -> Memory:
+    memory = add(start(small(**{"drop": "oldest"} | changes)), 7, TEXT)
+    memory.pending.append(Pending("a private label", 12.5, (4711, 4712, 4713)))
+    return memory
+
+
+def with_key(key: str, *arguments: Any) -> Any:
+    """`run` with a key in the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REMANENCE_KEY", key)
+        return run(*arguments)
+
+
+def vectors_of(memory: Memory) -> list[bytes]:
+    return [memory.records["vectors"].span()[write, 1].numpy().tobytes() for write in range(memory.write_count)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"store_dtype": "int4"}, {"key_group": 4}, {"drop": "random"}], ids=str)
+def test_the_same_memory_and_nothing_to_read(tmp_path: Path, changes: dict[str, Any], monkeypatch: Any) -> None:
+    """What comes back is equal; no text, label, token or vector is in any file; forgetting and forks work."""
+    monkeypatch.setattr(segments_module, "MOST_WRITES", 3)
+    memory = told(**changes)
+    store = MemoryStore(tmp_path, key=KEY)
+    assert store.encrypt() == []
+    store.save("ada", memory.copy())
+    store.save("ada", add(store.load("ada"), 2, TEXT))
+    add(memory, 2, TEXT)
+    other = MemoryStore(tmp_path, key=KEY)
+    assert state(other.load("ada")) == state(memory) and other.verify("ada") == ()
+    data = raw(tmp_path)
+    assert TEXT.encode() not in data and b"private" not in data and b"4711" not in data
+    assert not any(bytes_ in data for bytes_ in vectors_of(memory))
+    store.fork("ada", "bob")
+    store.save("bob", add(store.load("bob"), 1, TEXT))
+    assert state(store.load("ada")) == state(memory) and state(store.load("bob")) == state(add(memory.copy(), 1, TEXT))
+    opened = store.load("ada")
+    opened.become(add(opened.before(4), 2, TEXT), 4)
+    store.save("ada", opened)
+    assert state(MemoryStore(tmp_path, key=KEY).load("ada")) == state(opened)
+    store.export("ada", tmp_path / "x.memory")
+    assert TEXT.encode() in (tmp_path / "x.memory").read_bytes()  # a file to take away is plain
+
+
+def test_a_wrong_key_and_none(tmp_path: Path) -> None:
+    MemoryStore(tmp_path, key=KEY).encrypt()
+    MemoryStore(tmp_path, key=KEY).save("ada", told())
+    for call in ("load", "meta", "info", "verify"):
+        with pytest.raises(ConfigError, match="is another one"):
+            getattr(MemoryStore(tmp_path, key="another"), call)("ada")
+        with pytest.raises(ConfigError, match="is encrypted; give its key"):
+            getattr(MemoryStore(tmp_path), call)("ada")
+    with pytest.raises(ConfigError, match="is another one"):
+        MemoryStore(tmp_path, key="another").save("bob", told())
+    with pytest.raises(ConfigError, match="no key to encrypt with"):
+        MemoryStore(tmp_path / "other").encrypt()
+    MemoryStore(tmp_path).delete("ada")  # needs no key
+    assert not MemoryStore(tmp_path, key=KEY).exists("ada")
+
+
+def test_what_was_there_is_encrypted_and_the_key_can_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when it is cut short, and with the same files when only the key is another one."""
+    store, memory = MemoryStore(tmp_path), told()
+    for name in ("ada", "bob"):
+        store.save(name, memory.copy())
+    assert TEXT.encode() in raw(tmp_path)
+    saved = store.save
+
+    def cut_short(name: str, *args: Any, **options: Any) -> None:
+        if name == "bob":
+            raise KeyboardInterrupt
+        saved(name, *args, **options)
+
+    monkeypatch.setattr(store, "save", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        store.encrypt(KEY)
+    again = MemoryStore(tmp_path, key=KEY)
+    assert state(again.load("ada")) == state(again.load("bob")) == state(memory)  # one is encrypted, one is not yet
+    assert again.encrypt() == ["bob"]
+    assert TEXT.encode() not in raw(tmp_path) and b"private" not in raw(tmp_path)
+    files = sorted(path for path in (tmp_path / "memories").rglob("*") if path.is_file())
+    assert again.encrypt("a new key") == []
+    assert sorted(path for path in (tmp_path / "memories").rglob("*") if path.is_file()) == files
+    assert state(MemoryStore(tmp_path, key="a new key").load("bob")) == state(memory)
+    with pytest.raises(ConfigError, match="another one"):
+        MemoryStore(tmp_path, key=KEY).load("bob")
+
+
+def test_no_flipped_bit_is_served(tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path, key=KEY)
+    store.encrypt()
+    memory = told()
+    store.save("ada", memory)
+    right, chance = state(store.load("ada")), random.Random(1)
+    files = list(store.path("ada").iterdir())
+    for _ in range(60):
+        path = chance.choice(files)
+        data = bytearray(path.read_bytes())
+        at = chance.randrange(len(data))
+        data[at] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(MemoryCorrupt):
+            state(MemoryStore(tmp_path, key=KEY).load("ada"))
+        data[at] ^= 1
+        path.write_bytes(data)
+    assert state(MemoryStore(tmp_path, key=KEY).load("ada")) == right
+
+
+def test_equal_records_look_different() -> None:
+    """Of other files, at other places; and each comes back."""
+    secret, record = Secret.new(), bytes(48)
+    made = [secret.records(record * 2, name, first, 48, encrypt=True) for name in ("a", "b") for first in (0, 2)]
+    assert len({part for data in made for part in (data[:48], data[48:])}) == 8
+    assert secret.records(made[1], "a", 2, 48, encrypt=False) == record * 2
+    assert secret.records(made[1][48:], "a", 3, 48, encrypt=False) == record
+
+
+def test_the_command(tmp_path: Path) -> None:
+    """End to end; a wrong key is one line."""
+    home = tmp_path / "home"
+    run(home, "memorize", "--memory", "ada", stdin=f"The code is 4711. {TEXT}. " * 5)
+    refused(run(home, "memory", "encrypt"), "REMANENCE_KEY")
+    done = with_key(KEY, home, "memory", "encrypt", "--json")
+    assert json.loads(done.stdout) == {"encrypted": ["ada"]}
+    assert TEXT.encode() not in raw(home)
+    refused(run(home, "ask", "What is the code?", "--memory", "ada"), "is encrypted")
+    refused(with_key("x", home, "ask", "What is the code?", "--memory", "ada"), "another one")
+    asked = with_key(KEY, home, "ask", "What is the code?", "--memory", "ada")
+    assert asked.returncode == 0 and "4711" in asked.stdout
+    db = sqlite3.connect(home / "catalogue.sqlite")
+    assert all(isinstance(text, bytes) for (text,) in db.execute("SELECT text FROM writes"))
+    db.close()
+    assert os.environ.get("REMANENCE_KEY") is None
