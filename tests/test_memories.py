@@ -307,9 +307,12 @@ def test_a_session_told_turn_by_turn(kit: Kit, spec: str, tmp_path: Path) -> Non
 
 
 class Words(Plain):
-    """Takes whole sessions, and finds by words."""
+    """Keeps whole sessions, and finds by words."""
 
     whole = True
+
+    def take(self, turns: Any) -> None:
+        self.add(Entry(" ".join(turn.text for turn in turns), [turn.number for turn in turns]))
 
     def find(self, question: str) -> Any:
         return [self.show(i) for i in self.by_words(question, 3, self.alive())]
@@ -317,20 +320,15 @@ class Words(Plain):
 
 def test_a_question_in_a_session_leaves_the_tables_as_they_were(kit: Kit) -> None:
     system = Words(kit)
-    system.observe("Ann: My boat is red.", "2023-01-01")
-    assert "boat" in str(ask(system, "boat").text) and system.entries == []
-    system.observe("Bob: My horse is brown.", "2023-01-02")
-    system.observe("Ann: The end.", "2023-01-03")
-    assert ask(system, "horse").context == ("[2 January 2023] Bob: My horse is brown.",)
-    other = Words(kit)
-    other.observe("Cat here.", "user")
-    other.observe("Ann: A boat.", "2023-01-01")
-    assert "boat" in str(ask(other, "boat").text)
-    other.observe("Ann: A mule.", "2023-01-01")
-    other.entries[0].gone = True
-    assert ask(other, "mule").context == ("[1 January 2023] Ann: A mule.",)
-    other.reset()
-    assert ask(other, "mule").context == ()
+    system.observe("Ann: A boat.", "2023-01-01")
+    assert ask(system, "boat").context == ("[1 January 2023] Ann: A boat.",) and system.entries == []
+    system.observe("Ann: A mule.", "2023-01-01")
+    assert ask(system, "mule").context == ("[1 January 2023] Ann: A boat. Ann: A mule.",)
+    system.observe("Ann: A pear.", "2023-01-01")
+    system.observe("Bob: A horse.", "2023-01-02")
+    assert ask(system, "pear").context == ("[1 January 2023] Ann: A boat. Ann: A mule. Ann: A pear.",)
+    system.reset()
+    assert ask(system, "mule").context == ()
 
 
 def test_a_text_longer_than_the_encoder_sees_is_its_pieces_mean(kit: Kit) -> None:
