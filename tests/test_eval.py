@@ -155,6 +155,12 @@ def test_a_folder_has_one_setting(
     assert run(monkeypatch, capsys, *arguments)[0] == 0
     code, _, said = run(monkeypatch, capsys, *arguments, "--budget", "77")
     assert code == 2 and "budget 600 (now 77)" in said
+    code, _, said = run(monkeypatch, capsys, "report", "--out", str(tmp_path / "out"), "--against", "bm25")
+    assert code == 2 and "no such system" in said
+    both = (*arguments[:4], f"locomo {own[1]}:people=1", *arguments[5:], "--json")  # the first needs data
+    code, printed, said = run(monkeypatch, capsys, *both)
+    assert code == 2 and "--data FOLDER" in said
+    assert json.loads(printed)["done"] == 1 and list(json.loads(printed)["failed"]) == ["none on locomo"]
     code, _, said = run(monkeypatch, capsys, "report", "--out", str(tmp_path / "nothing"))
     assert code == 2 and "no finished cells" in said
 

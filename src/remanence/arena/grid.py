@@ -81,7 +81,6 @@ class Grid:
         settings: what all cells share and results depend on: model, reader, budget, seed, ... A folder holds results
             of one setting only.
         keep_context: keep the texts that the reader got with each answer; they take most of the room.
-        keep_context: keep the texts that the reader got with each answer; they take most of the room.
 
     Raises:
         ConfigError: the folder holds results of other settings.
@@ -140,8 +139,8 @@ class Grid:
             lines = [{"type": "cell", **named, "title": cell.title, **self._about(kit)}]
         sizes = {s.name: sum(len(e.text) for e in s.events if isinstance(e, Tell)) or 1 for s in streams}
         total, before = sum(sizes.values()), sum(size for name, size in sizes.items() if name in done)
-        with part.open("w", encoding="utf-8") as file:
-            _append(file, lines)
+        write_text(part, "".join(map(_line, lines)))  # without the stream that was not whole
+        with part.open("a", encoding="utf-8") as file:
             system = build(cell.system, kit)
             for number, stream in enumerate(streams):
                 if stream.name in done:
@@ -167,9 +166,13 @@ class Grid:
         }  # fmt: skip
 
 
+def _line(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
 def _append(file: Any, lines: Iterable[dict[str, Any]]) -> None:
     """Write lines, on the disk before it goes on."""
-    file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    file.writelines(map(_line, lines))
     file.flush()
     os.fsync(file.fileno())
 

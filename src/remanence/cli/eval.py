@@ -130,8 +130,10 @@ def run(
     made = _run(grid, _cells(cells, checks), kit, materials, changes, limit, checks)
     if as_json:
         put_json(made)
-        return
-    put(f"{made['done']} of {made['cells']} cells are done, in {out}; see: remanence eval report --out {out}")
+    else:
+        put(f"{made['done']} of {made['cells']} cells are done, in {out}; see: remanence eval report --out {out}")
+    if made["failed"]:
+        raise typer.Exit(2)
 
 
 def _cells(pairs: list[tuple[str, str]], checks: bool) -> list[Cell]:
@@ -183,6 +185,8 @@ def report(
     from ..arena.results import summary
 
     cells = load(out)
+    if against != "none" and against not in {cell.title for cell in cells}:
+        raise ConfigError(f"--against {against}: {out} has no such system.")
     path = html or out / "report.html"
     write_text(path, page(cells, against))
     if as_json:
@@ -243,16 +247,16 @@ def _run(
             with grid.claimed(cell) as mine:
                 if not mine:
                     continue
-                own = streams(cell.task, kit.seed)
-                others = [] if cell.condition != "other" else own[1:] + own[:1]
-                if cell.condition == "other" and len(own) < 2:
-                    others = streams(cell.task, kit.seed + 1)
 
                 def update(now: int, total: int, words: str, ran: int = ran) -> None:
                     show(began, ran + now / total, len(left) - len(failed), words)
 
                 started = time.perf_counter()
                 try:
+                    own = streams(cell.task, kit.seed)
+                    others = [] if cell.condition != "other" else own[1:] + own[:1]
+                    if cell.condition == "other" and len(own) < 2:
+                        others = streams(cell.task, kit.seed + 1)
                     new = not grid.done(cell)  # by another process, meanwhile
                     if new:
                         grid.run(cell, kit, own, others, update)
