@@ -266,7 +266,7 @@ def fuzz(url: str, requests: int, seed: int = 0) -> dict[str, Any]:
             def call(case: Any) -> None:
                 try:
                     response = case.call(timeout=60)
-                except (OSError, ValueError):  # it cannot even be sent
+                except (OSError, ValueError, schemathesis.errors.SchemathesisError):  # it cannot even be sent
                     return
                 note(
                     response.status_code,
