@@ -20,11 +20,12 @@ FORGETTING = ("off", "rank", "sample")
 
 @dataclass
 class Logged(Entry):
-    """A pair of turns ("piece") or the summary of a day ("summary"). strength: S of the forgetting curve; last: the day
-    of its last recall, in the system's count of days."""
+    """A pair of turns ("piece") or the summary of a day ("summary"). strength: S of the forgetting curve; last: the
+    day of its last recall, and on: that on which it was told, in the system's count of days."""
 
     strength: float = 1.0
     last: int = 0
+    on: int = 0
 
 
 class MemoryBank(Remembering[Logged]):
@@ -85,7 +86,7 @@ class MemoryBank(Remembering[Logged]):
             if len(pair) == 2 and (self.day(pair[1]) != today or pair[0].speaker == pair[1].speaker):
                 pair = pair[:1]
             text = " ".join(turn.text for turn in pair)
-            self.add(Logged(text, [t.number for t in pair], "piece", last=self.more["day"]))
+            self.add(Logged(text, [t.number for t in pair], "piece", last=self.more["day"], on=today))
             self.more["traits"] += [
                 words.named(sentence, turn.speaker)
                 for turn in pair
@@ -121,14 +122,14 @@ class MemoryBank(Remembering[Logged]):
     def _end_day(self) -> None:
         """Sum up the day that is over, and all days, and renew the portrait."""
         day = self.more["day"]
-        closed = [i for i in self.alive("piece") if self.day(self.turns[self.entries[i].turns[0]]) == day]
+        closed = [i for i in self.alive("piece") if self.entries[i].on == day]
         if not closed:
             return
         texts = [self.entries[number].text for number in closed]
         summary = self._told("Sum up in one sentence what happened and what was said.", texts)
         turns = [number for i in closed for number in self.entries[i].turns]
         if summary:
-            self.add(Logged(summary, turns, "summary", last=day))
+            self.add(Logged(summary, turns, "summary", last=day, on=day))
         days = [self.entries[i].text for i in self.alive("summary")]
         self.more["summary"] = self.summary(days, self.tokens)
         self.more["portrait"] = self._told("Describe the person in one sentence.", self.more["traits"])
