@@ -512,7 +512,7 @@ def test_the_right_write_has_the_best_score(make_model: Make) -> None:
     model.retriever.queries = lambda layer, normed: seen.append(q := queries(layer, normed)) or q  # type: ignore[method-assign]
     model.ask(memory, "where?", max_new_tokens=1)
     for layer in range(3):  # write 7 gets keys along the mean query of the layer
-        memory._keys_LGWR[layer, :, 7] = 100 * seen[layer].mean(0)
+        memory.records["keys"].blocks()[0][7, layer] = 100 * seen[layer].mean(0)
     answer = model.ask(memory, "where?", max_new_tokens=1)
     assert (answer.sources[0].write, answer.sources[0].layers, answer.sources[0].where) == (7, 3, "long-term")
     assert answer.score == answer.sources[0].score > 0

@@ -24,7 +24,7 @@ import openai
 import pytest
 import uvicorn
 
-from remanence import MemoryModel, MemoryStore
+from remanence import MemoryModel, MemoryStore, Wanted
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve.api import create_app
 from remanence.serve.bodies import Message, conversation
@@ -32,6 +32,7 @@ from remanence.serve.engine import Asked, Engine, Full, Stopping, TimeUp
 from remanence.serve.keys import FILE, Keys
 from remanence.serve.limits import Limits, Rates
 from remanence.serve.people import People
+from test_search import model_of
 
 FACT = "Marla Quist's favourite colour is teal."
 QUESTION = "What is Marla Quist's favourite colour?"
@@ -300,6 +301,19 @@ def test_what_another_process_saves_is_seen(serve: Callable[..., Server], model:
     with MemoryStore(server.store.root).open("ada"), pytest.raises(openai.ConflictError, match="open for writing"):
         say(server.openai(), "ada", "My dog is called Rex.")
     assert "Rex" not in texts_of(server.store, "ada")
+
+
+def test_a_search_finds_nothing_that_has_expired(tokenizer: Any, tmp_path: Path) -> None:
+    """With one search for all layers, too, where it is the server that ranks."""
+    model = model_of(tokenizer)
+    people = People(model, MemoryStore(tmp_path))
+    with people.writing("ada") as memory:
+        model.memorize(memory, "first " * 30, source="old", time=1.0, keep_for=5.0)
+        model.memorize(memory, "second " * 30, source="new")
+    assert people.search("ada", "second", 50) and "old" not in {s.label for s in people.search("ada", "first", 50)}
+    with people.writing("ada") as memory:
+        model.forget(memory, Wanted(source="new"))
+    assert people.search("ada", "first", 50) == []
 
 
 # Many people ----------------------------------------------------------------------------------------------------------

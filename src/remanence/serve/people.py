@@ -347,13 +347,14 @@ class People:
         if self.model.config.score_layers != "one":
             answer = self.model.ask(memory, query, max_new_tokens=1)
             return [source for source in answer.sources if source.where != "window"][:k]
-        found = self.model.search([memory], [self.model.encode(query.strip())])[0]
+        [view] = self.model.readable([memory])  # without what has expired
+        found = self.model.search([view], [self.model.encode(query.strip())])[0]
         scores = found.scores - found.null
-        best = scores.topk(min(k, len(scores)))
+        best = scores.topk(min(k, int(scores.isfinite().sum())))
         places = _places(memory)
         sources = []
         for score, at in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            write = memory.writes[memory.first_write + at]
+            write = memory.writes[view.origin(view.first_write + at)[1]]
             text = None if write.text is None else write.text.strip()
             where = places(write.index)
             sources.append(Source(write.index, score, memory.layers, write.label, write.time, text, where))
