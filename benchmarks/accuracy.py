@@ -1,7 +1,7 @@
 """Accuracy against distance, with and without the long-term store: `python benchmarks/accuracy.py`.
 
 Held-out facts are told, prose that was never trained on is read, and every fact is asked at every distance (see
-`remanence.retention`). Prints tables; `--out FILE` keeps every single answer as JSON.
+`remanence.arena.retention`). Prints tables; `--out FILE` keeps every single answer as JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import platform
 import sys
 import time
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -22,11 +23,36 @@ from rich.table import Table
 
 import remanence
 from remanence import MemoryModel, MemoryStore
-from remanence.arena.retention import Retention, accuracy, gated, recall
+from remanence.arena.retention import SYSTEMS, Retention, accuracy, gated, recall
+from remanence.core.writes import Write
 
 GATES = (-99.0, 0.0, 0.5, 1.0, 1.5, 2.0)  # least scores of answers that an application takes
 SAVED = 100_000  # tokens between two saves
 DISTANCES = (1_000, 4_000, 16_000, 40_000, 80_000, 160_000, 1_000_000)
+
+
+class Repeated(Retention):
+    """Reads so many tokens for real; then what was written of their prose is written again and again, as it is.
+
+    So distances are reached that would take hours to read. The copies are as like each other as the prose that is read
+    over and over otherwise, and every one is in the way of the search.
+    """
+
+    real = 0
+
+    def _read(self, text: str, source: str) -> None:
+        """As of `Retention`; a write of prose once more, when enough was read."""
+        if source != "prose" or self._now < self.real:
+            super()._read(text, source)
+            return
+        memory = self.memory
+        if not hasattr(self, "_prose"):
+            self._prose = cycle([write.index for write in memory.writes if write.label == "prose"])
+        index = next(self._prose)
+        copied = {name: records.span(index, index + 1)[0] for name, records in memory.records.items()}
+        written = memory.writes[index]
+        record = Write(memory.write_count, "prose", 0.0, memory.tokens, written.tokens, written.text)
+        memory.add(copied.pop("vectors"), copied.pop("keys"), record, copied)
 
 
 def main() -> None:
@@ -38,14 +64,19 @@ def main() -> None:
     parser.add_argument("--unknown", type=int, default=100, help="questions about what was never told")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write every answer as JSON")
+    parser.add_argument("--real", type=int, help="read so many tokens, then repeat what was written of them")
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), help="of: " + ", ".join(SYSTEMS))
     parser.add_argument("--store", type=Path, help="save the memory in this folder on the way, so that it needs no RAM")
     arguments = parser.parse_args()
 
     model = MemoryModel.from_pretrained(arguments.model)
     distances = [d for d in DISTANCES if d < arguments.tokens] + [arguments.tokens]
-    run = Retention(
-        model, distances, facts=arguments.facts, newest=arguments.newest, unknown=arguments.unknown, seed=arguments.seed
+    counts = {"facts": arguments.facts, "newest": arguments.newest, "unknown": arguments.unknown}
+    run = (Repeated if arguments.real else Retention)(
+        model, distances, systems=tuple(arguments.systems), seed=arguments.seed, **counts
     )
+    if isinstance(run, Repeated):
+        run.real = arguments.real
     store = MemoryStore(arguments.store or ".")
     began = time.perf_counter()
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -72,8 +103,8 @@ def main() -> None:
     }
     shares = {title: accuracy(results, system, kind) for title, (system, kind) in columns.items()}
     found = recall(results)
-    counts = f"{arguments.facts} facts, {arguments.newest} newest, {arguments.unknown} unknown"
-    table = Table(title=f"Exact match ({counts})")
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    table = Table(title=f"Exact match ({told})")
     for title in ("tokens", *columns, "recall by layer"):
         table.add_column(title, justify="right")
     rows = []
