@@ -178,7 +178,7 @@ def test_everything_that_there_is_is_listed(monkeypatch: pytest.MonkeyPatch, cap
 # Interrupted, and shared ----------------------------------------------------------------------------------------------
 
 SLOW_SYSTEM = OWN_SYSTEM.replace(
-    "        self.texts.append", "        __import__('time').sleep(0.15)\n        self.texts.append"
+    "        self.texts.append", "        __import__('time').sleep(0.3)\n        self.texts.append"
 )
 
 

@@ -231,6 +231,7 @@ class MemoryStore:
             OverLimit: it is more than the store may hold (`quotas`).
         """
         _check_name(name)
+        memory.must_be_writable()
         catalogue = self._catalogue
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
             catalogue.must_fit(db, name, self._more(name, memory))
