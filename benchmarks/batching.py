@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from speed import in_turn
 
 from remanence import Answer, Memory, MemoryModel
 from remanence.core.batching import Batch
@@ -57,18 +56,6 @@ def together(model: MemoryModel, asked: list[tuple[Memory, str]], new: int) -> l
             if event.answer is not None:
                 answers[places[event.ticket]] = event.answer
     return [answers[place] for place in range(len(asked))]
-
-
-def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each side, timed in turn after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, work in sides.items():
-            began = time.perf_counter()
-            work()
-            if repeat:
-                times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def measured(model: MemoryModel, repeats: int, new: int) -> dict[str, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,3 +64,16 @@ def test_answers_are_counted_and_kept(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(lines) == 3 and all(line["right"] == ("4711" in line["said"]) for line in lines)
     assert all("4711" in line["source"] for line in lines)
+
+
+@pytest.mark.slow
+def test_the_recipes_for_a_loop_of_ones_own() -> None:
+    """The page's code, run in one go: the loop says what `ask` says, and the right answer is the likeliest."""
+    page = (ROOT / "docs" / "own-loop.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    found: dict[str, Any] = {}
+    exec("\n".join(blocks), found)
+    model, memory = found["model"], found["memory"]
+    assert model.tokenizer.decode(found["said"]).strip() == model.ask(memory, found["question"]).text == "teal"
+    assert found["likelihood"]("teal") > max(found["likelihood"]("red"), found["likelihood"]("blue"))
