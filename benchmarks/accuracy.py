@@ -126,7 +126,7 @@ def main() -> None:
     Console(width=150).print(table)
     print(f"{run.memory.tokens:,} tokens read and {len(results):,} answers in {seconds:.0f} s")
     if arguments.out:
-        settings = {k: v for k, v in vars(arguments).items() if k != "out"}
+        settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "store")}
         versions = {
             "remanence": remanence.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
             "python": sys.version.split()[0], "machine": platform.machine(), "threads": torch.get_num_threads(),
