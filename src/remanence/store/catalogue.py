@@ -20,7 +20,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,6 @@ from .rows import (
     CHANGES,
     FORMAT,
     OWN,
-    PRIVATE,
     ROW,
     TABLES,
     WAITING,
@@ -54,7 +52,9 @@ from .rows import (
     chained,
     columns_of_writes,
     digest,
+    hidden,
     pieces_shown,
+    shown,
     waiting_shown,
 )
 from .secret import Sealed, Secret
@@ -663,36 +663,6 @@ def _write(values: Sequence[Any]) -> dict[str, Any]:
     """A row of writes as `Memory.meta` has it."""
     write = dict(zip(_KEYS, values, strict=False))
     return write | pieces_shown(write["pieces"])
-
-
-def hidden(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:
-    """Rows with what is private in them encrypted, if there is a key.
-
-    Args:
-        secret: of the store.
-        rows: plain.
-        columns: the names of theirs, with commas between them.
-    """
-    names = [name.strip('" ') for name in columns.split(",")]
-    return [
-        tuple(
-            secret.seal(value.encode(), name) if secret and name in PRIVATE and isinstance(value, str) else value
-            for name, value in zip(names, row, strict=True)
-        )
-        for row in rows
-    ]
-
-
-def shown(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:
-    """The inverse of `hidden`. Values behind the named columns stay as they are."""
-    names = [name.strip('" ') for name in columns.split(",")]
-    return [
-        tuple(
-            secret.open(value, name).decode() if secret and name in PRIVATE and isinstance(value, bytes) else value
-            for name, value in zip_longest(names, row)
-        )
-        for row in rows
-    ]
 
 
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:

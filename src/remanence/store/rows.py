@@ -10,6 +10,7 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from ..core.writes import Write
@@ -251,3 +252,33 @@ def waiting_shown(source: str, time: float, column: str) -> dict[str, Any]:
     """What waits, as of `Pending.plain`."""
     held = json.loads(column)
     return {"source": source, "time": time, **(held if isinstance(held, dict) else {"ids": list(held)})}
+
+
+def hidden(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:
+    """Rows with what is private in them encrypted, if there is a key.
+
+    Args:
+        secret: of the store.
+        rows: plain.
+        columns: the names of theirs, with commas between them.
+    """
+    names = [name.strip('" ') for name in columns.split(",")]
+    return [
+        tuple(
+            secret.seal(value.encode(), name) if secret and name in PRIVATE and isinstance(value, str) else value
+            for name, value in zip(names, row, strict=True)
+        )
+        for row in rows
+    ]
+
+
+def shown(secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str) -> list[tuple[Any, ...]]:
+    """The inverse of `hidden`. Values behind the named columns stay as they are."""
+    names = [name.strip('" ') for name in columns.split(",")]
+    return [
+        tuple(
+            secret.open(value, name).decode() if secret and name in PRIVATE and isinstance(value, bytes) else value
+            for name, value in zip_longest(names, row)
+        )
+        for row in rows
+    ]

@@ -34,8 +34,8 @@ from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
 from ..files import sync_folder
-from .catalogue import NAME, Catalogue, hidden, parts, transaction
-from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored, ids_column, pieces_column
+from .catalogue import NAME, Catalogue, parts, transaction
+from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored, hidden, ids_column, pieces_column
 from .secret import ENDING, from_keyring
 
 if TYPE_CHECKING:
