@@ -62,7 +62,7 @@ def mcp(
         )
     with listening(host, port) as heard, stoppable():
         try:
-            _http(load_model(model), shelf, keys, memory, heard, only_this_machine(host))
+            _http(load_model(model), shelf, keys, memory, heard, only_this_machine(host) and not keys.needed)
         except Stopped:
             say("Ended; all that was acknowledged is saved.")
 

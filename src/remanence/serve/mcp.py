@@ -588,7 +588,8 @@ def create_mcp_app(
         keys: who may use which memory.
         limits: what is allowed.
         only: the one memory that it is about; None for any that a call names.
-        local: it is for this machine alone, so a page of the web that reaches it under another name is refused.
+        local: it is for this machine alone, without keys, so a page of the web that reaches it under another name is
+            refused.
     """
     from starlette.applications import Starlette
     from starlette.routing import Route
