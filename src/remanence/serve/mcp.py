@@ -251,7 +251,7 @@ def _piece(one: Source) -> Piece:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A tool: what it is called and does, what it takes and returns."""
+    """A tool: what it is called and does, what it takes and returns. reads: it changes nothing. erases: it may."""
 
     name: str
     title: str
@@ -260,7 +260,6 @@ class _Kind:
     returns: type[BaseModel]
     work: Callable[[Tools, str, Any], BaseModel]
     reads: bool = True
-    model: bool = True  # whether it computes
     erases: bool = False
 
 
@@ -271,7 +270,7 @@ class Tools:
         people: the memories.
         only: the one memory that all calls are about; they then name none. None: every call names one, unless its key
             is for one alone.
-        place: taken by each call that computes; see `Engine.place`.
+        place: taken by each call; see `Engine.place`.
         threads: how many calls may be at work.
         message: what an agent is told of an error.
 
@@ -342,7 +341,7 @@ class Tools:
         """What a call returns."""
         arguments = self._takes[kind.name].model_validate(given)
         name = await self._allowed(getattr(arguments, "memory", None), key, there=kind.name != "remember")
-        with self._place() if kind.model else nullcontext():
+        with self._place():
             return await self._later(kind.work, self, name, arguments)
 
     async def _allowed(self, given: str | None, key: Key | None, *, there: bool) -> str:
