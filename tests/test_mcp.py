@@ -223,6 +223,7 @@ def test_nothing_else_gets_onto_the_protocols_stream() -> None:
         (("--http", "0.0.0.0:0"), "other machines"),
         (("--anyone",), "for --http"),
         (("--memory", "../ada"), "name"),
+        (("--memory", "", "--http", "127.0.0.1:0"), "name"),
     ],
 )
 def test_the_command_refuses(

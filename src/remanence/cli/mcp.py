@@ -46,13 +46,14 @@ def mcp(
     if missing:
         raise ConfigError(f"this needs {', '.join(missing)}: pip install 'remanence[mcp]'")
     shelf = open_store(store)
-    shelf.exists(memory or _DEFAULT)  # refuses a name that cannot be
+    name = _DEFAULT if memory is None else memory
+    shelf.exists(name)  # refuses a name that cannot be
     if http is None:
         if key_file is not None or anyone:
             raise ConfigError(
                 "--keys and --anyone are for --http; without it only the client that starts this is served."
             )
-        _streams(memory or _DEFAULT, model, shelf)
+        _streams(name, model, shelf)
         return
     host, port = _address(http)
     keys = open_keys(key_file, store)
