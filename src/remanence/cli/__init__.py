@@ -15,7 +15,7 @@ import typer
 
 from .. import __version__
 from ..errors import RemanenceError, StorageError
-from . import convert, demo, eval, forgetting, memory, serve, talk, train
+from . import convert, demo, eval, forgetting, mcp, memory, serve, talk, train
 from .output import NoOutput, OutputClosed, drop_stdout, error_dict, put_json, say
 from .stopping import Stopped
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (talk.memorize, talk.ask, talk.chat, forgetting.forget, demo.demo, convert.convert):
+for command in (talk.memorize, talk.ask, talk.chat, forgetting.forget, mcp.mcp, demo.demo, convert.convert):
     app.command()(command)
 app.add_typer(memory.app, name="memory")
 app.add_typer(train.app, name="train")

@@ -60,8 +60,8 @@ def serve(
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'remanence[serve]'")
-    keys, shelf = _keys(key_file, store), open_store(store)
-    if not keys.needed and not anyone and not _own(host):
+    keys, shelf = open_keys(key_file, store), open_store(store)
+    if not keys.needed and not anyone and not only_this_machine(host):
         raise ConfigError(
             f"at {host} other machines could read all memories. Make a key (remanence serve keys add), or say --anyone."
         )
@@ -71,7 +71,7 @@ def serve(
         body_bytes=body_kb << 10, file_bytes=import_mb << 20, rate=rate, answer_tokens=answer_tokens,
         together=together, places=places, seconds=seconds, loaded=loaded, loaded_bytes=loaded_mb << 20,
     )  # fmt: skip
-    with _listening(host, port) as heard, stoppable():
+    with listening(host, port) as heard, stoppable():
         try:
             _run(load_model(model), shelf, keys, limits, heard)
         except Stopped:
@@ -105,7 +105,7 @@ def _run(loaded: Any, shelf: Any, keys: Keys, limits: Any, heard: socket.socket)
     Server(settings).run(sockets=[heard])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket at an address. Raises `ConfigError` if it cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -117,7 +117,7 @@ def _listening(host: str, port: int) -> socket.socket:
     return heard
 
 
-def _own(host: str) -> bool:
+def only_this_machine(host: str) -> bool:
     """Whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -125,7 +125,8 @@ def _own(host: str) -> bool:
         return host == "localhost"
 
 
-def _keys(file: Path | None, store: str | None) -> Keys:
+def open_keys(file: Path | None, store: str | None) -> Keys:
+    """The keys of --keys, or of the store."""
     from ..serve.keys import FILE, Keys
 
     return Keys(file or open_store(store).root / FILE)
@@ -146,7 +147,7 @@ def keys_add(
 
     Example: remanence serve keys add ada "ada-*" --label "Ada's phone"
     """
-    key = _keys(key_file, store).add(memories, label)
+    key = open_keys(key_file, store).add(memories, label)
     if as_json:
         put_json({"key": key, "id": key.split("-")[1], "memories": memories, "label": label})
     else:
@@ -160,7 +161,7 @@ def keys_list(store: Store = None, key_file: KeyFile = None, as_json: Json = Fal
 
     Example: remanence serve keys list
     """
-    keys = _keys(key_file, store)
+    keys = open_keys(key_file, store)
     if as_json:
         shown = [
             {"id": key.id, "label": key.label, "memories": list(key.memories), "created": key.created}
@@ -186,7 +187,7 @@ def keys_remove(
 
     Example: remanence serve keys remove 3f2a9c01d4e5
     """
-    key = _keys(key_file, store).remove(id)
+    key = open_keys(key_file, store).remove(id)
     if as_json:
         put_json({"removed": key.id})
     else:

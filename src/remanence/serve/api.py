@@ -125,9 +125,11 @@ class Gate:
         keys: who may enter.
         limits: what is allowed.
         metrics: what is counted.
+        guarded: the beginning of the paths that need a key.
     """
 
-    def __init__(self, app: Any, keys: Keys, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, app: Any, keys: Keys, limits: Limits, metrics: Metrics, guarded: str = "/v1/") -> None:
+        self._guarded = guarded
         self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
         self._rates, self._checking = Rates(limits.rate), ThreadPoolExecutor(1, "keys")
         self._closed = keys.needed  # and stays so, even if somebody takes the file away
@@ -163,7 +165,7 @@ class Gate:
     async def _refusal(self, scope: Any) -> tuple[str, JSONResponse] | None:
         """Why a request may not enter."""
         scope.setdefault("state", {})["key"] = None
-        if not scope["path"].startswith("/v1/"):
+        if not scope["path"].startswith(self._guarded):
             return None
         asker = (scope.get("client") or ("",))[0]
         self._closed |= self._keys.needed
