@@ -397,6 +397,16 @@ class Catalogue:
         finally:
             db.execute(f"PRAGMA busy_timeout = {int(_SECONDS * 1000)}")
 
+    def share(self, db: sqlite3.Connection) -> None:
+        """Keep a rollback journal, which works across machines. Raises `MemoryBusy` if someone uses the catalogue."""
+        db.execute(f"PRAGMA busy_timeout = {int(_ERASE_SECONDS * 1000)}")
+        try:
+            mode = db.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            raise MemoryBusy(f"the catalogue {self.path} is in use; end what uses it and try again.") from error
+        if mode != "delete":
+            raise MemoryBusy(f"the catalogue {self.path} is in use; end what uses it and try again.")
+
     # Errors -----------------------------------------------------------------------------------------------------------
 
     @contextmanager

@@ -73,6 +73,7 @@ class MemoryStore:
 
     Args:
         root: the folder; made when something is first saved.
+        patience_s: how many seconds to wait for a memory that someone else has open.
 
     Raises (any method):
         ConfigError: a name that is not allowed.
@@ -81,8 +82,8 @@ class MemoryStore:
         StorageError: the disk refused. What was stored before is intact.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root).expanduser()
+    def __init__(self, root: Path | str, *, patience_s: float = 0.0) -> None:
+        self.root, self.patience_s = Path(root).expanduser(), patience_s
         self._catalogue = Catalogue(self.root)
         self._held: set[str] = set()  # names that `open` holds
         self._saved: WeakKeyDictionary[Memory, _Saved] = WeakKeyDictionary()
@@ -91,6 +92,17 @@ class MemoryStore:
     def default(cls) -> MemoryStore:
         """The store in $REMANENCE_HOME, or else in the platform's folder for user data."""
         return cls(os.environ.get("REMANENCE_HOME") or platformdirs.user_data_dir("remanence", appauthor=False))
+
+    def share(self) -> None:
+        """Prepare the folder for processes on several machines, if it is on a disk that these share; once is enough.
+
+        The catalogue's log is memory that processes of one machine share, so it goes: SQLite keeps a rollback journal.
+
+        Raises:
+            MemoryBusy: someone uses the store.
+        """
+        with self._catalogue.errors(), self._catalogue.connect(create=True) as db:
+            self._catalogue.share(db)
 
     # Use --------------------------------------------------------------------------------------------------------------
 
@@ -443,7 +455,7 @@ class MemoryStore:
             self._catalogue.make_folder(LOCKS)
             lock = FileLock(path, mode=0o600, thread_local=False)
             try:
-                lock.acquire(blocking=False)
+                lock.acquire(timeout=self.patience_s)
             except Timeout as error:
                 raise MemoryBusy(
                     f"memory {name!r} is open for writing elsewhere; try again when that is done. Reading it is free."
