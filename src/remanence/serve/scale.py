@@ -6,8 +6,8 @@
 
 All replicas use one store. Which of them answers matters for speed alone; what is right does not rest on it:
 
-* Before each use a replica compares what it has loaded with the catalogue (`MemoryStore.is_current`, two rows) and loads
-  it again if another one saved since. So whoever asks after a write was acknowledged reads that write.
+* Before each use a replica compares what it has loaded with the catalogue (`MemoryStore.is_current`, two rows), and
+  loads it again if another one saved since. So whoever asks after a write was acknowledged reads that write.
 * Who writes holds the memory's lock from that comparison to the save. A replica that finds it held waits, for a bounded
   time (`MemoryStore.patience_s`), and gives up with `MemoryBusy`.
 * A write is acknowledged when it is on the disk. A replica that is killed takes nothing with it that was acknowledged.
@@ -19,13 +19,14 @@ told that. Ray is imported when it is needed: the front and the rule of routing 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 import math
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,7 +97,7 @@ class Head:
 class Relay(Protocol):
     """Hands requests to replicas."""
 
-    def __call__(self, asked: Asked, memory: str | None) -> AsyncIterator[Head | bytes]:
+    def __call__(self, asked: Asked, memory: str | None, /) -> AsyncIterator[Head | bytes]:
         """The response: a `Head`, then bytes. memory: whose; None if any replica will do.
 
         Raises (on iteration):
@@ -307,9 +308,12 @@ class Replica:
             await gone.wait()
             return {"type": "http.disconnect"}
 
+        async def send(message: Any) -> None:
+            await came.put(message)
+
         async def run() -> None:
             try:
-                await self._app(scope, receive, came.put)
+                await self._app(scope, receive, send)
             except Exception as error:  # it was answered with 500 before
                 log.error("a request failed", exc_info=error)
             finally:
@@ -408,7 +412,7 @@ def replicated(model: str, store: Path, keys: Path, limits: Limits, scale: Scale
     try:
         try:
             serve.start(proxy_location="Disabled", logging_config=quiet)
-            deployment = serve.deployment(
+            deployment: Any = serve.deployment(
                 Replica, name="Replica", num_replicas=scale.replicas,
                 ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
                 max_ongoing_requests=limits.places + 8,  # the engine refuses before that, and says when to come again
@@ -421,9 +425,10 @@ def replicated(model: str, store: Path, keys: Path, limits: Limits, scale: Scale
             raise ConfigError(f"the replicas do not start: {_first_line(error)} Ray's log says more.") from error
         yield _relay(handle)
     finally:
-        with suppress(Exception):
-            serve.shutdown() if scale.address is None else serve.delete(APPLICATION)
-        ray.shutdown()
+        with redirect_stdout(io.StringIO()):  # Ray tells there of its own processes' end
+            with suppress(Exception):
+                serve.shutdown() if scale.address is None else serve.delete(APPLICATION)
+            ray.shutdown()
 
 
 def _first_line(error: Exception) -> str:

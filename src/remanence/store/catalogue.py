@@ -96,9 +96,8 @@ class Catalogue:
 
     def _open(self, exists: bool, write: bool) -> sqlite3.Connection:
         target = self.path.absolute().as_uri() if exists else "file::memory:"
-        log = Path(f"{self.path}-wal")
         # Where SQLite cannot make its own files, on a read-only or full disk, nobody is writing either.
-        alone = exists and not write and not (log.exists() and log.stat().st_size)
+        alone = exists and not write and not self._logged()
         for immutable in (False, True):
             immutable |= alone and not os.access(self.root, os.W_OK)
             db = sqlite3.connect(target + "?immutable=1" * immutable, timeout=_SECONDS, isolation_level=None, uri=True)
@@ -114,6 +113,13 @@ class Catalogue:
                 if immutable or not alone or not _refusal(str(error)):
                     raise
         raise AssertionError("unreachable")
+
+    def _logged(self) -> bool:
+        """Whether there is a log with something in it. Whoever closes the last connection removes it, at any moment."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size > 0
+        except FileNotFoundError:
+            return False
 
     def _prepare(self, db: sqlite3.Connection, exists: bool, write: bool) -> None:
         """Make or upgrade the tables; refuse a catalogue of a newer format, and an empty one beside memories."""
