@@ -200,9 +200,10 @@ class Front:
             pieces = self._relay(asked, memory)
             try:
                 async with asyncio.timeout(self._limits.seconds + _MORE_S):
-                    head = await anext(pieces)
-                assert isinstance(head, Head)
-                started, stream = True, (b"content-type", b"text/event-stream; charset=utf-8") in head.headers
+                    head = await anext(pieces, None)
+                if not isinstance(head, Head):
+                    raise ReplicaLost("it answered nothing")
+                started, stream = True, b"event-stream" in dict(head.headers).get(b"content-type", b"")
                 scope["route"] = SimpleNamespace(path=head.route)  # for the gate, which counts
                 await send({"type": "http.response.start", "status": head.status, "headers": head.headers})
                 await send({"type": "http.response.body", "body": head.body, "more_body": head.more})
@@ -360,7 +361,6 @@ class _Seat:
 
 def _seats(people: Any, most: int) -> Callable[[str], Awaitable[Any]]:
     """What to call with a memory's name when it was used, so that its requests come here."""
-    from ray import serve
 
     async def seat(name: str) -> _Seat | None:
         return _Seat(lambda: people.let_go(name))
@@ -370,6 +370,8 @@ def _seats(people: Any, most: int) -> Callable[[str], Awaitable[Any]]:
 
     if most == 0:  # nothing stays loaded
         return none
+    from ray import serve
+
     wrapped: Callable[[str], Awaitable[Any]] = serve.multiplexed(max_num_models_per_replica=most)(seat)
     return wrapped
 
