@@ -10,4 +10,5 @@ bodies.py       what requests say
 talk.py         a turn of a conversation: history, answer, what is remembered
 completions.py  the same as OpenAI's chat completions and responses
 api.py          the routes
+scale.py        several replicas of all this on one store, on Ray Serve
 """
