@@ -40,6 +40,7 @@ import uvicorn
 from serve import served
 
 from remanence import MemoryStore
+from remanence.errors import RemanenceError
 from remanence.serve.keys import FILE, Keys
 from remanence.serve.limits import Limits
 from remanence.serve.scale import Asked, Head, Relay, Scale, front, replicated
@@ -117,9 +118,15 @@ class Load:
 
     def result(self, store: MemoryStore, text_of_ids: Any) -> dict[str, Any]:
         """The figures, with what lies in the store now."""
-        lost = twice = 0
+        lost = twice = damaged = 0
         for name, numbers in self.acknowledged.items():
-            memory = store.load(name)
+            try:
+                memory, broken = store.load(name), store.verify(name)
+            except RemanenceError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                lost, damaged = lost + len(numbers), damaged + 1
+                continue
+            damaged += bool(broken)
             waiting = "".join(text_of_ids(piece.ids) for piece in memory.pending)
             told = squashed("".join(write.text or "" for write in memory.writes) + waiting)
             counts = [told.count(squashed(text_of(n, name))) for n in numbers]
@@ -133,7 +140,7 @@ class Load:
             "lost": lost,
             "stale": self.stale,
             "twice": twice,
-            "damaged": sum(bool(store.verify(name)) for name in self.names),
+            "damaged": damaged,
             "undone": dict(self.undone),
             "errors": {status: count for status, count in self.errors.items() if count},
             "longest_gap_s": round(max(gaps, default=0.0), 2),

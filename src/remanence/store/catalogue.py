@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sqlite3
+import threading
 import time as clock
 import uuid
 from collections.abc import Iterable, Iterator
@@ -49,6 +50,9 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _KEYS = ("index", "source", "time", "first_token", "tokens", "text", "pieces")  # of a write in `Memory.meta`
 _MISSING = 100_000  # a count of writes that is off by more is damaged itself
 _SECONDS = 30.0  # to wait for another process's transaction
+# To close a file lets go of all locks that this process has on it, also those of SQLite's connections in other threads.
+# So no thread may see the catalogue before the one that makes it has closed it.
+_MAKING = threading.Lock()
 _ERASE_SECONDS = 5.0  # to wait for readers when deleted text is to leave the log
 
 
@@ -78,13 +82,15 @@ class Catalogue:
             create: make a catalogue if there is none; implies write.
         """
         write |= create
-        exists = self.path.exists()
-        if not exists and self._folders():
-            raise self.damaged("it is missing")
-        if create:
-            self.make_folder(MEMORIES)
-            if not exists:  # SQLite would make it readable by others
-                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        with _MAKING:
+            exists = self.path.exists()
+            if not exists and self._folders() and not self.path.exists():
+                raise self.damaged("it is missing")
+            if create:
+                self.make_folder(MEMORIES)
+                if not exists:  # SQLite would make it readable by others
+                    with suppress(FileExistsError):  # another process was faster
+                        os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         if write and (exists or create):
             _hide(self.path)
         db = self._open(exists or create, write)
