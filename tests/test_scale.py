@@ -185,6 +185,27 @@ def test_a_log_that_goes_while_it_is_looked_at(two: tuple[People, People], monke
     assert _told(two[1], "ada") == [FACT]
 
 
+def test_making_a_store_takes_no_lock_from_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To close a file lets go of all of a process's locks on it; two processes wrote at once when both made a store."""
+    store, file = MemoryStore(tmp_path), tmp_path / "catalogue.sqlite"
+    store.share()
+    writing = sqlite3.connect(file, isolation_level=None)
+    writing.execute("BEGIN IMMEDIATE")
+    exists, seen = Path.exists, list[Path]()
+
+    def late(path: Path, **options: Any) -> bool:
+        seen.append(path)
+        return exists(path) if seen.count(file) != 1 or path != file else False  # it was made in this moment
+
+    monkeypatch.setattr(Path, "exists", late)
+    with store._catalogue.connect(create=True):
+        pass
+    code = f"import sqlite3; sqlite3.connect({str(file)!r}, timeout=0, isolation_level=None).execute('BEGIN IMMEDIATE')"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    writing.close()
+    assert "database is locked" in other.stderr
+
+
 # The front ------------------------------------------------------------------------------------------------------------
 
 
