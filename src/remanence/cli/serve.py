@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +52,13 @@ def serve(
     import_mb: Annotated[int, typer.Option(min=1, help="Largest memory that is imported, in MB.")] = 1024,
     loaded: Annotated[int, typer.Option(min=0, help="Memories that stay in RAM while nobody uses them.")] = 256,
     loaded_mb: Annotated[int, typer.Option(min=0, help="MB that these may take.")] = 2048,
+    ray: Annotated[bool, typer.Option("--ray", help="Several replicas of the model, on Ray Serve.")] = False,
+    replicas: Annotated[int, typer.Option(min=1, help="With --ray: how many.")] = 2,
+    replica_cpus: Annotated[float, typer.Option(min=0, help="With --ray: CPUs of each.")] = 1,
+    replica_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each.")] = 0,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --ray: a cluster that runs, or auto; started on this machine if not given.")
+    ] = None,
 ) -> None:
     """Serve memories to OpenAI's clients, to programs and to a browser. Ctrl-C ends it when what runs is done.
 
@@ -57,9 +66,12 @@ def serve(
     """
     if context.invoked_subcommand is not None:
         return
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    needed, extra = (*_PACKAGES, *(["ray"] if ray else [])), "ray" if ray else "serve"
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'remanence[serve]'")
+        raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'remanence[{extra}]'")
+    if ray_address is not None and not ray:
+        raise ConfigError("--ray-address is for --ray; give both, or neither.")
     keys, shelf = open_keys(key_file, store), open_store(store)
     if not keys.needed and not anyone and not only_this_machine(host):
         raise ConfigError(
@@ -71,24 +83,53 @@ def serve(
         body_bytes=body_kb << 10, file_bytes=import_mb << 20, rate=rate, answer_tokens=answer_tokens,
         together=together, places=places, seconds=seconds, loaded=loaded, loaded_bytes=loaded_mb << 20,
     )  # fmt: skip
+    if ray:
+        from ..serve.scale import Scale
+
+        scale = Scale(replicas, replica_cpus, replica_gpus, ray_address)
+        made = _replicated(model, shelf, keys, limits, scale)
+    else:
+        made = _alone(model, shelf, keys, limits)
     with listening(host, port) as heard, stoppable():
         try:
-            _run(load_model(model), shelf, keys, limits, heard)
+            with made as (served, name):
+                _run(served, name, keys, limits, heard)
         except Stopped:
             say("Ended; all that was acknowledged is saved.")
 
 
-def _run(loaded: Any, shelf: Any, keys: Keys, limits: Any, heard: socket.socket) -> None:
-    """Serve until a signal comes."""
-    import uvicorn
-
+@contextmanager
+def _alone(model: str, shelf: Any, keys: Keys, limits: Any) -> Iterator[tuple[Any, str]]:
+    """The application with a model in this process, and the model's name."""
     from ..serve.api import create_app
     from ..serve.engine import Engine
     from ..serve.people import People
 
+    loaded = load_model(model)
     people = People(loaded, shelf, most=limits.loaded, most_bytes=limits.loaded_bytes)
     engine = Engine(loaded, together=limits.together, places=limits.places, seconds=limits.seconds)
-    served = create_app(people, engine, keys, limits)
+    yield create_app(people, engine, keys, limits), loaded.name
+
+
+@contextmanager
+def _replicated(model: str, shelf: Any, keys: Keys, limits: Any, scale: Any) -> Iterator[tuple[Any, str]]:
+    """The application that hands requests to replicas, and the model's name."""
+    from ..serve.scale import front, replicated
+
+    name = load_model(model).name  # what cannot be loaded is said here, and is converted once
+    if scale.address is not None:
+        shelf.share()
+    if Path(model).exists():
+        model = str(Path(model).resolve())
+    with replicated(model, shelf.root, keys.path, limits, scale) as relay, stoppable():  # Ray set handlers of its own
+        where = "in Ray's cluster" if scale.address else "on this machine"
+        yield front(relay, keys, limits), f"{name}, {scale.replicas} replicas {where},"
+
+
+def _run(served: Any, name: str, keys: Keys, limits: Any, heard: socket.socket) -> None:
+    """Serve until a signal comes."""
+    import uvicorn
+
     host, port = heard.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -96,7 +137,7 @@ def _run(loaded: Any, shelf: Any, keys: Keys, limits: Any, heard: socket.socket)
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             who = "whoever has a key" if keys.needed else "anyone, without a key"
-            say(f"{loaded.name} is served at {where} to {who}. OpenAI's clients: base_url {where}/v1")
+            say(f"{name} is served at {where} to {who}. OpenAI's clients: base_url {where}/v1")
 
     settings = uvicorn.Config(
         served, log_level="warning", server_header=False, timeout_graceful_shutdown=int(limits.seconds) + 5,

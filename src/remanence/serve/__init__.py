@@ -11,4 +11,5 @@ talk.py         a turn of a conversation: history, answer, what is remembered
 completions.py  the same as OpenAI's chat completions and responses
 api.py          the routes
 mcp.py          the tools of `remanence mcp`
+scale.py        several replicas of all this on one store, on Ray Serve
 """

@@ -54,7 +54,7 @@ from .completions import completion, completion_events, event
 from .engine import Engine, Full, Stopping, TimeUp
 from .keys import Key, Keys
 from .limits import Limits, Rates, bounded
-from .metrics import Metrics
+from .metrics import Metrics, Traffic
 from .people import People, Taken
 from .talk import SHORT, Turn, number, recall
 
@@ -128,7 +128,7 @@ class Gate:
         guarded: the beginning of the paths that need a key.
     """
 
-    def __init__(self, app: Any, keys: Keys, limits: Limits, metrics: Metrics, guarded: str = "/v1/") -> None:
+    def __init__(self, app: Any, keys: Keys, limits: Limits, metrics: Traffic, guarded: str = "/v1/") -> None:
         self._guarded = guarded
         self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
         self._rates, self._checking = Rates(limits.rate), ThreadPoolExecutor(1, "keys")

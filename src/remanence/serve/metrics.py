@@ -16,19 +16,32 @@ if TYPE_CHECKING:
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
-class Metrics:
-    """Counts of one server."""
+class Traffic:
+    """Counts of requests, whoever answers them."""
 
-    def __init__(self, engine: Engine, people: People) -> None:
-        self._registry = CollectorRegistry()
-        self._engine, self._people = engine, people
-        own = self._registry
+    def __init__(self) -> None:
+        self._registry = own = CollectorRegistry()
         self.requests = Counter(
             "remanence_requests", "Requests, by route and status.", ["route", "status"], registry=own
         )
         self.seconds = Histogram(
             "remanence_request_seconds", "How long requests took.", ["route"], buckets=_SECONDS, registry=own
         )
+        self.refused = Counter("remanence_refused", "Requests that were refused unread.", ["why"], registry=own)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        made: bytes = generate_latest(self._registry)
+        return made
+
+
+class Metrics(Traffic):
+    """Counts of one server."""
+
+    def __init__(self, engine: Engine, people: People) -> None:
+        super().__init__()
+        self._engine, self._people = engine, people
+        own = self._registry
         self.first = Histogram(
             "remanence_first_token_seconds", "Time to the first piece of an answer, waiting included.",
             buckets=_SECONDS, registry=own,
@@ -37,7 +50,6 @@ class Metrics:
         self.tokens = Counter("remanence_answer_tokens", "Tokens of answers.", registry=own)
         self.writes = Counter("remanence_writes", "Texts that were remembered and saved.", registry=own)
         self.written = Counter("remanence_written_tokens", "Tokens of these texts.", registry=own)
-        self.refused = Counter("remanence_refused", "Requests that were refused unread.", ["why"], registry=own)
         own.register(self)  # for `collect`
 
     def describe(self) -> list[GaugeMetricFamily]:
@@ -60,8 +72,3 @@ class Metrics:
         }
         for name, (about, value) in now.items():
             yield GaugeMetricFamily(name, about, value=value)
-
-    def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
-        made: bytes = generate_latest(self._registry)
-        return made

@@ -273,6 +273,14 @@ class People:
             count, size = count - 1, size - memory.nbytes
             self.evicted += 1
 
+    def let_go(self, name: str) -> None:
+        """Let a memory leave the RAM, unless somebody uses it."""
+        with self._changed:
+            one = self._loaded.get(name)
+            if one is not None and not one.used:
+                del self._loaded[name]
+                self.evicted += one.memory is not None
+
     # Using ------------------------------------------------------------------------------------------------------------
 
     def create(self, name: str) -> MemoryInfo:

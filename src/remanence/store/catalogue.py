@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sqlite3
+import threading
 import time as clock
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -66,6 +67,9 @@ _KEYS = ("index", "source", "time", "first_token", "tokens", "text", "pieces")  
 PAGE = 64  # writes that are read at once
 _MISSING = 100_000  # a count of writes that is off by more is damaged itself
 _SECONDS = 30.0  # to wait for another process's transaction
+# To close a file lets go of all locks that this process has on it, also those of SQLite's connections in other threads.
+# So no thread may see the catalogue before the one that makes it has closed it.
+_MAKING = threading.Lock()
 _ERASE_SECONDS = 5.0  # to wait for readers when deleted text is to leave the log
 
 
@@ -98,13 +102,15 @@ class Catalogue:
             create: make a catalogue if there is none; implies write.
         """
         write |= create
-        exists = self.path.exists()
-        if not exists and self._folders():
-            raise self.damaged("it is missing")
-        if create:
-            self.make_folder(MEMORIES)
-            if not exists:  # SQLite would make it readable by others
-                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+        with _MAKING:
+            exists = self.path.exists()
+            if not exists and self._folders() and not self.path.exists():
+                raise self.damaged("it is missing")
+            if create:
+                self.make_folder(MEMORIES)
+                if not exists:  # SQLite would make it readable by others
+                    with suppress(FileExistsError):  # another process was faster
+                        os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         if write and (exists or create):
             _hide(self.path)
         db = self._open(exists or create, write)
@@ -116,9 +122,8 @@ class Catalogue:
 
     def _open(self, exists: bool, write: bool) -> sqlite3.Connection:
         target = self.path.absolute().as_uri() if exists else "file::memory:"
-        log = Path(f"{self.path}-wal")
         # Where SQLite cannot make its own files, on a read-only or full disk, nobody is writing either.
-        alone = exists and not write and not (log.exists() and log.stat().st_size)
+        alone = exists and not write and not self._logged()
         for immutable in (False, True):
             immutable |= alone and not os.access(self.root, os.W_OK)
             db = sqlite3.connect(target + "?immutable=1" * immutable, timeout=_SECONDS, isolation_level=None, uri=True)
@@ -134,6 +139,13 @@ class Catalogue:
                 if immutable or not alone or not _refusal(str(error)):
                     raise
         raise AssertionError("unreachable")
+
+    def _logged(self) -> bool:
+        """Whether there is a log with something in it. Whoever closes the last connection removes it, at any moment."""
+        try:
+            return os.stat(f"{self.path}-wal").st_size > 0
+        except FileNotFoundError:
+            return False
 
     def _prepare(self, db: sqlite3.Connection, exists: bool, write: bool) -> None:
         """Make or upgrade the tables; refuse a catalogue of a newer format, and an empty one beside memories."""
@@ -556,6 +568,16 @@ class Catalogue:
             return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         finally:
             db.execute(f"PRAGMA busy_timeout = {int(_SECONDS * 1000)}")
+
+    def share(self, db: sqlite3.Connection) -> None:
+        """Keep a rollback journal, which works across machines. Raises `MemoryBusy` if someone uses the catalogue."""
+        db.execute(f"PRAGMA busy_timeout = {int(_ERASE_SECONDS * 1000)}")
+        try:
+            mode = db.execute("PRAGMA journal_mode = DELETE").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            raise MemoryBusy(f"the catalogue {self.path} is in use; end what uses it and try again.") from error
+        if mode != "delete":
+            raise MemoryBusy(f"the catalogue {self.path} is in use; end what uses it and try again.")
 
     # Errors -----------------------------------------------------------------------------------------------------------
 

@@ -78,6 +78,7 @@ class MemoryStore:
     Args:
         root: the folder; made when something is first saved.
         key: of an encrypted store; if it is not given, REMANENCE_KEY or the keyring has it (see `encrypt`).
+        patience_s: how many seconds to wait for a memory that someone else has open.
 
     Raises (any method):
         ConfigError: a name that is not allowed.
@@ -86,8 +87,8 @@ class MemoryStore:
         StorageError: the disk refused. What was stored before is intact.
     """
 
-    def __init__(self, root: Path | str, *, key: str | None = None) -> None:
-        self.root = Path(root).expanduser()
+    def __init__(self, root: Path | str, *, key: str | None = None, patience_s: float = 0.0) -> None:
+        self.root, self.patience_s = Path(root).expanduser(), patience_s
         self._key = key
         self._catalogue = Catalogue(self.root, self._passphrase)
         self._held: set[str] = set()  # names that `open` holds
@@ -136,6 +137,17 @@ class MemoryStore:
                     self.save(info.name, self.load(info.name), whole=True)
                 done.append(info.name)
         return done
+
+    def share(self) -> None:
+        """Prepare the folder for processes on several machines, if it is on a disk that these share; once is enough.
+
+        The catalogue's log is memory that processes of one machine share, so it goes: SQLite keeps a rollback journal.
+
+        Raises:
+            MemoryBusy: someone uses the store.
+        """
+        with self._catalogue.errors(), self._catalogue.connect(create=True) as db:
+            self._catalogue.share(db)
 
     # Use --------------------------------------------------------------------------------------------------------------
 
@@ -582,7 +594,7 @@ class MemoryStore:
             self._catalogue.make_folder(LOCKS)
             lock = FileLock(path, mode=0o600, thread_local=False)
             try:
-                lock.acquire(blocking=False)
+                lock.acquire(timeout=self.patience_s)
             except Timeout as error:
                 raise MemoryBusy(
                     f"memory {name!r} is open for writing elsewhere; try again when that is done. Reading it is free."
