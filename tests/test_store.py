@@ -507,6 +507,9 @@ def test_only_what_is_looked_at_is_read(store: MemoryStore, monkeypatch: pytest.
     memory.long_term(1, rows)
     assert memory.writes[301].text == "ada wrote 301"
     assert pages == [300 // 64] and hashed.count(record) == 1
+    keys, vectors = memory.records["keys"].nbytes, memory.records["vectors"].nbytes
+    assert memory.resident == memory.pool_LnD.nbytes + 600 * keys
+    assert add(memory.before(600), 2).resident == memory.pool_LnD.nbytes + 602 * keys + 2 * vectors
 
 
 def test_a_part_was_forgotten_since(store: MemoryStore) -> None:

@@ -170,6 +170,16 @@ class Memory:
         return kept * self.bytes_per_write + self.pool_LnD.nbytes + self.pool_rows_Ln.nbytes
 
     @property
+    def resident(self) -> int:
+        """Bytes that it takes of RAM when it is asked: the pool, what questions are compared with, and unsaved vectors.
+
+        Of vectors that are saved only those are loaded that are read, a few at a time.
+        """
+        kept = {name: records.nbytes * records.size for name, records in self.records.items() if name != "vectors"}
+        vectors = self.records["vectors"]
+        return self.pool_LnD.nbytes + sum(kept.values()) + vectors.nbytes * vectors.in_ram
+
+    @property
     def bytes_per_write(self) -> int:
         """Bytes that a write leaves in the long-term store: vectors, keys, and what is kept of its tokens."""
         return sum(kept.nbytes for kept in self.records.values())

@@ -74,6 +74,11 @@ class Records:
         return sum(map(len, self._full)) + self._used
 
     @property
+    def in_ram(self) -> int:
+        """How many lie in working memory, not in a file."""
+        return sum(len(block) for block in self._full if block.check is None) + self._used
+
+    @property
     def nbytes(self) -> int:
         """Bytes of one record."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize

@@ -134,7 +134,7 @@ class People:
         store: where memories lie.
         computer: where the model is used; `Alone` if None. May be set before the first use.
         most: how many memories stay loaded while nobody uses them.
-        most_bytes: how many bytes of vectors and keys these may have.
+        most_bytes: how many bytes of RAM these may take (`Memory.resident`).
         patience_s: how long to wait for a memory that somebody else of this process uses.
 
     Raises (any method that takes a name):
@@ -177,10 +177,10 @@ class People:
         return self.store.info(name)
 
     def usage(self) -> tuple[int, int]:
-        """How many memories are loaded, and the bytes of their vectors and keys."""
+        """How many memories are loaded, and the bytes that they take of RAM."""
         with self._changed:
             held = [one.memory for one in self._loaded.values() if one.memory is not None]
-        return len(held), sum(memory.nbytes for memory in held)
+        return len(held), sum(memory.resident for memory in held)
 
     # Holding ----------------------------------------------------------------------------------------------------------
 
@@ -265,12 +265,12 @@ class People:
         idle = [
             (name, one.memory) for name, one in self._loaded.items() if one.memory is not None and not one.used
         ]  # longest unused first
-        count, size = len(idle), sum(memory.nbytes for _, memory in idle)
+        count, size = len(idle), sum(memory.resident for _, memory in idle)
         for name, memory in idle:
             if count <= self.most and size <= self.most_bytes:
                 break
             del self._loaded[name]
-            count, size = count - 1, size - memory.nbytes
+            count, size = count - 1, size - memory.resident
             self.evicted += 1
 
     def let_go(self, name: str) -> None:
