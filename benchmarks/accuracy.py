@@ -66,10 +66,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write every answer as JSON")
     parser.add_argument("--real", type=int, help="read so many tokens, then repeat what was written of them")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), help="of: " + ", ".join(SYSTEMS))
+    parser.add_argument("--store-dtype", help="number format of the long-term store: float16, int8, int4 ...")
     parser.add_argument("--store", type=Path, help="save the memory in this folder on the way, so that it needs no RAM")
     arguments = parser.parse_args()
 
     model = MemoryModel.from_pretrained(arguments.model)
+    if arguments.store_dtype:
+        model.config = model.config.replace(store_dtype=arguments.store_dtype)
     distances = [d for d in DISTANCES if d < arguments.tokens] + [arguments.tokens]
     counts = {"facts": arguments.facts, "newest": arguments.newest, "unknown": arguments.unknown}
     run = (Repeated if arguments.real else Retention)(
@@ -124,6 +127,7 @@ def main() -> None:
         kinds = (f"{gate[kind]:.1%}" if kind in gate else "-" for kind in ("fact", "newest", "unknown"))
         table.add_row(f"{gate['distance']:,}", least, *kinds)
     Console(width=150).print(table)
+    print(f"{run.memory.bytes_per_write * run.memory.write_count / run.memory.tokens:,.0f} bytes a token in the store")
     print(f"{run.memory.tokens:,} tokens read and {len(results):,} answers in {seconds:.0f} s")
     if arguments.out:
         settings = {k: v for k, v in vars(arguments).items() if k not in ("out", "store")}
