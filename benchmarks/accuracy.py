@@ -49,10 +49,12 @@ class Repeated(Retention):
         if not hasattr(self, "_prose"):
             self._prose = cycle([write.index for write in memory.writes if write.label == "prose"])
         index = next(self._prose)
-        copied = {name: records.span(index, index + 1)[0] for name, records in memory.records.items()}
+        copied = {name: kept.span(index, index + 1)[0] for name, kept in memory.records.items() if name != "vectors"}
+        rows = torch.arange(index * memory.config.K, (index + 1) * memory.config.K)
+        vectors = torch.stack([memory.long_term(layer, rows) for layer in range(memory.layers)])
         written = memory.writes[index]
         record = Write(memory.write_count, "prose", 0.0, memory.tokens, written.tokens, written.text)
-        memory.add(copied.pop("vectors"), copied.pop("keys"), record, copied)
+        memory.add(vectors, copied.pop("keys"), record, copied)
 
 
 def main() -> None:
