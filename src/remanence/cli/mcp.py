@@ -15,7 +15,7 @@ import typer
 from ..errors import ConfigError
 from ..models.names import DEFAULT_MODEL
 from .output import Model, Store, load_model, open_store, say
-from .serve import KeyFile, listening, only_this_machine, open_keys
+from .serve import KeyFile, listening, only_this_machine, open_keys, run
 from .stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -106,8 +106,6 @@ def _protocol() -> Iterator[tuple[int, int]]:
 
 def _http(loaded: Any, shelf: MemoryStore, keys: Keys, memory: str | None, heard: Any, local: bool) -> None:
     """Serve over HTTP until a signal comes."""
-    import uvicorn
-
     from ..serve.engine import Engine
     from ..serve.limits import Limits
     from ..serve.mcp import PATH, create_mcp_app
@@ -117,19 +115,8 @@ def _http(loaded: Any, shelf: MemoryStore, keys: Keys, memory: str | None, heard
     people = People(loaded, shelf, most=limits.loaded, most_bytes=limits.loaded_bytes)
     engine = Engine(loaded, together=limits.together, places=limits.places, seconds=limits.seconds)
     served = create_mcp_app(people, engine, keys, limits, only=memory, local=local)
-    host, port = heard.getsockname()[:2]
-    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[Any] | None = None) -> None:
-            await super().startup(sockets)
-            say(f"Agents find the tools at {where}{PATH}, {'with a key' if keys.needed else 'without a key'}.")
-
-    settings = uvicorn.Config(
-        served, log_level="warning", server_header=False, timeout_graceful_shutdown=int(limits.seconds) + 5,
-        timeout_keep_alive=15,
-    )  # fmt: skip
-    Server(settings).run(sockets=[heard])
+    who = "with a key" if keys.needed else "without a key"
+    run(served, heard, limits, lambda where: f"Agents find the tools at {where}{PATH}, {who}.")
 
 
 def _address(text: str) -> tuple[str, int]:

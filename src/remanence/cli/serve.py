@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -128,6 +128,20 @@ def _replicated(model: str, shelf: Any, keys: Keys, limits: Any, scale: Any) -> 
 
 def _run(served: Any, name: str, keys: Keys, limits: Any, heard: socket.socket) -> None:
     """Serve until a signal comes."""
+    who = "whoever has a key" if keys.needed else "anyone, without a key"
+    clients = "OpenAI's clients: base_url"
+    run(served, heard, limits, lambda where: f"{name} is served at {where} to {who}. {clients} {where}/v1")
+
+
+def run(served: Any, heard: socket.socket, limits: Any, told: Callable[[str], str]) -> None:
+    """Serve an application at a socket until a signal comes; what runs then may end.
+
+    Args:
+        served: an ASGI application.
+        heard: where it is served.
+        limits: how long a request may take.
+        told: the line that is said once it is served, given the address.
+    """
     import uvicorn
 
     host, port = heard.getsockname()[:2]
@@ -136,8 +150,7 @@ def _run(served: Any, name: str, keys: Keys, limits: Any, heard: socket.socket) 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            who = "whoever has a key" if keys.needed else "anyone, without a key"
-            say(f"{name} is served at {where} to {who}. OpenAI's clients: base_url {where}/v1")
+            say(told(where))
 
     settings = uvicorn.Config(
         served, log_level="warning", server_header=False, timeout_graceful_shutdown=int(limits.seconds) + 5,

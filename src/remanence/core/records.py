@@ -1,6 +1,6 @@
 """What a memory keeps of every write, such as its vectors or its keys: records of one size, in blocks that never move.
 
-Growing copies nothing, and a block may lie in a file (`store/mapped.py`): then only what is read is loaded.
+Growing copies nothing, and a block may lie in a file (`store/segments.py`): then only what is read is loaded.
 
 Legend:  w writes of a block   L layers   K vectors a write   D numbers of a vector
 """
@@ -22,8 +22,8 @@ Check = Callable[[Sequence[int] | None], None]
 class Block:
     """Records of consecutive writes.
 
-    records: [w, ...], contiguous. check: called with the places of records
-    that are about to be read, None for all; it raises if they are not what was written.
+    records: [w, ...], contiguous. check: called with the places of records that are about to be read, None for all; it
+    raises if they are not what was written.
     """
 
     records: Tensor

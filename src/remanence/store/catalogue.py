@@ -244,10 +244,20 @@ class Catalogue:
             db.execute("DELETE FROM quotas")
             db.executemany("INSERT INTO quotas VALUES (?, ?)", list(quotas.items()))
 
-    def must_fit(self, db: sqlite3.Connection, name: str, more: int) -> None:
-        """Raise `OverLimit` if a memory with so many more bytes is more than the store may hold."""
+    def must_fit(self, db: sqlite3.Connection, name: str, more_of: Callable[[str | None], int]) -> None:
+        """Raise `OverLimit` if a memory with more bytes is more than the store may hold.
+
+        Args:
+            db: open.
+            name: of the memory.
+            more_of: tells how many bytes more, given the id of what has the name already; asked if there is a limit.
+        """
         quotas = self.quotas(db)
-        if "memories" in quotas and self.find(db, name) is None:
+        if not quotas:
+            return
+        found = self.find(db, name)
+        more = more_of(found[0] if found and found[2] else None)
+        if "memories" in quotas and found is None:
             (count,) = db.execute("SELECT count(*) FROM memories").fetchone()
             if count >= quotas["memories"]:
                 raise OverLimit(
@@ -336,7 +346,7 @@ class Catalogue:
         row, last, files, pending = self._sealed(db, name, *found)
         old = [each for each in files if isinstance(each, Segment)]
         new = [each for each in files if isinstance(each, Part)]
-        now = writes or bool(old) or _format(db) < FORMAT
+        now, secret = writes or bool(old) or _format(db) < FORMAT, self.secret(db)
         rows = self._checked(db, name, id, last) if now else []
         (count,) = db.execute("SELECT count(*) FROM writes WHERE memory = ?", [id]).fetchone()
         if count != row["writes"]:
@@ -344,7 +354,7 @@ class Catalogue:
         try:
             meta = dict(json.loads(row["meta"]))
             meta["pending"] = [waiting_shown(s, t, ids) for _, s, t, ids in pending]
-            meta["writes"] = [_write(values) for values in shown(self.secret(db), rows, WRITE)]
+            meta["writes"] = [_write(values) for values in shown(secret, rows, WRITE)]
         except (ValueError, TypeError) as error:  # only rows of format 1, which have no digest
             raise self._changed(name, f"it has values that cannot be read ({type(error).__name__})") from error
         state = File(row["file"], row["sha256"], row["bytes"])
@@ -358,7 +368,7 @@ class Catalogue:
             count,
             meta,
             [row[:8] for row in rows] if now else None,
-            self.secret(db),
+            secret,
         )
 
     def _checked(self, db: sqlite3.Connection, name: str, id: str, last: str | None) -> list[Any]:
@@ -430,7 +440,7 @@ class Catalogue:
         for values in rows:
             row_values, own = (values[:-1], values[-1]) if checked else (values, None)
             if own is None or own == next(chained(before, [row_values])):
-                writes += [_write(shown) for shown in shown(secret, [row_values], WRITE)]
+                writes += [_write(plain) for plain in shown(secret, [row_values], WRITE)]
             before = own if isinstance(own, str) else ""
         there = {write["index"] for write in writes}
         (count,) = db.execute("SELECT writes FROM generations WHERE memory = ?", [id]).fetchone()

@@ -246,7 +246,7 @@ class MemoryStore:
         memory.must_be_writable()
         catalogue = self._catalogue
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
-            catalogue.must_fit(db, name, self._more(name, memory))
+            catalogue.must_fit(db, name, lambda id: self._more(id, memory))
             found = id, _, generation = catalogue.register(db, name)
             done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
             try:
@@ -386,7 +386,7 @@ class MemoryStore:
         """A memory of the files of another one."""
         catalogue = self._catalogue
         with catalogue.connect(create=True) as db:
-            catalogue.must_fit(db, new, 0)  # shared files take no room
+            catalogue.must_fit(db, new, lambda id: 0)  # shared files take no room
             id, created, _ = catalogue.register(db, new)
             self._clean(db, id)
             folder = catalogue.folder(id)
@@ -489,11 +489,10 @@ class MemoryStore:
 
     # Saving -----------------------------------------------------------------------------------------------------------
 
-    def _more(self, name: str, memory: Memory) -> int:
-        """Bytes that a memory takes on the disk beyond those that its name takes already, about."""
-        own = self._generation(name)
+    def _more(self, id: str | None, memory: Memory) -> int:
+        """Bytes that a memory takes on the disk beyond those that are stored under an id already, about."""
         saved, kept = self._saved.get(memory), memory.write_count - memory.first_write
-        if own is not None and saved is not None and saved.id == own[0]:
+        if id is not None and saved is not None and saved.id == id:
             kept -= saved.mark[0] - saved.mark[1]
         return kept * memory.bytes_per_write if memory.config.long_term else 0
 
