@@ -187,8 +187,8 @@ def test_a_signal_ends_it_when_what_runs_is_saved_and_answered(tmp_path: Path, n
         assert process.wait(60) == 128 + number
         assert process.stderr.read() == "remanence: stopped.\n"
     assert not answers[2]["result"]["isError"]
-    memory = MemoryStore(tmp_path / "store").load("ada")
-    assert memory.write_count == answers[2]["result"]["structuredContent"]["writes"]
+    memory = MemoryStore(tmp_path / "store").load("ada")  # the two calls run at once, and either may be written last
+    assert memory.write_count == max(answers[call]["result"]["structuredContent"]["writes"] for call in (1, 2))
 
 
 def test_a_client_that_is_gone_ends_it_in_silence(tmp_path: Path) -> None:
