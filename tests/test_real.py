@@ -20,7 +20,7 @@ from conftest import close
 from remanence import MemoryModel, MemoryStore
 from remanence.arena.retention import prose
 from remanence.config import MemoryConfig
-from remanence.core import model as core
+from remanence.core import write as writing
 from remanence.core.memory import Memory
 from remanence.models import bases
 from remanence.train.reading_run import memory_for
@@ -96,7 +96,7 @@ def test_chunks_are_written_together_as_one_by_one(model: MemoryModel, monkeypat
     """Past a full pool; and the naive reference is a pass for every chunk."""
     text = words(900)
     together = told(model, text)
-    monkeypatch.setattr(core, "_AT_ONCE", 0)
+    monkeypatch.setattr(writing, "_AT_ONCE", 0)
     alone = told(model, text)
     assert together.write_count == alone.write_count > 12
     for name, tensor in alone.tensors().items():

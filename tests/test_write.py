@@ -10,7 +10,7 @@ import torch
 from conftest import close, random_text
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
-from remanence.core import model as core
+from remanence.core import write as writing
 from remanence.core.memory import Memory
 from remanence.core.write import at_once
 from test_search import CHUNK, model_of
@@ -50,12 +50,12 @@ def test_together_is_one_by_one(
     passes: list[int] = []
     whole = model._encoded
     monkeypatch.setattr(model, "_encoded", lambda memory, chunks: passes.append(len(chunks)) or whole(memory, chunks))
-    monkeypatch.setattr(core, "_AT_ONCE", CHUNK)
+    monkeypatch.setattr(writing, "_AT_ONCE", CHUNK)
     alone = told(model, texts)
     assert set(passes) == {1} and len(passes) == alone.write_count
     for most in (3, 7):
         passes.clear()
-        monkeypatch.setattr(core, "_AT_ONCE", most * CHUNK)
+        monkeypatch.setattr(writing, "_AT_ONCE", most * CHUNK)
         together = told(model, texts)
         assert max(passes) == most and sum(passes) == alone.write_count
         alike(together, alone)

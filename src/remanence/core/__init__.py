@@ -1,6 +1,8 @@
 """The memory and how a decoder writes and reads it. Start with `cache.py`; then in the direction that data flows:
 
-model.py     text -> chunks -> write; question -> read -> answer
+decoder.py   a decoder with the weights of its memory: what writing and reading share
+write.py     text -> chunks -> write
+model.py     question -> read -> answer
 memory.py    one user's memory: the short-term pool and the long-term store (`blocks.py`, `ledger.py`)
 writes.py    what is known of a write beside its vectors
 view.py, merging.py   several memories read as one, or without what has expired; two memories made one
