@@ -21,6 +21,7 @@ _CHOICES = {
     "store_dtype": ("float32", "float16", "bfloat16", "int8", "int4", "tokens"),
     "key_dtype": ("float32", "bfloat16"),
     "read_order": ("written", "age", "left"),
+    "look_at": ("writes", "sentences"),
     "small_store": ("once", "repeat"),
     "short_chunks": ("wait", "complete"),
     "first_write": ("append", "tile"),
@@ -36,7 +37,17 @@ PUBLISHED = (
 # Settings that came later. While they have their defaults, fingerprints do not depend on them either.
 LATER = ("kept", "search_layers", "search_hidden")
 # Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
-READING = ("score_layers", "candidates", "score_bias", "recency", "null_slope", "base_answers", "looks", "doubt")
+READING = (
+    "score_layers",
+    "candidates",
+    "score_bias",
+    "recency",
+    "null_slope",
+    "base_answers",
+    "looks",
+    "look_at",
+    "doubt",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +98,8 @@ class MemoryConfig:
             memory can tell, is answered by the base as it was: its own template, no adapter, no memory.
         looks: how many of the best writes are read one by one, to answer from the one that answers best
             (`core/looking.py`); 0 reads the best together (the papers). Needs `score_layers="one"`.
+        look_at: with `looks`, what is read by itself: "writes", each with the one before it; or the best "sentences" of
+            them (`core/spans.py`), which asks for K = chunk_tokens.
         doubt: with `looks`, how much better than even the odds must be that the best write answers, as a logarithm;
             below that "I don't know." is the answer.
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
@@ -145,6 +158,7 @@ class MemoryConfig:
     recency: float = 0.0
     base_answers: bool = False
     looks: int = 0
+    look_at: str = "writes"
     doubt: float = 0.0
     null_slope: float = 0.0
 
@@ -232,6 +246,8 @@ class MemoryConfig:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
         if self.looks and not (one and self.long_term and self.start):
             raise ConfigError('looks needs score_layers = "one", long_term = True and start = True; use 0.')
+        if self.look_at == "sentences" and self.chunk_tokens != self.K:
+            raise ConfigError('look_at = "sentences" needs a vector for every token, K = chunk_tokens; use "writes".')
         if self.kept == "keys_values" and (self.tap != "input" or self.offset or self.keeps_ledger):
             raise ConfigError('kept = "keys_values" needs tap = "input", offset = False and no published order.')
         if self.kept == "keys_values" and (self.short_chunks == "complete" or self.first_write == "tile"):

@@ -1,14 +1,14 @@
-"""Looking at writes one by one: which of those that the search takes for the best answers the question (`looks`).
+"""Looking at what was found, one by one: which of it answers the question (`MemoryConfig.looks`).
 
-A search knows a write by a few keys, which were made before anybody asked. A reader that has the write before it tells
-much better whether it answers. So the best writes are read side by side, each alone, and compared by how likely the
-reader is not to say "I don't know."; the question is then answered from the one that is most likely to answer it. Where
-two writes are about as likely, the newer one is taken: what was told last counts.
+A search knows a write by a few keys, which were made before anybody asked. A reader that has it before it tells much
+better whether it answers. So the best writes, or the best sentences of them (`spans.py`), are read side by side, each
+alone, and compared by how likely the reader is not to say "I don't know."; the question is then answered from the one
+that is most likely to answer it. Where two are about as likely, the newer one is taken: what was told last counts.
 
 This is not in the papers. M+ reads all it retrieves together (`looks = 0`), and leaves the choice to attention, which a
 small model is bad at.
 
-Legend:  B rows   T tokens   P memory slots   C writes that are looked at   K vectors a write   D hidden size
+Legend:  B rows   T tokens   P memory slots   C spans that are looked at   K vectors a write   D hidden size
 """
 
 from __future__ import annotations
@@ -24,43 +24,53 @@ from .cache import MemoryCache, Slots
 from .memory import Memory
 from .read import Reader, Source, source
 from .search import Found
+from .spans import Span, pairs, sentences
 
-_WEIGHT = 0.4  # of the search's score beside the reader's odds
-_MARGIN = 2.0  # a newer write is taken from this much below the best one on
+# The weight of the search's score beside the reader's odds; and from how far below the best one on a newer one is taken.
+_OF_WRITES, _OF_SENTENCES = (0.4, 2.0), (0.2, 0.5)
 _SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
 _SURE = 1e-6  # the reader's probabilities are not trusted beyond
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What looking at writes gave, best first.
+class Candidates:
+    """What is worth a look, best first. searched: how well the search found each, for its part of their scores [C]."""
 
-    writes: their numbers. scores: of each, above zero if it is taken for one that answers: the logarithm of the odds
-    that the reader does not say "I don't know.", and a part of how much better than "nothing relevant" the search found
-    it, less `doubt`. likely: how likely the reader is to say "I don't know." to each.
+    spans: list[Span]
+    searched: Tensor
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What looking at spans gave, best first.
+
+    spans: what was looked at. scores: of each, above zero if it is taken for one that answers: the logarithm of the
+    odds that the reader does not say "I don't know.", and a part of how well the search found it, less `doubt`. likely:
+    how likely the reader is to say "I don't know." to each. K: vectors a write.
     """
 
-    writes: list[int]
+    spans: list[Span]
     scores: list[float]
     likely: list[float]
+    K: int
 
     @property
     def answers(self) -> bool | None:
-        """Whether the best write is taken for one that answers; None if there is none."""
-        return self.scores[0] >= 0 if self.writes else None
+        """Whether the best span is taken for one that answers; None if there is none."""
+        return self.scores[0] >= 0 if self.spans else None
 
     @property
-    def best(self) -> int | None:
-        """The write to answer from; None if there is none."""
-        return self.writes[0] if self.writes else None
+    def best(self) -> Span | None:
+        """What to answer from; None if there is nothing."""
+        return self.spans[0] if self.spans else None
 
     def sources(self, memory: Memory) -> list[Source]:
-        """The writes as sources of an answer."""
-        pooled = set((memory.pool_rows_Ln // memory.config.K).flatten().tolist())
-        return [
-            source(memory, index, score, memory.layers, index in pooled)
-            for index, score in zip(self.writes, self.scores, strict=True)
-        ]
+        """The writes that were looked at as sources of an answer, each once."""
+        pooled = set((memory.pool_rows_Ln // self.K).flatten().tolist())
+        best = dict[int, float]()
+        for span, score in zip(self.spans, self.scores, strict=True):
+            best.setdefault(span.write(self.K), score)
+        return [source(memory, write, score, memory.layers, write in pooled) for write, score in best.items()]
 
 
 @dataclass(frozen=True)
@@ -74,37 +84,47 @@ class Begun:
     mask: Tensor
 
 
-def candidates(memory: Memory, found: Found, count: int) -> list[int]:
-    """The writes that the search takes for the best, by number."""
-    scores, places = found.scores.topk(min(count, len(found.scores)))
-    return [memory.first_write + place for place in places[scores > -torch.inf].tolist()]
+def candidates(model: Reader, memory: Memory, found: Found, chosen: int | None = None) -> Candidates:
+    """What the search takes for worth a look (`MemoryConfig.look_at`).
 
-
-def first_beside(memory: Memory, write: int) -> int:
-    """The first write that is read with a write: the one before it, or itself if there is none."""
-    return write - 1 + int(memory.begins(torch.tensor([write]))[0])
+    Args:
+        model: reads.
+        memory: searched.
+        found: what the search gave.
+        chosen: a write; then this one alone.
+    """
+    config = model.config
+    scores, places = found.scores.topk(min(config.looks, len(found.scores)))
+    writes = [memory.first_write + place for place in places[scores > -torch.inf].tolist()]
+    writes = writes if chosen is None else [chosen]
+    if not (writes and config.long_term):
+        return Candidates([], torch.zeros(0))
+    if config.look_at == "writes" or found.question is None:
+        searched = found.scores[torch.tensor(writes) - memory.first_write] - found.null
+        return Candidates(pairs(memory, writes), searched)
+    spans, searched = sentences(memory, writes, model.tokenizer, found.question, config.looks)
+    return Candidates(spans, searched - searched[0])
 
 
 @torch.no_grad()
 def look(
-    model: Reader, memory: Memory, prompt: Sequence[int], writes: Sequence[int], found: Found, unknown: Sequence[int]
+    model: Reader, memory: Memory, prompt: Sequence[int], some: Candidates, unknown: Sequence[int]
 ) -> tuple[Looked, Begun]:
-    """Read a prompt with each of some writes, inside `attachment.hooks()` and with the adapter for reading.
+    """Read a prompt with each of some spans, inside `attachment.hooks()` and with the adapter for reading.
 
     Args:
         model: reads.
-        memory: holds the writes.
+        memory: holds them.
         prompt: tokens.
-        writes: their numbers; at least one.
-        found: what the search says of them.
+        some: spans; at least one.
         unknown: the tokens of "I don't know."
 
     Returns:
-        What it gave, and the prompt as it was read with the best of the writes.
+        What it gave, and the prompt as it was read with the best of the spans.
     """
-    slots = WriteSlots(model, [memory] * len(writes), writes)
+    slots = SpanSlots(model, [memory] * len(some.spans), some.spans)
     device = model.attachment.device
-    ids_BT = torch.tensor([[*prompt, *unknown[:-1]]] * len(writes), device=device)
+    ids_BT = torch.tensor([[*prompt, *unknown[:-1]]] * len(some.spans), device=device)
     mask = torch.cat([slots.mask(), torch.ones_like(ids_BT)], 1)
     places = mask.sum(1, keepdim=True) - ids_BT.shape[1] + torch.arange(ids_BT.shape[1], device=device)
     cache = MemoryCache(slots, len(model.attachment.layers))
@@ -112,23 +132,23 @@ def look(
         ids_BT, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
     ).last_hidden_state[:, len(prompt) - 1 :]
     logits = model.attachment.logits(hidden).float().log_softmax(-1).cpu()
-    told = torch.tensor(unknown)[None, :, None].expand(len(writes), -1, 1)
+    told = torch.tensor(unknown)[None, :, None].expand(len(some.spans), -1, 1)
     ignorant = logits.gather(-1, told)[..., 0].sum(1).exp().clamp(_SURE, 1 - _SURE)
-    searched = found.scores[torch.tensor(writes) - memory.first_write] - found.null
-    scores = torch.log((1 - ignorant) / ignorant) + _WEIGHT * searched
-    looked = ranked((scores - model.config.doubt).tolist(), writes, ignorant.tolist())
-    row = list(writes).index(looked.writes[0])
+    weight, margin = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
+    scores = torch.log((1 - ignorant) / ignorant) + weight * some.searched - model.config.doubt
+    looked = ranked(scores.tolist(), some.spans, ignorant.tolist(), model.config.K, margin)
+    row = some.spans.index(looked.spans[0])
     cache.batch_select_indices(torch.tensor([row], device=device))
     cache.crop(-len(unknown))  # back to before the last token of the prompt
     return looked, Begun(cache, mask[row : row + 1, : slots.length + len(prompt)])
 
 
-def ranked(scores: Sequence[float], writes: Sequence[int], likely: Sequence[float]) -> Looked:
-    """Writes by their scores, but first the newest of those that are about as good as the best."""
-    order = sorted(zip(scores, writes, likely, strict=True), reverse=True)
-    newest = max((each for each in order if each[0] > order[0][0] - _MARGIN), key=lambda each: each[1])
-    order = [newest, *(each for each in order if each != newest)]
-    return Looked([write for _, write, _ in order], [score for score, _, _ in order], [each for _, _, each in order])
+def ranked(scores: Sequence[float], spans: Sequence[Span], likely: Sequence[float], K: int, margin: float) -> Looked:
+    """Spans by their scores, but first the newest of those that are less than `margin` below the best."""
+    order = sorted(zip(scores, spans, likely, strict=True), key=lambda each: (each[0], each[1].first), reverse=True)
+    newest = max((each for each in order if each[0] > order[0][0] - margin), key=lambda each: each[1].first)
+    order = [newest, *(each for each in order if each is not newest)]
+    return Looked([span for _, span, _ in order], [score for score, _, _ in order], [each for _, _, each in order], K)
 
 
 class Verdict(LogitsProcessor):
@@ -157,24 +177,23 @@ class Verdict(LogitsProcessor):
         return scores
 
 
-class WriteSlots:
-    """The `SlotProvider` of single writes: per row [start; the write before; the write], without any bias.
+class SpanSlots:
+    """The `SlotProvider` of single spans: per row [start; the span], without any bias.
 
     Rows with less are padded in front; positions count from 0 at each row's first slot.
 
     Args:
         model: reads.
         memories: one per row.
-        writes: the write that each row reads, or None for none. It is in the long-term store.
+        spans: what each row reads, or None for nothing. It is in the long-term store.
     """
 
-    def __init__(self, model: Reader, memories: Sequence[Memory], writes: Sequence[int | None]) -> None:
-        self.model, K = model, model.config.K
+    def __init__(self, model: Reader, memories: Sequence[Memory], spans: Sequence[Span | None]) -> None:
+        self.model = model
         self._start_rows = model.start_rows()
         self._spans: list[Tensor] = []  # by row: rows of its memory
-        for memory, write in zip(memories, writes, strict=True):
-            first = 0 if write is None else first_beside(memory, write)
-            self._spans.append(torch.arange(first * K, 0 if write is None else (write + 1) * K))
+        for span in spans:
+            self._spans.append(torch.arange(0) if span is None else torch.arange(span.first, span.end))
         self._places: dict[Memory, list[int]] = {}
         for row, memory in enumerate(memories):
             self._places.setdefault(memory, []).append(row)

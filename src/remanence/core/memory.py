@@ -407,6 +407,10 @@ class Memory:
         """Scores [..., one or several a write] as they count: -inf for writes that may not be read (`view.py`)."""
         return scores
 
+    def may_read(self, writes: Tensor) -> Tensor:
+        """Which of some writes of the long-term store are not hidden [len(writes)]."""
+        return torch.ones_like(writes, dtype=torch.bool)
+
     def begins(self, writes: Tensor) -> Tensor:
         """Of some writes, which have no write before them that may be read [len(writes)]."""
         return writes == self.first_write

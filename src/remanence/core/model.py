@@ -21,12 +21,12 @@ from transformers import LogitsProcessorList
 
 from ..errors import ConfigError, InputError
 from .cache import MemoryCache
-from .looking import Begun, Looked, Verdict, WriteSlots, candidates, first_beside, look
+from .looking import Begun, Looked, SpanSlots, Verdict, candidates, look
 from .memory import Memory
 from .prompts import UNKNOWN
 from .read import ReadSlots, Source, waiting
-from .retriever import block_scores
-from .search import Found, Search, word_scores
+from .search import Found, Question, Search
+from .spans import Span
 from .view import over, readable
 from .write import Writer
 from .writes import Only
@@ -118,15 +118,15 @@ class MemoryDecoder(Writer):
         null_B, needs_B = (values.float().tolist() for values in self.retriever.verdicts(features_BTF, asks_BT))
         found = []
         for b, memory in enumerate(memories):
-            scores = torch.zeros(0)
+            scores, question = torch.zeros(0), None
             if self.config.long_term and memory.write_count > memory.first_write:
                 asks_T = asks_BT[b]
                 words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
                 weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
-                scores = block_scores(queries_BTR[b, asks_T.cpu()], memory.keys(0), self.retriever.scale)
-                scores = memory.hide(scores + word_scores(words_T, weights_T, memory.words()))
+                question = Question(queries_BTR[b, asks_T.cpu()], words_T, weights_T, self.retriever.scale)
+                scores = memory.hide(question.scores(memory.keys(0), memory.words()))
             slope = self.config.null_slope * math.log(max(1, memory.readable_count))
-            found.append(Found(scores, null_B[b] + slope, needs_B[b]))
+            found.append(Found(scores, null_B[b] + slope, needs_B[b], question))
         return found
 
     @contextmanager
@@ -139,7 +139,7 @@ class MemoryDecoder(Writer):
         force: Sequence[int | None] | None = None,
         padding_B: Tensor | None = None,
         found: Sequence[Found] | None = None,
-        writes: Sequence[int | None] | None = None,
+        spans: Sequence[Span | None] | None = None,
     ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
 
@@ -154,14 +154,14 @@ class MemoryDecoder(Writer):
             padding_B: how many tokens of padding each prompt has in front. The cache then holds them before the
                 memory, and so must the attention mask: zeros first, then ones over memory and prompt.
             found: what `search` gave for each prompt; with `score_layers="one"` it must be given.
-            writes: for each prompt the one write of the long-term store that is read, with the one before it, or None
+            spans: for each prompt the only vectors of the long-term store that are read (`core/spans.py`), or None
                 for nothing; then no other argument but the first and the padding counts.
         """
         for memory in memories:
             self.check(memory)
-        if writes is not None:
+        if spans is not None:
             with self.attachment.hooks(), self.adapter("read"):
-                single = WriteSlots(self, memories, writes)
+                single = SpanSlots(self, memories, spans)
                 yield MemoryCache(single, len(self.attachment.layers), padding_B)
             return
         if (found is None) == (self.config.score_layers == "one"):
@@ -187,7 +187,7 @@ class MemoryDecoder(Writer):
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
         found: Sequence[Found] | None = None,
-        writes: Sequence[int | None] | None = None,
+        spans: Sequence[Span | None] | None = None,
         **options: Any,
     ) -> tuple[Tensor, ReadSlots]:
         """Generate from one prompt per memory, with any option of Hugging Face's `generate`.
@@ -199,13 +199,13 @@ class MemoryDecoder(Writer):
             long_term: as in `reading`.
             force: as in `reading`.
             found: as in `reading`; if None, and one search serves all layers, the tokens that ask are searched with.
-            writes: as in `reading`.
+            spans: as in `reading`.
             options: for `generate`; `streamer`, sampling, stopping, beams and prompt lookup among them.
 
         Returns:
             The generated tokens [B, new], without the prompts; and what was read.
         """
-        if found is None and writes is None:  # otherwise they are those that were searched
+        if found is None and spans is None:  # otherwise they are those that were searched
             memories = self.readable(memories)
         if len(memories) != len(prompts):
             raise ConfigError(f"{len(memories)} memories for {len(prompts)} prompts; give one memory per prompt.")
@@ -229,7 +229,7 @@ class MemoryDecoder(Writer):
             mask[row, width - len(prompt) :] = 1
             asking[row, width - min(len(prompt), asks[row] if asks else len(prompt)) :] = True
         padding_B = width - mask.sum(1)
-        if found is None and writes is None and self.config.score_layers == "one":
+        if found is None and spans is None and self.config.score_layers == "one":
             ends = [
                 prompt[-min(len(prompt), n) :] for prompt, n in zip(prompts, asks or map(len, prompts), strict=True)
             ]
@@ -237,7 +237,7 @@ class MemoryDecoder(Writer):
         with (
             torch.no_grad(),
             self.reading(
-                memories, asking, long_term=long_term, force=force, padding_B=padding_B, found=found, writes=writes
+                memories, asking, long_term=long_term, force=force, padding_B=padding_B, found=found, spans=spans
             ) as cache,
         ):
             read: Any = cache.provider
@@ -337,20 +337,20 @@ class MemoryDecoder(Writer):
         max_new_tokens: int,
         options: dict[str, Any],
     ) -> dict[int, Answer]:
-        """Answers of those rows, each from the write that is most likely to answer it (`looking.py`)."""
+        """Answers of those rows, each from the span that is most likely to answer it (`looking.py`)."""
         force = options.pop("force", None) or [None] * len(memories)
         unknown, looked, begun = self.encode(UNKNOWN), list[Looked](), list[Begun]()
         with self.attachment.hooks(), self.adapter("read"):
             for row in rows:
                 memory, chosen = memories[row], force[row]
                 self.check(memory)
-                some = candidates(memory, found[row], self.config.looks) if chosen is None else [chosen]
-                if some and self.config.long_term:
-                    one, read_once = look(self, memory, prompts[row], some, found[row], unknown)
+                some = candidates(self, memory, found[row], chosen)
+                if some.spans:
+                    one, read_once = look(self, memory, prompts[row], some, unknown)
                     looked.append(one)
                     begun.append(read_once)
                 else:
-                    looked.append(Looked([], [], []))
+                    looked.append(Looked([], [], [], self.config.K))
         # One question that was read with its write already goes on from there.
         alone = len(rows) == len(begun) == 1 and options.get("num_beams", 1) == 1
         verdict = Verdict(looked, unknown, 1 if alone else max(len(prompts[r]) for r in rows))
@@ -360,11 +360,11 @@ class MemoryDecoder(Writer):
             out = self._go_on(begun[0], prompts[rows[0]][-1], options)
         else:
             best = [one.best for one in looked]
-            out, _ = self.generate([memories[r] for r in rows], [prompts[r] for r in rows], writes=best, **options)
+            out, _ = self.generate([memories[r] for r in rows], [prompts[r] for r in rows], spans=best, **options)
         answers = {}
         for row, one, ids in zip(rows, looked, out.tolist(), strict=True):
             memory = memories[row]
-            read = set() if one.best is None else {first_beside(memory, one.best), one.best}
+            read = set() if one.best is None else set(one.best.writes(self.config.K))
             sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)
             answers[row] = Answer(self.said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
         return answers

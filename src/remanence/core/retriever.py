@@ -86,11 +86,11 @@ def _block_scores(keys_wGR: Tensor, queries_RT: Tensor) -> Tensor:
 
 def block_scores_of(writes: Tensor, queries_TR: Tensor, keys: Sequence[Tensor], scale: float) -> Tensor:
     """`block_scores` of the writes with these numbers alone, all exact, float32 [len(writes)]."""
-    products_SGT = _rows_of(keys, writes).float() @ queries_TR.float().T
+    products_SGT = rows_of(keys, writes).float() @ queries_TR.float().T
     return products_SGT.amax(1).mean(1) * scale
 
 
-def _rows_of(blocks: Sequence[Tensor], rows: Tensor) -> Tensor:
+def rows_of(blocks: Sequence[Tensor], rows: Tensor) -> Tensor:
     """Rows of blocks that follow each other, by number [len(rows), ...]."""
     found = blocks[0].new_empty(len(rows), *blocks[0].shape[1:])
     start = 0

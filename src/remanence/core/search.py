@@ -25,8 +25,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .retriever import block_scores
+
 _MEANING, _WORDS = 4.0, 3.0  # bring the two parts of a score to the size of logits
 _WORD_START = -0.7  # logarithm of a word's weight before training
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is compared with writes: queries [T, R], words and their weights [T], and the scale of products."""
+
+    queries: Tensor
+    words: Tensor
+    weights: Tensor
+    scale: float
+
+    def scores(self, keys: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
+        """Of every write (`block_scores`, `word_scores`) [W]."""
+        return block_scores(self.queries, keys, self.scale) + word_scores(self.words, self.weights, words)
 
 
 @dataclass(frozen=True)
@@ -34,12 +50,14 @@ class Found:
     """What a search tells of one question.
 
     scores: of every write, float32 [W]. null: the score of "nothing relevant". needs: how much more likely than not,
-    as a logit, the question asks for something that only a memory can tell.
+    as a logit, the question asks for something that only a memory can tell. question: what was compared, or None where
+    there was nothing to compare it with.
     """
 
     scores: Tensor
     null: float
     needs: float
+    question: Question | None = None
 
     @property
     def relevant(self) -> bool:

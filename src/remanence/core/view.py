@@ -161,6 +161,10 @@ class View(Memory):
             return scores
         return scores.masked_fill(self._unread_W.repeat_interleave(scores.shape[-1] // self.write_count), -torch.inf)
 
+    def may_read(self, writes: Tensor) -> Tensor:
+        """As of a memory."""
+        return super().may_read(writes) if self._unread_W is None else ~self._unread_W[writes]
+
     def begins(self, writes: Tensor) -> Tensor:
         """Of some writes, which have no write before them in their own memory that may be read."""
         first = torch.tensor([part.stored for part in self.parts])

@@ -64,6 +64,10 @@ class Part:
     characters: int
     tags: Tags
 
+    def continues(self, before: Part) -> bool:
+        """Whether it goes on with the text of the part before it, or with one that was told with the same words."""
+        return (self.source, self.time, self.tags) == (before.source, before.time, before.tags)
+
 
 @dataclass(frozen=True)
 class Write:

@@ -1,0 +1,172 @@
+"""What is looked at by itself (`looking.py`): a write with the one before it, or a few sentences of what was written.
+
+A write is cut where its K tokens end, and holds the end of one sentence, two others and the beginning of a fourth. A
+small reader that has only the sentences that matter answers more, and tells much better whether they answer at all. So
+with `look_at="sentences"` the writes that the search found are cut into spans at the ends of their sentences and texts
+(`sentences`); those that fit the question best are looked at.
+
+A span is a row of vectors that follow each other. That asks for one vector a token (K = `chunk_tokens`), and for the
+texts of the writes (`keep_text`), which tell where sentences end. A write without its text is cut every 20 tokens.
+
+Legend:  K vectors a write   G keys a write   R key size   T tokens of the question   S spans
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .memory import Memory
+from .retriever import rows_of
+from .search import Question
+
+_LONG = 40  # tokens of a span; a text that is no longer is one span
+_SHORT = 6  # a sentence of fewer tokens stays with the one beside it
+_ENDS = re.compile(r"[.!?…][\"')\]’”»]*(?=\s)|\n")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Vectors first .. end - 1 of every layer, by row in the long-term store, as they were written one by one."""
+
+    first: int
+    end: int
+
+    def writes(self, K: int) -> list[int]:
+        """The writes that they are of."""
+        return list(range(self.first // K, (self.end - 1) // K + 1))
+
+    def write(self, K: int) -> int:
+        """The write that most of them are of; the newer one of two."""
+        return max(self.writes(K), key=lambda w: (min(self.end, (w + 1) * K) - max(self.first, w * K), w))
+
+
+def first_beside(memory: Memory, write: int) -> int:
+    """The first write that is read with a write: the one before it, or itself if there is none."""
+    return write - 1 + int(memory.begins(torch.tensor([write]))[0])
+
+
+def pairs(memory: Memory, writes: Iterable[int]) -> list[Span]:
+    """Each write with the one before it."""
+    K = memory.config.K
+    return [Span(first_beside(memory, write) * K, (write + 1) * K) for write in writes]
+
+
+def sentences(
+    memory: Memory, writes: Sequence[int], tokenizer: Any, question: Question, count: int
+) -> tuple[list[Span], Tensor]:
+    """The spans of some writes that fit a question best, best first, at most `count`; and their scores.
+
+    A text of up to 40 tokens is one span. Of a longer one every sentence is, with as many of the sentences before it as
+    40 tokens have room for. A span is scored as a write is, by those keys and words
+    that are of its own tokens.
+
+    Args:
+        memory: read.
+        writes: their numbers; spans that begin or end in the writes beside them count too.
+        tokenizer: of the model that wrote them.
+        question: what is searched for.
+        count: of spans.
+    """
+    found, wanted, K = list[Span](), set(writes), memory.config.K
+    for run in _runs(memory, wanted):
+        begins = {write * K + token: text for write in run for token, text in _begins(memory, write, tokenizer).items()}
+        own = spans_of(begins, run[0] * K, (run[-1] + 1) * K)
+        found += [span for span in own if not wanted.isdisjoint(span.writes(K))]
+    if not found:
+        return [], torch.zeros(0)
+    best = scores_of(memory, found, question).topk(min(count, len(found)))
+    return [found[i] for i in best.indices.tolist()], best.values
+
+
+def _runs(memory: Memory, writes: set[int]) -> list[list[int]]:
+    """The writes, and those beside them that may be read, in runs that follow each other."""
+    near = sorted(writes | {w - 1 for w in writes} | {w + 1 for w in writes})
+    near = [w for w in near if memory.first_write <= w < memory.write_count]
+    numbers = torch.tensor(near, dtype=torch.long)
+    runs = list[list[int]]()
+    for write, readable, begins in zip(near, memory.may_read(numbers), memory.begins(numbers), strict=True):
+        if not readable:
+            continue
+        if runs and runs[-1][-1] == write - 1 and not begins:
+            runs[-1].append(write)
+        else:
+            runs.append([write])
+    return [run for run in runs if not writes.isdisjoint(run)]
+
+
+def _begins(memory: Memory, write: int, tokenizer: Any) -> dict[int, bool]:
+    """The tokens of a write, from 0, at which a sentence begins; of each, whether a text does."""
+    record, K = memory.writes[write], memory.config.K
+    if record.text is None or not getattr(tokenizer, "is_fast", False):
+        return {0: True}
+    places = {end.end(): False for end in _ENDS.finditer(record.text)}
+    at, last = 0, None if write == memory.first_write else [*memory.writes[write - 1].parts()][-1]
+    for part in record.parts():
+        if last is None or not part.continues(last):
+            places[at] = True
+        at, last = at + part.characters, part
+    offsets = tokenizer(
+        record.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+    ).offset_mapping
+    # What was cut inside a word may fall into other tokens when it is read again; then it is about here.
+    ratio = K / max(1, len(offsets))
+    ends = torch.tensor([end for _, end in offsets])
+    found = {int(int((ends <= place).sum()) * ratio): text for place, text in sorted(places.items())}
+    return {token: text for token, text in found.items() if token < K}
+
+
+def spans_of(begins: Mapping[int, bool], first: int, end: int) -> list[Span]:
+    """The spans of the rows first .. end - 1.
+
+    Args:
+        begins: the rows where a sentence begins; of each, whether a text does.
+        first, end: rows.
+    """
+    starts = sorted({first, *(row for row in begins if first < row < end)})
+    texts = list[list[Span]]()
+    for start, stop in itertools.pairwise([*starts, end]):
+        if start == first or begins[start]:
+            texts.append([])
+        last = texts[-1][-1] if texts[-1] else Span(start, start)
+        if texts[-1] and min(stop - start, last.end - last.first) < _SHORT and stop - last.first <= _LONG:
+            texts[-1][-1] = Span(last.first, stop)
+        else:
+            parts = -(-(stop - start) // (_LONG // 2)) if stop - start > _LONG else 1
+            cuts = [start + (stop - start) * i // parts for i in range(parts + 1)]
+            texts[-1] += [Span(a, b) for a, b in itertools.pairwise(cuts)]
+    found = list[Span]()
+    for text in texts:
+        if text[-1].end - text[0].first <= _LONG:
+            found.append(Span(text[0].first, text[-1].end))
+            continue
+        for sentence in text:
+            begin = min(
+                each.first for each in text if each.first <= sentence.first and sentence.end - each.first <= _LONG
+            )
+            found.append(Span(begin, sentence.end))
+    return found
+
+
+def scores_of(memory: Memory, spans: Sequence[Span], question: Question) -> Tensor:
+    """How well spans fit a question, as a search scores writes, float32 [S]."""
+    K, group = memory.config.K, memory.config.key_group
+    numbers = torch.unique(torch.tensor([write for span in spans for write in span.writes(K)]))
+    keys_RX = rows_of(memory.keys(0), numbers - memory.first_write).flatten(0, 1).float().T
+    words_X = rows_of(memory.words(), numbers - memory.first_write).flatten()
+    products_TX = question.queries @ keys_RX * question.scale
+    scores = torch.zeros(len(spans))
+    for place, span in enumerate(spans):
+        # Its rows lie together here too: the writes of a span follow each other.
+        first = int(torch.searchsorted(numbers, span.first // K)) * K + span.first % K
+        end = first + span.end - span.first
+        held = torch.isin(question.words, words_X[first:end])
+        best = products_TX[:, first // group : -(-end // group)].amax(1)
+        scores[place] = best.mean() + question.weights[held].sum()
+    return scores
