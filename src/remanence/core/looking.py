@@ -22,7 +22,7 @@ from transformers import LogitsProcessor
 
 from .cache import MemoryCache, Slots
 from .memory import Memory
-from .read import Reader, Source, source
+from .read import Reader, Source, StoredVectors, source
 from .search import Found
 
 _WEIGHT = 0.4  # of the search's score beside the reader's odds
@@ -184,7 +184,7 @@ class WriteSlots:
         device = model.attachment.device
         self._padding = (self.length - own).to(device)
         self._positions = (torch.arange(self.length, device=device)[None] - self._padding[:, None]).clamp_min(0)
-        self._again: dict[Memory, list[Tensor]] = {}
+        self._stored = {memory: StoredVectors(model, memory) for memory in self._places}
 
     def mask(self) -> Tensor:
         """Which slots exist [B, P]."""
@@ -198,7 +198,7 @@ class WriteSlots:
         for memory, places in self._places.items():
             wanted = torch.cat([self._spans[place] for place in places])
             rows, at = torch.unique(wanted, return_inverse=True)
-            vectors = self._vectors(memory, layer, rows).to(front)
+            vectors = self._stored[memory].at(layer, rows).to(front)
             done = 0
             for place in places:
                 count = len(self._spans[place])
@@ -212,14 +212,3 @@ class WriteSlots:
         if repeats == 1:
             return made
         return Slots(made.keys.repeat_interleave(repeats, 0), made.values.repeat_interleave(repeats, 0))
-
-    def _vectors(self, memory: Memory, layer: int, rows: Tensor) -> Tensor:
-        """Vectors of a memory by row; if only tokens are kept, encoded once for all layers."""
-        if self.model.config.store_dtype != "tokens":
-            return memory.long_term(layer, rows)
-        K = self.model.config.K
-        writes, of_row = torch.unique(rows // K, return_inverse=True)
-        if memory not in self._again:
-            self._again[memory] = self.model.encode_again(memory, writes)
-        vectors = self._again[memory][layer]
-        return vectors[(of_row * K + rows % K).to(vectors.device)]

@@ -26,6 +26,7 @@ from .forgetting import Forgotten, Wanted, forget
 from .memory import Memory
 from .merging import merged
 from .policies import named
+from .read import StoredVectors
 from .retriever import attention_keys
 from .search import Search
 from .writes import Limits, Pending, Tags, Write
@@ -197,11 +198,9 @@ class Writer(AttachedDecoder, Asked):
     def _with_pool(self, memory: Memory) -> Memory:
         """A memory whose pool is zeros if only tokens are stored: with the pool."""
         if self.config.store_dtype == "tokens" and memory.pool_size:
-            K, rows_Ln = self.config.K, memory.pool_rows_Ln
-            writes, of_row = torch.unique(rows_Ln // K, return_inverse=True)
-            again = self.encode_again(memory, writes)
-            for layer, places in enumerate(of_row * K + rows_Ln % K):
-                memory.pool_LnD[layer] = again[layer][places.to(again[layer].device)].to(memory.pool_LnD)
+            vectors = StoredVectors(self, memory)
+            for layer, rows in enumerate(memory.pool_rows_Ln):
+                memory.pool_LnD[layer] = vectors.at(layer, rows).to(memory.pool_LnD)
         return memory
 
     def merge(self, one: Memory, other: Memory) -> Memory:
