@@ -219,6 +219,22 @@ def test_the_base_answers_what_needs_no_memory(tokenizer: Any) -> None:
             assert answer.ids == out[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.parametrize("looks", [0, 3])
+def test_a_forced_write_is_read_where_the_base_would_answer(looks: int, tokenizer: Any) -> None:
+    """Beside a question that the base answers by itself, in either order."""
+    # Was a bug: `force` went on to Hugging Face's generate, which refused it.
+    model = model_of(tokenizer, base_answers=True, looks=looks)
+    memories, questions = [told(model, 6), told(model, 6, 1)], ["Why is the sky blue?", "Who?"]
+    with torch.no_grad():
+        model.retriever.needs.bias.fill_(-1.0)
+        model.retriever.null.bias.fill_(99.0)
+    for force in ([2, None], [None, 3], [2, 3]):
+        answers = model.ask_batch(memories, questions, force=force, max_new_tokens=3)
+        for answer, write in zip(answers, force, strict=True):
+            assert answer.recalled is (write is not None)
+            assert write is None or all(write in layer for layer in answer.read)
+
+
 # Rounded vectors ------------------------------------------------------------------------------------------------------
 
 

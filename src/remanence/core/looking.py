@@ -22,11 +22,11 @@ from transformers import LogitsProcessor
 
 from .cache import MemoryCache, Slots
 from .memory import Memory
-from .read import Reader, Source, source
+from .read import Reader, Source, StoredVectors, source
 from .search import Found
 from .spans import Span, pairs, sentences
 
-# The weight of the search's score beside the reader's odds; and from how far below the best one on a newer one is taken.
+# Weight of the search's score beside the reader's odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES = (0.4, 2.0), (0.2, 0.5)
 _SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
 _SURE = 1e-6  # the reader's probabilities are not trusted beyond
@@ -203,7 +203,7 @@ class SpanSlots:
         device = model.attachment.device
         self._padding = (self.length - own).to(device)
         self._positions = (torch.arange(self.length, device=device)[None] - self._padding[:, None]).clamp_min(0)
-        self._again: dict[Memory, list[Tensor]] = {}
+        self._stored = {memory: StoredVectors(model, memory) for memory in self._places}
 
     def mask(self) -> Tensor:
         """Which slots exist [B, P]."""
@@ -217,7 +217,7 @@ class SpanSlots:
         for memory, places in self._places.items():
             wanted = torch.cat([self._spans[place] for place in places])
             rows, at = torch.unique(wanted, return_inverse=True)
-            vectors = self._vectors(memory, layer, rows).to(front)
+            vectors = self._stored[memory].at(layer, rows).to(front)
             done = 0
             for place in places:
                 count = len(self._spans[place])
@@ -231,14 +231,3 @@ class SpanSlots:
         if repeats == 1:
             return made
         return Slots(made.keys.repeat_interleave(repeats, 0), made.values.repeat_interleave(repeats, 0))
-
-    def _vectors(self, memory: Memory, layer: int, rows: Tensor) -> Tensor:
-        """Vectors of a memory by row; if only tokens are kept, encoded once for all layers."""
-        if self.model.config.store_dtype != "tokens":
-            return memory.long_term(layer, rows)
-        K = self.model.config.K
-        writes, of_row = torch.unique(rows // K, return_inverse=True)
-        if memory not in self._again:
-            self._again[memory] = self.model.encode_again(memory, writes)
-        vectors = self._again[memory][layer]
-        return vectors[(of_row * K + rows % K).to(vectors.device)]

@@ -220,7 +220,7 @@ class MemoryDecoder(Writer):
             if options.get(name) is not None:
                 raise ConfigError(f"{name} does not work with a memory; leave it out (prompt_lookup_num_tokens works).")
         device, width = self.attachment.device, max(map(len, prompts))
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        pad = self.prompts.padding()
         ids = torch.full((len(prompts), width), pad, device=device)
         mask = torch.zeros_like(ids)
         asking = torch.zeros_like(ids, dtype=torch.bool)
@@ -288,14 +288,19 @@ class MemoryDecoder(Writer):
         histories: Sequence[Sequence[tuple[str, str]]] | None = None,
         max_new_tokens: int = 32,
         only: Only | None = None,
+        force: Sequence[int | None] | None = None,
         **options: Any,
     ) -> list[Answer]:
-        """Answer one question per memory in one go; equal to asking each alone. The arguments are those of `ask`."""
+        """Answer one question per memory in one go; equal to asking each alone. The other arguments are those of `ask`.
+
+        Args:
+            force: as in `reading`. Where a write is forced, memory is read even if the base would answer by itself.
+        """
         memories = self.readable(memories, only)
         options = {"do_sample": False} | options
         if options.get("num_return_sequences", 1) != 1:
             raise ConfigError("ask gives one answer a question; for several use generate(num_return_sequences=...).")
-        histories = histories or [()] * len(questions)
+        histories, force = histories or [()] * len(questions), force or [None] * len(questions)
         prompts, asks = [], []
         for memory, question in zip(memories, questions, strict=True):
             prompt, asked = self.whole_prompt(memory, question, max_new_tokens)
@@ -305,18 +310,19 @@ class MemoryDecoder(Writer):
         found: list[Found] | None = None
         if self.config.score_layers == "one":
             found = self.search(memories, [self.encode(question.strip()) for question in questions])
-        alone = [r for r in rows if found is not None and self._base_answers(found[r])]
+        alone = [r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])]
         answers: dict[int, Answer] = {}
         for row in alone:
             answers[row] = self.answer_alone(questions[row], histories[row], max_new_tokens=max_new_tokens, **options)
         rest = [r for r in rows if r not in answers]
         if rest and found is not None and self.config.looks:
-            answers |= self._answer_looking(memories, prompts, found, rest, max_new_tokens, options)
+            answers |= self._answer_looking(memories, prompts, found, rest, force, max_new_tokens, options)
         elif rest:
             out, read = self.generate(
                 [memories[r] for r in rest],
                 [prompts[r] for r in rest],
                 asks=[asks[r] for r in rest],
+                force=[force[r] for r in rest],
                 found=None if found is None else [found[r] for r in rest],
                 max_new_tokens=max_new_tokens,
                 **options,
@@ -334,11 +340,11 @@ class MemoryDecoder(Writer):
         prompts: Sequence[list[int]],
         found: Sequence[Found],
         rows: Sequence[int],
+        force: Sequence[int | None],
         max_new_tokens: int,
         options: dict[str, Any],
     ) -> dict[int, Answer]:
         """Answers of those rows, each from the span that is most likely to answer it (`looking.py`)."""
-        force = options.pop("force", None) or [None] * len(memories)
         unknown, looked, begun = self.encode(UNKNOWN), list[Looked](), list[Begun]()
         with self.attachment.hooks(), self.adapter("read"):
             for row in rows:
@@ -371,7 +377,7 @@ class MemoryDecoder(Writer):
 
     def _go_on(self, begun: Begun, last: int, options: dict[str, Any]) -> Tensor:
         """Generate from a prompt that was read already, but for its last token [1, new]."""
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        pad = self.prompts.padding()
         ids = torch.tensor([[last]], device=self.attachment.device)
         with torch.no_grad(), self.attachment.hooks(), self.adapter("read"):
             out: Tensor = self.base.generate(
@@ -413,7 +419,7 @@ class MemoryDecoder(Writer):
             options: for Hugging Face's `generate`; greedy by default.
         """
         width, device = max(map(len, prompts)), self.attachment.device
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
+        pad = self.prompts.padding()
         ids = torch.tensor([[pad] * (width - len(one)) + one for one in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in prompts], device=device)
         with self.plain() as base:

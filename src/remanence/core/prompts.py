@@ -28,6 +28,11 @@ class Prompts:
         first = self.tokenizer.bos_token_id
         return int(first if first is not None else self.tokenizer.eos_token_id or 0)
 
+    def padding(self) -> int:
+        """The token in front of shorter prompts; masked, so any will do."""
+        padding = self.tokenizer.pad_token_id
+        return 0 if padding is None else int(padding)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a user's text, which cannot spell control tokens."""
         ids: list[int] = self.tokenizer(

@@ -78,6 +78,30 @@ class Reader(Protocol):
         ...
 
 
+class StoredVectors:
+    """The long-term vectors of a memory. Where it keeps only tokens, they are encoded again, once for all layers.
+
+    Args:
+        model: encodes.
+        memory: keeps vectors, or tokens.
+    """
+
+    def __init__(self, model: Reader, memory: Memory) -> None:
+        self.model, self.memory = model, memory
+        self._again: list[Tensor] | None = None  # of the writes that the first layer asked for, a layer each
+
+    def at(self, layer: int, rows: Tensor) -> Tensor:
+        """Vectors of a layer by row [len(rows), D]; if only tokens are kept, all layers must ask for the same rows."""
+        if self.model.config.store_dtype != "tokens":
+            return self.memory.long_term(layer, rows)
+        K = self.model.config.K
+        writes, of_row = torch.unique(rows // K, return_inverse=True)
+        if self._again is None:
+            self._again = self.model.encode_again(self.memory, writes)
+        vectors = self._again[layer]
+        return vectors[(of_row * K + rows % K).to(vectors.device)]
+
+
 class ReadSlots:
     """The `SlotProvider` of a read (M+ §3.2): per row and layer [start; retrieved, oldest first; pool].
 
@@ -116,7 +140,7 @@ class ReadSlots:
         # By row, what was ranked last. One search and pools that are alike in all layers make one ranking of all.
         self._ranked: dict[int, tuple[Tensor, Tensor, float, Tensor | None]] = {}
         self._ranks_once = found is not None and config.drop == "oldest"
-        self._again: dict[int, list[Tensor]] = {}  # by row: what was encoded again, a layer each
+        self._stored = [StoredVectors(model, memory) for memory in memories]
         self.read: list[list[tuple[Tensor, Tensor, float]]] = []  # layer, row: rows read, scores of writes, null
 
     def mask(self) -> Tensor:
@@ -146,7 +170,7 @@ class ReadSlots:
             if self._start_rows is not None and start:
                 front[b, width - own] = self._start_rows[layer].to(front)
             if len(rows):
-                front[b, width - len(rows) :] = self._vectors(b, layer, rows).to(front)
+                front[b, width - len(rows) :] = self._stored[b].at(layer, rows).to(front)
             if bias is not None and own_bias is not None:
                 bias[b, int(self._padding[b]) :] = own_bias[1 - start :].to(bias)
             entries.append((torch.cat([rows, memory.pool_rows_Ln[layer]]), scores, null))
@@ -178,16 +202,6 @@ class ReadSlots:
             of_write = self._of_rows(memory, scores, writes * config.K)
             bias[1:] -= config.recency * superseded(of_write, torch.ones_like(of_write).bool())[of_row]
         return rows, scores, null, bias
-
-    def _vectors(self, row: int, layer: int, rows: Tensor) -> Tensor:
-        """Long-term vectors of a row's memory [len(rows), D]; if only tokens are kept, encoded at the first layer."""
-        memory, K = self.memories[row], self.model.config.K
-        if self.model.config.store_dtype != "tokens":
-            return memory.long_term(layer, rows)
-        writes, of_row = torch.unique(rows // K, return_inverse=True)
-        if row not in self._again:
-            self._again[row] = self.model.encode_again(memory, writes)
-        return self._again[row][layer][(of_row * K + rows % K).to(self._again[row][layer].device)]
 
     def _pool(self, layer: int, memory: Memory, first: int, like: Tensor) -> Slots:
         """Slots of a memory's pool at positions from `first` on [1, H, n, E], computed as a tensor of the layer's is.

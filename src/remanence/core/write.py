@@ -26,6 +26,7 @@ from .forgetting import Forgotten, Wanted, forget
 from .memory import Memory
 from .merging import merged
 from .policies import named
+from .read import StoredVectors
 from .retriever import attention_keys
 from .search import Search
 from .writes import Limits, Pending, Tags, Write
@@ -184,7 +185,8 @@ class Writer(AttachedDecoder, Asked):
 
         The arguments and errors are those of `forget`.
         """
-        now, expired = clock.time(), memory.expired(clock.time())
+        now = clock.time()
+        expired = memory.expired(now)
         waits = any(memory.waits_expired(piece, now) for piece in memory.pending)
         if not waits and (expired is None or not expired.any()):
             return Forgotten([], 0, memory.write_count, 0)
@@ -197,11 +199,9 @@ class Writer(AttachedDecoder, Asked):
     def _with_pool(self, memory: Memory) -> Memory:
         """A memory whose pool is zeros if only tokens are stored: with the pool."""
         if self.config.store_dtype == "tokens" and memory.pool_size:
-            K, rows_Ln = self.config.K, memory.pool_rows_Ln
-            writes, of_row = torch.unique(rows_Ln // K, return_inverse=True)
-            again = self.encode_again(memory, writes)
-            for layer, places in enumerate(of_row * K + rows_Ln % K):
-                memory.pool_LnD[layer] = again[layer][places.to(again[layer].device)].to(memory.pool_LnD)
+            vectors = StoredVectors(self, memory)
+            for layer, rows in enumerate(memory.pool_rows_Ln):
+                memory.pool_LnD[layer] = vectors.at(layer, rows).to(memory.pool_LnD)
         return memory
 
     def merge(self, one: Memory, other: Memory) -> Memory:
@@ -309,11 +309,11 @@ class Writer(AttachedDecoder, Asked):
                 self.attachment.decoder(ids, past_key_values=cache, use_cache=True)
             kept = cache.kept
         kept = [states_CKD.to(device) for states_CKD in kept]
-        states_CLKD, made = torch.stack(kept, 1), kept
+        vectors_CLKX = states_CLKD = torch.stack(kept, 1)
         if self.whole:
             with self.adapter("write"):
                 made = [self.attachment.keys_values(layer, states_CKD) for layer, states_CKD in enumerate(kept)]
-        vectors_CLKX = torch.stack(made, 1) if self.whole else states_CLKD
+            vectors_CLKX = torch.stack(made, 1)
         if self.offset is not None and self.unread(memory.pool_size):
             vectors_CLKX[:, :-1] += self.offset.to(vectors_CLKX)  # as the published code does
         keys = [self.retriever_keys(each) if self.config.long_term else None for each in states_CLKD]
