@@ -20,7 +20,7 @@ from remanence.core.looking import candidates
 from remanence.core.memory import Memory
 from remanence.core.merging import merged
 from remanence.core.view import View, over, readable
-from remanence.core.writes import Tags
+from remanence.core.writes import Tags, Write
 from test_cli import refused, run
 from test_search import CHUNK, model_of
 
@@ -163,6 +163,7 @@ def test_what_has_expired_is_not_read(kind: str, tokenizer: Any, monkeypatch: py
         swept = model.sweep(memory)
         assert swept.texts and model.readable([memory])[0] is memory
         assert model.sweep(memory).texts == []
+        assert not memory.has_ends  # else every first question would read all writes for nothing
         monkeypatch.undo()
 
 
@@ -178,6 +179,11 @@ def test_only_what_matches_is_read(model: MemoryModel) -> None:
         assert bool(right) == bool([s for s in answer.sources if s.write >= 0])
     model.forget(memory, Wanted(metadata={"team": "sales"}))
     assert all(dict(p.tags.metadata)["team"] == "ops" for w in memory.writes for p in w.parts())
+
+
+def test_a_label_of_several_texts_names_those_that_have_one() -> None:
+    for pieces, label in (((("a", 1.0, 2), ("", 2.0, 3)), "a"), ((("", 1.0, 2), ("b", 2.0, 3), ("c", 3.0, 1)), "b; c")):
+        assert Write(0, pieces[0][0], 1.0, 0, 4, "text", pieces).label == label
 
 
 def test_limits(model: MemoryModel) -> None:
