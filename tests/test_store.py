@@ -16,8 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ from remanence.store import MemoryInfo, MemoryStore
 from remanence.store import catalogue as catalogue_module
 from remanence.store import segments as segments_module
 from remanence.store.catalogue import Catalogue
+from remanence.store.portable import unpack
 
 LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 TESTS = Path(__file__).parent
@@ -1448,6 +1451,8 @@ def test_quotas(store: MemoryStore) -> None:
 def test_exported_and_imported_is_the_same(changes: dict[str, Any], store: MemoryStore, tmp_path: Path) -> None:
     """On another machine, bit for bit; it goes on alike."""
     memory = add(start(small(**changes)), 7)
+    text = f"{memory.writes[6].text}\n" + "\N{LINE SEPARATOR}, \x85 and \x0b are ends of lines for Python."
+    memory.writes._new[6] = replace(memory.writes[6], text=text)
     memory.pending.append(Pending("a label", 12.5, (1, 2, 3)))
     store.save("ada", memory)
     store.export("ada", tmp_path / "ada.memory")
@@ -1475,15 +1480,23 @@ def test_an_exported_file_that_was_changed_is_refused(store: MemoryStore, tmp_pa
     store.export("ada", path)
     data, right = path.read_bytes(), state(store.load("ada"))
     rng, broken = random.Random(1), tmp_path / "broken.memory"
-    for at in [rng.randrange(len(data)) for _ in range(150)]:
+    with zipfile.ZipFile(path) as archive:  # what ZIP itself puts there, of which `zipfile` checks little
+        headers = list(range(archive.start_dir, len(data)))
+        for entry in archive.infolist():
+            headers += range(entry.header_offset, entry.header_offset + 30 + len(entry.filename))
+    flips = [(rng.randrange(len(data)), rng.randrange(8)) for _ in range(150)]
+    for at, bit in [*flips, *((at, bit) for at in headers for bit in rng.sample(range(8), 2))]:
         changed = bytearray(data)
-        changed[at] ^= 1 << rng.randrange(8)
+        changed[at] ^= 1 << bit
         broken.write_bytes(changed)
         try:
-            found = MemoryStore(tmp_path / f"s{at}").import_(broken, "x")
+            found = unpack(broken)
         except (MemoryCorrupt, InputError, IncompatibleMemory):
             continue
         assert state(found) == right, at  # a byte that means nothing, such as a file's time
+    broken.write_bytes(data[:40] + b"?" + data[41:])
+    with pytest.raises((MemoryCorrupt, InputError)):
+        MemoryStore(tmp_path / "s").import_(broken, "x")
     for length in (0, 10, len(data) // 2, len(data) - 1):
         broken.write_bytes(data[:length])
         with pytest.raises((MemoryCorrupt, InputError)):
