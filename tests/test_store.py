@@ -775,7 +775,7 @@ def test_order(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_goes_is_gone_for_good(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders are synced after a removal: before the name goes, or it would come back as nobody's; before it is said."""
+    """Folders are synced after a removal, before the name goes: or they would come back as nobody's."""
     memory = add(start(), 6)
     store.save("ada", memory)
     memory.become(add(memory.before(3), 1), 3)
@@ -1450,7 +1450,9 @@ def test_what_is_sound_is_salvaged(store: MemoryStore) -> None:
     assert left.writes == [write for write in whole.writes if write["index"] in (0, 1, 3)]
     query(store, "UPDATE pending SET source = 'b label'")
     assert store.salvage("ada").pending is None
-    query(store, 'UPDATE writes SET "index" = 3000000 WHERE "index" = 4')  # what is damaged does not say how much is lost
+    query(
+        store, 'UPDATE writes SET "index" = 3000000 WHERE "index" = 4'
+    )  # what is damaged does not say how much is lost
     query(store, "UPDATE generations SET writes = 4000000")
     assert store.salvage("ada").lost == [2, 4, 5]
     with pytest.raises(UnknownMemory):

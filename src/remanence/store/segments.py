@@ -96,17 +96,15 @@ class Saving:
         stay = [part for part in before if memory.base <= part.last < done]
         cut = [part for part in before if part.first < done <= part.last]  # its last records were replaced
         grows: list[Part] = []  # the file that takes more, or none
-        free = bool(stay) and stay[-1].last + 1 - stay[-1].first < most
-        alike = bool(stay) and stay[-1].file.name.endswith(ENDING) == bool(self.secret)  # all of a file is, or nothing
-        if free and alike and not cut and done < memory.write_count:
-            shared = os.stat(self.folder / stay[-1].file.name).st_nlink > 1  # with a fork: it is copied
+        last = stay[-1] if stay and not cut and done < memory.write_count else None
+        if last is not None and last.last + 1 - last.first < most and _encrypted(last.file) == bool(self.secret):
+            shared = os.stat(self.folder / last.file.name).st_nlink > 1  # with a fork: it is copied
             (cut if shared else grows).append(stay.pop())
         at = max(memory.base, cut[0].first if cut else done)
         new = self.new[kind] = []
         while at < memory.write_count:
             if grows:
-                last = grows.pop()
-                first, file = last.first, last.file
+                first, file = grows[0].first, grows.pop().file
             else:
                 ending = f"-{os.urandom(8).hex()}{ENDING}" if self.secret else ""  # such a file is like no other
                 first, file = at, File(f"{kind}-{at}-{self.generation}{ending}", "", 0)
@@ -243,6 +241,11 @@ def _read_file(path: Path, secret: Secret | None) -> dict[str, Tensor]:
     if secret is None:
         raise ValueError(f"{path.name} is encrypted, and the store has no key")
     return load(secret.open(path.read_bytes(), _plain(path.name)))
+
+
+def _encrypted(file: File) -> bool:
+    """Whether a file is encrypted, all of it; in a store whose encryption was cut short not all are."""
+    return file.name.endswith(ENDING)
 
 
 def _plain(name: str) -> str:
@@ -415,7 +418,7 @@ def _mapped(
     if size < part.file.bytes:
         raise _damaged(name, f"{path} has {size} bytes, expected {part.file.bytes}")
     raw = torch.from_file(str(path), shared=False, size=part.file.bytes, dtype=torch.uint8)
-    secret, hidden = writes.secret, path.name.endswith(ENDING)
+    secret, hidden = writes.secret, _encrypted(part.file)
     plain = torch.empty_like(raw) if hidden else raw  # takes room where it is decrypted, as it is looked at
     whole, raw_records = plain.view(records.dtype).view(count, *records.shape), raw.view(count, records.nbytes)
     known = count if fresh is None else max(0, min(count, fresh - part.first))

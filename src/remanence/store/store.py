@@ -1,19 +1,20 @@
 """`MemoryStore`: named memories on disk. It knows files and SQLite, never models; docs/format.md describes the bytes.
 
-    root/catalogue.sqlite                      names, writes, pending text, and which files are whole, with their hashes
-    root/memories/<id>/long-*.safetensors      the long-term store, a few writes a file
-    root/memories/<id>/state-*.safetensors     the short-term pool
-    root/locks/*.lock                          one a memory, held by whoever writes it
+    root/catalogue.sqlite                   names, writes, pending text, and which files count, with their hashes
+    root/memories/<id>/vectors-*, keys-*    the long-term store, one record a write
+    root/memories/<id>/pool-*, state-*      the short-term pool, and what changes with every save
+    root/locks/*.lock                       one a memory, held by whoever writes it
 
 Three rules make it safe:
 
-1. A file never changes. A save writes new ones under a temporary name, syncs, renames, and syncs the folder.
-2. The catalogue decides. A file counts from the one SQLite transaction that names it; any other file is a leftover of
-   a save that did not finish, and the next save removes it.
-3. Nothing is believed. Loading checks the digest of every row, the size and the SHA-256 of every file, and runs nothing
-   (no pickle).
+1. What counts of a file never changes. A save puts records behind those that are there, and syncs the file; other files
+   it writes under a temporary name, syncs, renames, and syncs the folder.
+2. The catalogue decides. A file, and how many of its bytes, counts from the one SQLite transaction that names it; the
+   rest is a leftover of a save that did not finish, and the next save removes it.
+3. Nothing is believed. Digests of rows, files and records are checked before they are used, and nothing is run (no
+   pickle).
 
-Texts are stored as they are, not encrypted, in files that only their owner may read.
+Texts are stored as they are, in files that only their owner may read, unless the store is encrypted (`secret.py`).
 """
 
 from __future__ import annotations
@@ -333,7 +334,7 @@ class MemoryStore:
             yield
 
     def export(self, name: str, path: Path | str, *, texts: bool = True) -> None:
-        """Write a memory to one file that `import_` takes on any machine.
+        """Write a memory to one file that `import_` takes on any machine. It is plain, also if the store is encrypted.
 
         Args:
             name: of the memory.
