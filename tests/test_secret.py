@@ -226,7 +226,7 @@ def test_the_command(tmp_path: Path) -> None:
     refused(with_key("x", home, "ask", "What is the code?", "--memory", "ada"), "another one")
     asked = with_key(KEY, home, "ask", "What is the code?", "--memory", "ada")
     assert asked.returncode == 0 and "4711" in asked.stdout
-    exported = with_key(KEY, home, "memory", "export", "ada", tmp_path / "ada.memory", "--json")
+    exported = with_key(KEY, home, "memory", "export", "ada", str(tmp_path / "ada.memory"), "--json")
     assert "is not encrypted, though the store is" in exported.stderr and json.loads(exported.stdout)["bytes"] > 0
     db = sqlite3.connect(home / "catalogue.sqlite")
     assert all(isinstance(text, bytes) for (text,) in db.execute("SELECT text FROM writes"))

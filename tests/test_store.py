@@ -866,7 +866,7 @@ class Faults:
         patch = self._context.__enter__()
         connect = sqlite3.connect
         patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"factory": Faulty}))
-        for name in ("fsync", "replace", "unlink", "mkdir"):
+        for name in ("fsync", "replace", "unlink", "mkdir", "link"):
             patch.setattr(os, name, self.wrap(name, getattr(os, name)))
         patch.setattr(shutil, "rmtree", self.wrap("rmtree", shutil.rmtree))
         for name in ("save_file", "append"):
@@ -1033,6 +1033,36 @@ def test_a_delete_that_fails_at_any_step(
         if not faults.fired:
             return
     pytest.fail("the delete has no end")
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["killed", "refused"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_fork_that_fails_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, dead: bool) -> None:
+    """Afterwards the copy is whole or not there, and can be made; the other memory is as it was."""
+    for at in range(1, 100):
+        store = _saved(MemoryStore(tmp_path / str(at)))
+        old, finished = seen(store), False
+        with Faults(monkeypatch, at, when, dead) as faults:
+            try:
+                store.fork("ada", "bob")
+                finished = True
+            except Killed:
+                assert dead
+            except StorageError:
+                assert not dead
+        again = MemoryStore(store.root)
+        if not again.exists("bob"):
+            assert not finished
+            again.fork("ada", "bob")
+        assert seen(again, "bob") == seen(again) == old and again.verify("bob") == ()
+        assert files(again) == files(again, "bob")
+        again.save("bob", add(again.load("bob")))
+        again.delete("ada")
+        assert seen(again, "bob") == state(add(start(), 3))
+        if not faults.fired:
+            assert at > 10
+            return
+    pytest.fail("the fork has no end")
 
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/store/file")

@@ -125,8 +125,10 @@ def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
             told[-1]["tokens"] += tokens
             told[-1]["writes"][1] = number
         else:
-            event = {"what": "told", "time": told_at, "tokens": tokens, "source": source, "writes": [number, number]}
-            told.append(event | {"tags": tags})
+            told.append({
+                "what": "told", "time": told_at, "tokens": tokens, "source": source, "writes": [number, number],
+                "tags": tags,
+            })  # fmt: skip
     for event in told:
         event |= event.pop("tags")
     gone = [{"what": "forgotten", **one} for one in meta.get("forgotten", ())]

@@ -75,7 +75,7 @@ class Secret:
         except InvalidTag:
             raise ConfigError(
                 "the key of this store is another one; give the one that it was encrypted with in REMANENCE_KEY, or "
-                "keep it in the keyring."
+                "keep it in the keyring. If this is the one, the catalogue's table `secret` was changed; restore it."
             ) from None
 
     def sealed(self, passphrase: str) -> Sealed:
