@@ -458,6 +458,23 @@ def test_forgetting_takes_what_was_told_and_what_was_held(model: MemoryModel, tm
         assert len(memory.quarantine) == 1  # no write, so not named by a write's number
 
 
+def test_conditions_hold_for_what_was_held_back_too(model: MemoryModel) -> None:
+    """A sweep, and forgetting by metadata, took all of the quarantine."""
+    memory = model.new_memory()
+    memory.policy = "guard"
+    for team, keep_for in (("sales", None), ("ops", 50.0)):
+        metadata = {"team": team}
+        model.memorize(memory, FACT * 3, source="chat", time=1.0, metadata=metadata, keep_for=keep_for)
+        model.memorize(memory, f"{SECRET} {team}", source="mail", time=5.0, metadata=metadata, keep_for=keep_for)
+    assert [one.number for one in memory.quarantine] == [1, 2]
+    assert model.forget(memory, Wanted(metadata={"team": "nobody"})).texts == []
+    assert [one.number for one in memory.quarantine] == [1, 2]
+    assert model.sweep(memory).texts  # all that had an end
+    assert [one.number for one in memory.quarantine] == [1]
+    model.forget(memory, Wanted(metadata={"team": "sales"}))
+    assert memory.quarantine == [] and not memory.writes and not memory.pending
+
+
 @pytest.mark.parametrize("format_", ["store-1", "store-2"])
 def test_old_stores_open_as_before(format_: str, tmp_path: Path) -> None:
     shutil.copytree(GOLDENS / format_, tmp_path / "store")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -11,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from remanence import ConfigError, MemoryCorrupt, MemoryStore
+from remanence import ConfigError, MemoryBusy, MemoryCorrupt, MemoryStore
 from remanence.core.memory import Memory, Pending
 from remanence.store import secret as secret_module
 from remanence.store import segments as segments_module
+from remanence.store import store as store_module
+from remanence.store.catalogue import Catalogue
 from remanence.store.secret import Secret
 from test_cli import refused, run
 from test_store import add, small, start, state
@@ -113,14 +116,73 @@ def test_what_was_there_is_encrypted_and_the_key_can_change(tmp_path: Path, monk
         store.encrypt(KEY)
     again = MemoryStore(tmp_path, key=KEY)
     assert state(again.load("ada")) == state(again.load("bob")) == state(memory)  # one is encrypted, one is not yet
+    again.save("bob", add(again.load("bob"), 2, TEXT))  # what is told meanwhile is encrypted, in files of its own
+    changed = state(add(memory.copy(), 2, TEXT))
+    assert state(MemoryStore(tmp_path, key=KEY).load("bob")) == changed
     assert again.encrypt() == ["bob"]
     assert TEXT.encode() not in raw(tmp_path) and b"private" not in raw(tmp_path)
     files = sorted(path for path in (tmp_path / "memories").rglob("*") if path.is_file())
     assert again.encrypt("a new key") == []
     assert sorted(path for path in (tmp_path / "memories").rglob("*") if path.is_file()) == files
-    assert state(MemoryStore(tmp_path, key="a new key").load("bob")) == state(memory)
+    assert state(MemoryStore(tmp_path, key="a new key").load("bob")) == changed
     with pytest.raises(ConfigError, match="another one"):
         MemoryStore(tmp_path, key=KEY).load("bob")
+
+
+def test_no_digest_tells_what_was_told(tmp_path: Path) -> None:
+    """Whoever has the model could try out short texts, if plain digests of their vectors lay there."""
+    store, memory = MemoryStore(tmp_path, key=KEY), told()
+    store.encrypt()
+    store.save("ada", memory.copy())
+    plain = [hashlib.sha256(record.numpy()).hexdigest() for record in memory.records["vectors"].span()]
+    data = raw(tmp_path)
+    assert not any(digest.encode() in data for digest in plain)
+    db = sqlite3.connect(tmp_path / "catalogue.sqlite")  # as stores were encrypted before: they are still read
+    db.executemany('UPDATE writes SET vectors = ? WHERE "index" = ?', [(own, at) for at, own in enumerate(plain)])
+    db.commit()
+    db.close()
+    catalogue = Catalogue(tmp_path, lambda: KEY)
+    with catalogue.connect(write=True) as db:
+        catalogue._add_digests(db)
+    again = MemoryStore(tmp_path, key=KEY)
+    assert state(again.load("ada")) == state(memory) and again.verify("ada") == ()
+
+
+def test_the_old_key_leaves_the_log(tmp_path: Path) -> None:
+    """Also while somebody has the catalogue open, who keeps SQLite from removing its log by itself."""
+    store = MemoryStore(tmp_path, key=KEY)
+    store.encrypt()
+    db = sqlite3.connect(tmp_path / "catalogue.sqlite")
+    (wrapped,) = db.execute("SELECT wrapped FROM secret").fetchone()
+    assert wrapped in raw(tmp_path)
+    store.encrypt("a new key")
+    assert wrapped not in raw(tmp_path)
+    db.close()
+
+
+def test_nothing_plain_is_saved_while_the_store_is_encrypted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a save that began before."""
+    store, memory, once = MemoryStore(tmp_path), told(), iter([True])
+    sync = store_module.sync_folder
+
+    def meanwhile(folder: Path) -> None:
+        if next(once, False):
+            assert MemoryStore(tmp_path, key=KEY).encrypt() == []
+        sync(folder)
+
+    monkeypatch.setattr(store_module, "sync_folder", meanwhile)
+    assert not store.encrypted
+    with pytest.raises(ConfigError, match="is encrypted; give its key"):  # it has none
+        store.save("ada", memory)
+    assert TEXT.encode() not in raw(tmp_path) and store.encrypted
+    once, store = iter([True]), MemoryStore(tmp_path / "second")
+    monkeypatch.setenv("REMANENCE_KEY", KEY)
+    tmp_path = store.root
+    with pytest.raises(MemoryBusy, match="was encrypted while memory 'ada' was saved; try again"):
+        store.save("ada", memory)
+    assert TEXT.encode() not in raw(store.root)
+    store.save("ada", memory)
+    assert TEXT.encode() not in raw(store.root) and state(store.load("ada")) == state(memory)
 
 
 def test_no_flipped_bit_is_served(tmp_path: Path) -> None:
@@ -164,6 +226,8 @@ def test_the_command(tmp_path: Path) -> None:
     refused(with_key("x", home, "ask", "What is the code?", "--memory", "ada"), "another one")
     asked = with_key(KEY, home, "ask", "What is the code?", "--memory", "ada")
     assert asked.returncode == 0 and "4711" in asked.stdout
+    exported = with_key(KEY, home, "memory", "export", "ada", str(tmp_path / "ada.memory"), "--json")
+    assert "is not encrypted, though the store is" in exported.stderr and json.loads(exported.stdout)["bytes"] > 0
     db = sqlite3.connect(home / "catalogue.sqlite")
     assert all(isinstance(text, bytes) for (text,) in db.execute("SELECT text FROM writes"))
     db.close()

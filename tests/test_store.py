@@ -16,8 +16,10 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,9 @@ from remanence.errors import (
 from remanence.store import MemoryInfo, MemoryStore
 from remanence.store import catalogue as catalogue_module
 from remanence.store import segments as segments_module
+from remanence.store import store as store_module
 from remanence.store.catalogue import Catalogue
+from remanence.store.portable import unpack
 
 LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 TESTS = Path(__file__).parent
@@ -163,7 +167,7 @@ class Unsynced(sqlite3.Connection):
     """A connection that lets the system write when it likes."""
 
     def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
-        return super().execute(statement.replace("synchronous = FULL", "synchronous = OFF"), *values)
+        return super().execute(statement.replace("synchronous = EXTRA", "synchronous = OFF"), *values)
 
 
 @pytest.fixture
@@ -767,7 +771,56 @@ def test_order(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     steps = [step for step in faults.steps if step not in ("INSERT", "DELETE", "mkdir")]
     one_file, records = ["save_file", "fsync", "replace"], ["append", "fsync"]
     assert steps == [*records, *records, *one_file, *one_file, "fsync", "BEGIN", "COMMIT", "unlink"]
-    assert "PRAGMA synchronous = FULL" in Path(catalogue_module.__file__).read_text(encoding="utf-8")
+    assert "PRAGMA synchronous = EXTRA" in Path(catalogue_module.__file__).read_text(encoding="utf-8")
+
+
+def test_what_goes_is_gone_for_good(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are synced after a removal, before the name goes: or they would come back as nobody's."""
+    memory = add(start(), 6)
+    store.save("ada", memory)
+    memory.become(add(memory.before(3), 1), 3)
+    with Faults(monkeypatch, at=None) as faults:
+        store.save("ada", memory)
+    assert faults.steps[-3:] == ["unlink", "fsync", "PRAGMA"]
+    with Faults(monkeypatch, at=None) as faults:
+        store.delete("ada")
+    after = [step for step in faults.steps[faults.steps.index("rmtree") :] if step != "unlink"]
+    assert after[:3] == ["rmtree", "fsync", "PRAGMA"] and "COMMIT" in after
+
+
+def test_a_commit_that_cannot_be_rolled_back(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that counted are not removed; they were, and the memory was lost."""
+    memory = add(start(), 3)
+    store.save("ada", memory)
+    old = state(memory)
+
+    class Stuck(Unsynced):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if statement in ("COMMIT", "ROLLBACK"):
+                raise sqlite3.OperationalError("disk I/O error")
+            return super().execute(statement, *values)
+
+    with monkeypatch.context() as patch:
+        connect = sqlite3.connect
+        patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"factory": Stuck}))
+        with pytest.raises(StorageError):
+            store.save("ada", add(memory))
+    assert seen(MemoryStore(store.root)) == old
+    store.save("ada", memory)
+    assert seen(store) == state(memory)
+
+
+def test_a_shared_store_keeps_its_journal(store: MemoryStore, tmp_path: Path) -> None:
+    """The log in shared memory is for one machine, also when an older format is brought forward."""
+    for root in (store.root, tmp_path / "older"):
+        if root == store.root:
+            store.share()
+        else:
+            shutil.copytree(STORES / "store-3", root)
+            query(MemoryStore(root), "PRAGMA journal_mode = DELETE")
+        MemoryStore(root).save("new", add(start(), 2))
+        with Catalogue(root).connect(write=True) as db:
+            assert db.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
 def _saved(store: MemoryStore) -> MemoryStore:
@@ -813,7 +866,7 @@ class Faults:
         patch = self._context.__enter__()
         connect = sqlite3.connect
         patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"factory": Faulty}))
-        for name in ("fsync", "replace", "unlink", "mkdir"):
+        for name in ("fsync", "replace", "unlink", "mkdir", "link"):
             patch.setattr(os, name, self.wrap(name, getattr(os, name)))
         patch.setattr(shutil, "rmtree", self.wrap("rmtree", shutil.rmtree))
         for name in ("save_file", "append"):
@@ -980,6 +1033,36 @@ def test_a_delete_that_fails_at_any_step(
         if not faults.fired:
             return
     pytest.fail("the delete has no end")
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["killed", "refused"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_fork_that_fails_at_any_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, dead: bool) -> None:
+    """Afterwards the copy is whole or not there, and can be made; the other memory is as it was."""
+    for at in range(1, 100):
+        store = _saved(MemoryStore(tmp_path / str(at)))
+        old, finished = seen(store), False
+        with Faults(monkeypatch, at, when, dead) as faults:
+            try:
+                store.fork("ada", "bob")
+                finished = True
+            except Killed:
+                assert dead
+            except StorageError:
+                assert not dead
+        again = MemoryStore(store.root)
+        if not again.exists("bob"):
+            assert not finished
+            again.fork("ada", "bob")
+        assert seen(again, "bob") == seen(again) == old and again.verify("bob") == ()
+        assert files(again) == files(again, "bob")
+        again.save("bob", add(again.load("bob")))
+        again.delete("ada")
+        assert seen(again, "bob") == state(add(start(), 3))
+        if not faults.fired:
+            assert at > 10
+            return
+    pytest.fail("the fork has no end")
 
 
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/store/file")
@@ -1397,6 +1480,11 @@ def test_what_is_sound_is_salvaged(store: MemoryStore) -> None:
     assert left.writes == [write for write in whole.writes if write["index"] in (0, 1, 3)]
     query(store, "UPDATE pending SET source = 'b label'")
     assert store.salvage("ada").pending is None
+    query(
+        store, 'UPDATE writes SET "index" = 3000000 WHERE "index" = 4'
+    )  # what is damaged does not say how much is lost
+    query(store, "UPDATE generations SET writes = 4000000")
+    assert store.salvage("ada").lost == [2, 4, 5]
     with pytest.raises(UnknownMemory):
         store.salvage("carl")
 
@@ -1434,11 +1522,31 @@ def test_quotas(store: MemoryStore) -> None:
     store.quotas(bytes=1)
     store.save("ada", memory)  # less than there was
     assert store.load("ada").write_count == 2
+    store.quotas(bytes=store.info("ada").bytes_on_disk + store.info("bob").bytes_on_disk + 1)
+    store.save("bob", add(start(), 4), whole=True)  # another one in its place
+    with pytest.raises(OverLimit, match="bytes"):
+        store.fork("ada", "carl")  # else nobody could save any more
     assert store.quotas(bytes=None, memories=None) == {}
     store.save("carl", add(start(), 9))
     for wrong in ({"bytes": 0}, {"tokens": 5}):
         with pytest.raises(ConfigError, match="no limit of a store"):
             store.quotas(**wrong)
+
+
+def test_two_new_memories_at_once(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one of them is the last one that there may be."""
+    store.quotas(memories=1)
+    register, other = Catalogue.register, MemoryStore(store.root)
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(Catalogue, "register", register)
+        other.save("bob", start())
+        return register(*given)
+
+    monkeypatch.setattr(Catalogue, "register", meanwhile)
+    with pytest.raises(OverLimit, match="1 of at most 1 memories"):
+        store.save("ada", start())
+    assert [info.name for info in store.list()] == ["bob"]
 
 
 # Copies --------------------------------------------------------------------------------------------------------------
@@ -1448,6 +1556,8 @@ def test_quotas(store: MemoryStore) -> None:
 def test_exported_and_imported_is_the_same(changes: dict[str, Any], store: MemoryStore, tmp_path: Path) -> None:
     """On another machine, bit for bit; it goes on alike."""
     memory = add(start(small(**changes)), 7)
+    text = f"{memory.writes[6].text}\n" + "\N{LINE SEPARATOR}, \x85 and \x0b are ends of lines for Python."
+    memory.writes._new[6] = replace(memory.writes[6], text=text)
     memory.pending.append(Pending("a label", 12.5, (1, 2, 3)))
     store.save("ada", memory)
     store.export("ada", tmp_path / "ada.memory")
@@ -1475,15 +1585,23 @@ def test_an_exported_file_that_was_changed_is_refused(store: MemoryStore, tmp_pa
     store.export("ada", path)
     data, right = path.read_bytes(), state(store.load("ada"))
     rng, broken = random.Random(1), tmp_path / "broken.memory"
-    for at in [rng.randrange(len(data)) for _ in range(150)]:
+    with zipfile.ZipFile(path) as archive:  # what ZIP itself puts there, of which `zipfile` checks little
+        headers = list(range(archive.start_dir, len(data)))
+        for entry in archive.infolist():
+            headers += range(entry.header_offset, entry.header_offset + 30 + len(entry.filename))
+    flips = [(rng.randrange(len(data)), rng.randrange(8)) for _ in range(150)]
+    for at, bit in [*flips, *((at, bit) for at in headers for bit in rng.sample(range(8), 2))]:
         changed = bytearray(data)
-        changed[at] ^= 1 << rng.randrange(8)
+        changed[at] ^= 1 << bit
         broken.write_bytes(changed)
         try:
-            found = MemoryStore(tmp_path / f"s{at}").import_(broken, "x")
+            found = unpack(broken)
         except (MemoryCorrupt, InputError, IncompatibleMemory):
             continue
         assert state(found) == right, at  # a byte that means nothing, such as a file's time
+    broken.write_bytes(data[:40] + b"?" + data[41:])
+    with pytest.raises((MemoryCorrupt, InputError)):
+        MemoryStore(tmp_path / "s").import_(broken, "x")
     for length in (0, 10, len(data) // 2, len(data) - 1):
         broken.write_bytes(data[:length])
         with pytest.raises((MemoryCorrupt, InputError)):
@@ -1528,3 +1646,63 @@ def test_a_fork_goes_its_own_way(store: MemoryStore, monkeypatch: pytest.MonkeyP
     with pytest.raises(InputError, match="already"):
         store.fork("bob", "bob")
     assert not store.exists("carl")
+
+
+def test_a_full_file_stays_shared(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments_module, "MOST_WRITES", 3)
+    store.save("ada", add(start(), 6))
+    store.fork("ada", "bob")
+    store.save("bob", add(store.load("bob")))
+    assert all((store.path("bob") / name).stat().st_nlink == 2 for name in ("vectors-3-1", "keys-3-1"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_a_fork_without_links_is_on_the_disk(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copies are synced, for nobody else's eyes, and hold what counts and nothing behind it."""
+    store.save("ada", add(start(), 3))
+    (path,) = store.path("ada").glob("keys-*")
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + b"of a save that was cut off")
+    refused = OSError(errno.EPERM, os.strerror(errno.EPERM))
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(refused))
+    before = os.umask(0o022)
+    try:
+        with Faults(monkeypatch, at=None) as faults:
+            store.fork("ada", "bob")
+    finally:
+        os.umask(before)
+    assert [path.name for path in store.path("bob").iterdir() if path.stat().st_mode & 0o077] == []
+    *_, begin, end = (at for at, step in enumerate(faults.steps) if step == "COMMIT")
+    assert faults.steps[begin:end].count("fsync") > len(files(store, "bob"))
+    assert (store.path("bob") / path.name).stat().st_size == size
+    assert seen(store, "bob") == seen(store)
+
+
+@pytest.mark.parametrize("when", ["before the file grows", "after"])
+def test_a_fork_meets_a_save(store: MemoryStore, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A file with two names never grows: a reader of the one would see what the other puts there, or crash."""
+    memory, once, other = add(start(), 3), iter([True]), MemoryStore(store.root)
+    store.save("ada", memory)
+    old = state(memory)
+
+    def meanwhile(run: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            if next(once, False):
+                other.fork("ada", "bob")
+            return run(*args, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        if when == "after":
+            patch.setattr(store_module, "sync_folder", meanwhile(store_module.sync_folder))
+        else:
+            patch.setattr(segments_module, "append", meanwhile(segments_module.append))
+        store.save("ada", add(memory, 2))
+    assert next(once, None) is None and seen(other, "bob") == old and seen(other) == state(memory)
+    for path in (path for name in ("ada", "bob") for path in store.path(name).glob("[vk]e*")):
+        records = memory.records[path.name.split("-")[0]].nbytes
+        assert path.stat().st_size == records * (3 if path.parent == store.path("bob") else 5), path
+    assert {*files(store), *files(store, "bob")} == {*named_files(store)}
+    other.save("bob", add(other.load("bob"), 1, "bob"))
+    assert store.verify("ada") == store.verify("bob") == ()

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from conftest import build_tokenizer, close, random_text
 from remanence import ConfigError, IncompatibleMemory, Limits, MemoryModel, MemoryStore, Only, OverLimit, Wanted
+from remanence.cli.memory import _events
 from remanence.core import model as model_module
 from remanence.core.forgetting import retell_both
 from remanence.core.looking import candidates
 from remanence.core.memory import Memory
 from remanence.core.merging import merged
 from remanence.core.view import View, over, readable
-from remanence.core.writes import Tags
+from remanence.core.writes import Tags, Write
 from test_cli import refused, run
 from test_search import CHUNK, model_of
 
@@ -163,6 +164,7 @@ def test_what_has_expired_is_not_read(kind: str, tokenizer: Any, monkeypatch: py
         swept = model.sweep(memory)
         assert swept.texts and model.readable([memory])[0] is memory
         assert model.sweep(memory).texts == []
+        assert not memory.has_ends  # else every first question would read all writes for nothing
         monkeypatch.undo()
 
 
@@ -178,6 +180,25 @@ def test_only_what_matches_is_read(model: MemoryModel) -> None:
         assert bool(right) == bool([s for s in answer.sources if s.write >= 0])
     model.forget(memory, Wanted(metadata={"team": "sales"}))
     assert all(dict(p.tags.metadata)["team"] == "ops" for w in memory.writes for p in w.parts())
+
+
+def test_a_label_of_several_texts_names_those_that_have_one() -> None:
+    for pieces, label in (((("a", 1.0, 2), ("", 2.0, 3)), "a"), ((("", 1.0, 2), ("b", 2.0, 3), ("c", 3.0, 1)), "b; c")):
+        assert Write(0, pieces[0][0], 1.0, 0, 4, "text", pieces).label == label
+
+
+def test_history_knows_every_text_of_a_write(model: MemoryModel) -> None:
+    """Of texts that share a write only the first was there."""
+    memory = model.new_memory()
+    for number, label in enumerate("abc"):
+        model.memorize(memory, random_text(CHUNK // 3, number), source=label, time=float(number))
+    model.memorize(memory, random_text(CHUNK, 3), source="d", time=3.0, metadata={"k": "v"})
+    assert [part.source for part in memory.writes[0].parts()][:3] == ["a", "b", "c"]
+    events = _events(memory.meta())
+    assert [event["source"] for event in events if event["writes"][0] is not None] == ["a", "b", "c", "d"]
+    assert [event["writes"] for event in events][:3] == [[0, 0]] * 3 and events[3]["metadata"] == {"k": "v"}
+    assert all(abs(event["tokens"] - CHUNK // 3) <= 1 for event in events[:3])
+    assert sum(event["tokens"] for event in events) == memory.tokens + len(memory.pending_ids)
 
 
 def test_limits(model: MemoryModel) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 TEMPORARY = ".tmp"
+_BINARY = getattr(os, "O_BINARY", 0)
+_COPIED = 1 << 24  # bytes at once
 _NEW, _MOVING = ".saving", ".half-saved"  # in a folder: what is being written; that it is being moved in
 
 
@@ -75,6 +77,28 @@ def write_together(folder: Path, write: Callable[[Path], object], *, last: str, 
     shutil.rmtree(new)
     sync_folder(folder)
     moving.unlink()
+
+
+def link_or_copy(source: Path, target: Path, size: int) -> None:
+    """Give a file of so many bytes a second name. Where the disk cannot do that, or it has grown since, copy them.
+
+    Afterwards the content is on the disk; the name is when the folder is synced.
+    """
+    try:
+        os.link(source, target)
+        if target.stat().st_size == size:
+            return
+        target.unlink()
+    except FileNotFoundError:
+        raise
+    except OSError:  # a disk without links
+        pass
+    with source.open("rb") as data, open(os.open(target, os.O_CREAT | os.O_WRONLY | _BINARY, 0o600), "wb") as copy:
+        while size and (piece := data.read(min(size, _COPIED))):
+            copy.write(piece)
+            size -= len(piece)
+        copy.flush()
+        os.fsync(copy.fileno())
 
 
 def half_saved(folder: Path) -> bool:

@@ -106,17 +106,29 @@ def memory_history(
 
 def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
     """What was told, neighbours of one source and time as one, held back, and forgotten; in the order of time."""
+    from ..core.writes import Write
+
     told: list[dict[str, Any]] = []
-    pieces = [(w["source"], w["time"], w["tokens"], w["index"], _shared(w)) for w in meta["writes"]]
+    pieces: list[tuple[str, float, int, int | None, dict[str, Any]]] = []
+    for write in map(Write.of, meta["writes"]):
+        parts, counted = list(write.parts()), 0
+        letters = sum(part.characters for part in parts)
+        for at, part in enumerate(parts):  # a write may hold several texts, and its tokens are all that is known
+            before = sum(each.characters for each in parts[: at + 1])
+            tokens = write.tokens * before // letters - counted if letters else write.tokens if not at else 0
+            pieces.append((part.source, part.time, tokens, write.index, part.tags.plain()))
+            counted += tokens
     pieces += [(p["source"], p["time"], len(p["ids"]), None, p.get("tags", {})) for p in meta["pending"]]
-    for source, told_at, tokens, write, tags in pieces:
+    for source, told_at, tokens, number, tags in pieces:
         same = told and (told[-1]["source"], told[-1]["time"], told[-1]["tags"]) == (source, told_at, tags)
-        if same and write is not None:
+        if same and number is not None:
             told[-1]["tokens"] += tokens
-            told[-1]["writes"][1] = write
+            told[-1]["writes"][1] = number
         else:
-            event = {"what": "told", "time": told_at, "tokens": tokens, "source": source, "writes": [write, write]}
-            told.append(event | {"tags": tags})
+            told.append({
+                "what": "told", "time": told_at, "tokens": tokens, "source": source, "writes": [number, number],
+                "tags": tags,
+            })  # fmt: skip
     for event in told:
         event |= event.pop("tags")
     gone = [{"what": "forgotten", **one} for one in meta.get("forgotten", ())]
@@ -181,11 +193,6 @@ def memory_quarantine(
     done = [f"{len(set(admit)):,} admitted ({tokens:,} tokens)"] if admit else []
     done += [f"{len(set(drop)):,} dropped"] if drop else []
     say(f"{name}: {', '.join(done)}; {left:,} left in quarantine.")
-
-
-def _shared(write: dict[str, Any]) -> dict[str, Any]:
-    """The metadata and end of a write's first text."""
-    return dict(write["tags"][0]) if write.get("tags") else {}
 
 
 def _info(info: Any) -> dict[str, Any]:
@@ -294,11 +301,14 @@ def memory_export(
     store: Store = None,
     as_json: Json = False,
 ) -> None:
-    """Write a memory to one file, for another machine or for keeping.
+    """Write a memory to one file, for another machine or for keeping. It is plain, also if the store is encrypted.
 
     Example: remanence memory export ada ada.memory
     """
-    open_store(store).export(name, file, texts=texts)
+    shelf = open_store(store)
+    shelf.export(name, file, texts=texts)
+    if shelf.encrypted:
+        say(f"{file} is not encrypted, though the store is: whoever has it can read it.")
     if as_json:
         put_json({"file": str(file), "bytes": file.stat().st_size})
     else:

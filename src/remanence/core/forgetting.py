@@ -155,6 +155,7 @@ def forget(
     again = sum(len(piece.ids) for piece in stays)
     if not dry_run:
         earlier = model.before(memory, first)
+        earlier.has_ends = any(piece.tags.until is not None for piece in told if 0 <= piece.write < first)
         _write(model, earlier, stays, progress)
         earlier.release({one.number for one in held})
         earlier.note_forgotten(clock.time(), lost)
@@ -283,13 +284,17 @@ def _held(memory: Memory, wanted: Wanted) -> list[Held]:
     """What of the quarantine is to be forgotten: whole texts, in which the words stand anywhere."""
     if wanted.writes is not None:
         return []
+    only = Only(wanted.source, wanted.metadata or {})
     pattern = None if wanted.containing is None else _pattern(wanted.containing)
+    keep_for = memory.limits.keep_for
+    tagged = [(one, Tags.from_plain(one.tags)) for one in memory.quarantine]
     return [
         one
-        for one in memory.quarantine
-        if (wanted.source is None or one.source == wanted.source)
+        for one, tags in tagged
+        if only.takes(one.source, tags)
         and (wanted.since is None or one.time >= wanted.since)
         and (wanted.until is None or one.time < wanted.until)
+        and (wanted.expired is None or tags.expires(one.time, keep_for) <= wanted.expired)
         and (pattern is None or pattern.search(one.text or ""))
     ]
 

@@ -104,7 +104,7 @@ class Write:
     @property
     def label(self) -> str:
         """Where all of it is from."""
-        return "; ".join(dict.fromkeys(source for source, _, _ in self.pieces)) or self.source
+        return "; ".join(dict.fromkeys(source for source, _, _ in self.pieces if source)) or self.source
 
     @property
     def metadata(self) -> dict[str, str]:

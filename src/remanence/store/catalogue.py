@@ -65,7 +65,7 @@ NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEYS = ("index", "source", "time", "first_token", "tokens", "text", "pieces")  # of a write in `Memory.meta`
 PAGE = 64  # writes that are read at once
-_MISSING = 100_000  # a count of writes that is off by more is damaged itself
+_MISSING = 100_000  # writes; a number of a write that is off by more is damaged itself
 _SECONDS = 30.0  # to wait for another process's transaction
 # To close a file lets go of all locks that this process has on it, also those of SQLite's connections in other threads.
 # So no thread may see the catalogue before the one that makes it has closed it.
@@ -111,6 +111,7 @@ class Catalogue:
                 if not exists:  # SQLite would make it readable by others
                     with suppress(FileExistsError):  # another process was faster
                         os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+                        sync_folder(self.root)
         if write and (exists or create):
             _hide(self.path)
         db = self._open(exists or create, write)
@@ -130,7 +131,7 @@ class Catalogue:
             try:
                 db.text_factory = _text
                 db.execute("PRAGMA foreign_keys = ON")
-                db.execute("PRAGMA synchronous = FULL")  # a commit is on the disk when it returns
+                db.execute("PRAGMA synchronous = EXTRA")  # a commit is on the disk when it returns, shared or not
                 db.execute("PRAGMA secure_delete = ON")  # deleted text is overwritten with zeros
                 _format(db)
                 return db
@@ -161,7 +162,8 @@ class Catalogue:
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {FORMAT}")
         elif found < FORMAT and (write or found == 0):
-            db.execute("PRAGMA journal_mode = WAL")
+            if found == 0:  # one that is shared stays so
+                db.execute("PRAGMA journal_mode = WAL")
             with transaction(db):
                 found = _format(db)  # somebody may have been faster
                 for statement in TABLES if found == 0 else ():
@@ -204,16 +206,20 @@ class Catalogue:
 
     # Encryption -------------------------------------------------------------------------------------------------------
 
+    def sealed(self, db: sqlite3.Connection) -> Sealed | None:
+        """The key of an encrypted store as it lies there; None if the store is not encrypted."""
+        row = db.execute("SELECT salt, wrapped FROM secret").fetchone() if _format(db) >= 4 else None
+        return None if row is None else Sealed(*row)
+
     def secret(self, db: sqlite3.Connection) -> Secret | None:
         """The key of an encrypted store; None if the store is not encrypted.
 
         Raises:
             ConfigError: there is no key, or it is another one.
         """
-        row = db.execute("SELECT salt, wrapped FROM secret").fetchone() if _format(db) >= 4 else None
-        if row is None:
+        sealed = self.sealed(db)
+        if sealed is None:
             return None
-        sealed = Sealed(*row)
         if self._secret is None or self._secret[0] != sealed:
             passphrase = self._passphrase()
             if passphrase is None:
@@ -231,6 +237,7 @@ class Catalogue:
             db.execute("DELETE FROM secret")
             db.execute("INSERT INTO secret VALUES (?, ?)", [sealed.salt, sealed.wrapped])
         self._secret = sealed, secret
+        self.erase(db)  # what the old passphrase opens
 
     # Quotas -----------------------------------------------------------------------------------------------------------
 
@@ -244,27 +251,22 @@ class Catalogue:
             db.execute("DELETE FROM quotas")
             db.executemany("INSERT INTO quotas VALUES (?, ?)", list(quotas.items()))
 
-    def must_fit(self, db: sqlite3.Connection, name: str, more_of: Callable[[str | None], int]) -> None:
-        """Raise `OverLimit` if a memory with more bytes is more than the store may hold.
+    def must_fit(self, db: sqlite3.Connection, name: str, size: int) -> None:
+        """Raise `OverLimit` if a memory's files need more room than the store may take. Less than now is always fine.
 
         Args:
-            db: open.
-            name: of the memory.
-            more_of: tells how many bytes more, given the id of what has the name already; asked if there is a limit.
+            db: open for writing.
+            name: of the memory, which may be new.
+            size: bytes of its files, but for the pool.
         """
-        quotas = self.quotas(db)
-        if not quotas:
+        if "bytes" not in (quotas := self.quotas(db)):
             return
         found = self.find(db, name)
-        more = more_of(found[0] if found and found[2] else None)
-        if "memories" in quotas and found is None:
-            (count,) = db.execute("SELECT count(*) FROM memories").fetchone()
-            if count >= quotas["memories"]:
-                raise OverLimit(
-                    f"the store {self.root} has {count:,} of at most {quotas['memories']:,} memories. Delete one, or "
-                    "raise the limit: remanence memory quota --memories N"
-                )
-        if "bytes" in quotas and more > 0:
+        own = "SELECT bytes FROM records WHERE memory = :id AND kind != 'pool' UNION ALL "
+        own += "SELECT bytes FROM segments WHERE memory = :id"
+        (there,) = db.execute(f"SELECT total(bytes) FROM ({own})", {"id": found[0] if found else ""}).fetchone()
+        more = size - int(there)
+        if more > 0:
             tables = ("generations", "segments", "records")
             sums = [db.execute(f"SELECT total(bytes) FROM {table}").fetchone()[0] for table in tables]
             if (used := int(sum(sums))) + more > quotas["bytes"]:
@@ -272,6 +274,16 @@ class Catalogue:
                     f"the store {self.root} holds {used:,} of at most {quotas['bytes']:,} bytes, and this takes "
                     f"{more:,}. Forget or delete something, or raise the limit: remanence memory quota --bytes SIZE"
                 )
+
+    def _one_more(self, db: sqlite3.Connection) -> None:
+        """Raise `OverLimit` if the store has as many memories as it may."""
+        most = self.quotas(db).get("memories")
+        (count,) = db.execute("SELECT count(*) FROM memories").fetchone()
+        if most is not None and count >= most:
+            raise OverLimit(
+                f"the store {self.root} has {count:,} of at most {most:,} memories. Delete one, or raise the limit: "
+                "remanence memory quota --memories N"
+            )
 
     # Finding ----------------------------------------------------------------------------------------------------------
 
@@ -444,9 +456,8 @@ class Catalogue:
             before = own if isinstance(own, str) else ""
         there = {write["index"] for write in writes}
         (count,) = db.execute("SELECT writes FROM generations WHERE memory = ?", [id]).fetchone()
-        last = max(
-            [count - 1 if isinstance(count, int) else -1, *there, *(r[0] for r in rows if isinstance(r[0], int))]
-        )
+        said = [count - 1 if isinstance(count, int) else -1, *(row[0] for row in rows if isinstance(row[0], int))]
+        last = max([-1, *there, *(number for number in said if number < len(rows) + _MISSING)])
         lost = [index for index in range(last + 1) if index not in there]
         return Salvaged(writes, lost, pending, model, forgotten, limits, policy, quarantine)
 
@@ -474,13 +485,14 @@ class Catalogue:
     # Changing ---------------------------------------------------------------------------------------------------------
 
     def register(self, db: sqlite3.Connection, name: str) -> tuple[str, float, int]:
-        """What `find` finds; a name that is new gets its id here."""
+        """What `find` finds; a name that is new gets its id here, if there may be one more (`OverLimit`)."""
         found = self.find(db, name)
         if found is None:
             if strays := self.strays(db):
                 raise self.damaged(f"{self.folder(strays[0])} belongs to none of its memories")
             found = uuid.uuid4().hex, clock.time(), 0
             with transaction(db):
+                self._one_more(db)
                 db.execute("INSERT INTO memories VALUES (?, ?, ?)", [found[0], name, found[1]])
         folder = self.folder(found[0])
         if not folder.exists():
@@ -502,6 +514,7 @@ class Catalogue:
         writes: list[tuple[Any, ...]],
         pending: list[tuple[Any, ...]],
         sizes: tuple[int, int, int],
+        secret: Secret | None,
     ) -> str:
         """Make a generation the one that counts, in one transaction; the digest of its last write.
 
@@ -515,9 +528,15 @@ class Catalogue:
             writes: the columns of `WRITE`; `hidden`, if the store is encrypted.
             pending: the columns of `WAITING`, all that waits; in the same way.
             sizes: writes, tokens and waiting tokens in all.
+            secret: what files and rows are encrypted with.
+
+        Raises:
+            MemoryBusy: they are plain, and the store was encrypted meanwhile.
         """
         id, created, generation = found
         with transaction(db):
+            if (self.secret(db) is None) != (secret is None):
+                raise MemoryBusy(f"the store {self.root} was encrypted while memory {name!r} was saved; try again.")
             db.execute("DELETE FROM segments WHERE memory = ?", [id])
             before, after = set(parts(db, id)), set(files)
             gone = [(id, part.kind, part.first) for part in before - after]
@@ -534,7 +553,7 @@ class Catalogue:
             db.execute("DELETE FROM pending WHERE memory = ?", [id])
             db.executemany("INSERT INTO pending VALUES (?, ?, ?, ?, ?)", ((id, *piece) for piece in pending))
             values = [generation + 1, clock.time(), *sizes, json.dumps(header), *astuple(state)]
-            [values] = map(list, hidden(self.secret(db), [values], ROW))
+            [values] = map(list, hidden(secret, [values], ROW))
             last = digests[-1] if digests else last
             seal = _seal(id, name, created, values, last, [], parts(db, id), _pending(db, id))
             db.execute("DELETE FROM generations WHERE memory = ?", [id])

@@ -9,6 +9,7 @@ The archive's comment is the SHA-256 of the manifest. Nothing is compressed, as 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from safetensors.torch import load, save_file
 
 from ..core.memory import Memory
 from ..errors import ConfigError, IncompatibleMemory, InputError, MemoryCorrupt
-from ..files import write_whole
+from ..files import sync_folder, write_whole
 from .segments import version
 
 FORMAT = 1
@@ -73,6 +74,7 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
             part.unlink(missing_ok=True)
 
     write_whole(path, write, private=True)
+    sync_folder(path.absolute().parent)
 
 
 def _bare(write: dict[str, Any]) -> dict[str, Any]:
@@ -92,9 +94,12 @@ def unpack(path: Path) -> Memory:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {info.filename: info.file_size for info in archive.infolist()}
-            if _MANIFEST not in names or names[_MANIFEST] > _MOST_MANIFEST:
+            entries = {info.filename: info for info in archive.infolist()}
+            if _MANIFEST not in entries or entries[_MANIFEST].file_size > _MOST_MANIFEST:
                 raise InputError(f"{path} is no exported memory.")
+            for entry in entries.values():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    raise _changed(path, entry.filename)
             packed = archive.read(_MANIFEST)
             if hashlib.sha256(packed).hexdigest().encode() != archive.comment:
                 raise _changed(path, _MANIFEST)
@@ -104,7 +109,8 @@ def unpack(path: Path) -> Memory:
                     f"{path} has format {manifest['format']}, this version reads up to {FORMAT}; upgrade remanence."
                 )
             parts = {name: _checked(archive, name, manifest["files"][name], path) for name in (_TEXTS, _TENSORS)}
-        lines = [json.loads(line) for line in parts[_TEXTS].decode("utf-8", "surrogatepass").splitlines()]
+        # Not `splitlines`, which also splits at what JSON leaves as it is within a text, such as U+2028.
+        lines = [json.loads(line) for line in parts[_TEXTS].decode("utf-8", "surrogatepass").split("\n") if line]
         meta: dict[str, Any] = manifest["meta"]
         meta["writes"] = [line["write"] for line in lines if "write" in line]
         meta["pending"] = [line["waits"] for line in lines if "waits" in line]
@@ -116,7 +122,9 @@ def unpack(path: Path) -> Memory:
         raise InputError(f"{path} is no exported memory, or only a part of one: {error}.") from error
     except ConfigError as error:
         raise IncompatibleMemory(f"{path} has settings that this version does not take ({error}).") from error
-    except (LookupError, TypeError, ValueError, SafetensorError) as error:
+    except (LookupError, TypeError, ValueError, SafetensorError, RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # `zipfile` seeks to a place that there is not
+            raise
         raise MemoryCorrupt(f"{path} cannot be read ({type(error).__name__} {error}); export it again.") from error
 
 

@@ -14,6 +14,7 @@ Not hidden are the names of memories, times, sizes, and how many writes there ar
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,7 @@ class Secret:
     def __init__(self, key: bytes) -> None:
         self._cipher, self._algorithms, self._modes, gcm, _ = _library()
         self._key, self._gcm = key, gcm(key[:32])
+        self._of_digests = hmac.digest(key, b"digests", "sha256")
 
     @classmethod
     def new(cls) -> Secret:
@@ -73,7 +75,7 @@ class Secret:
         except InvalidTag:
             raise ConfigError(
                 "the key of this store is another one; give the one that it was encrypted with in REMANENCE_KEY, or "
-                "keep it in the keyring."
+                "keep it in the keyring. If this is the one, the catalogue's table `secret` was changed; restore it."
             ) from None
 
     def sealed(self, passphrase: str) -> Sealed:
@@ -125,6 +127,10 @@ class Secret:
             run = cipher.encryptor() if encrypt else cipher.decryptor()
             parts.append(run.update(view[place * size : (place + 1) * size]) + run.finalize())
         return b"".join(parts)
+
+    def digest(self, data: Any) -> str:
+        """A digest that tells nothing about the data to anybody without the key: HMAC-SHA-256, hexadecimal."""
+        return hmac.digest(self._of_digests, data, "sha256").hex()
 
 
 def _stretched(passphrase: str, salt: bytes) -> bytes:

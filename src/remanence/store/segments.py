@@ -39,6 +39,7 @@ _OF_SEGMENTS = ("vectors", "keys", "words", "ids")  # tensors of the files of fo
 _POOLS = 4  # times the size of the pool that its files may have
 _PAGES = 64  # of writes that are kept at hand
 _READ = 1 << 24  # bytes that are hashed at once
+_KEYED = "hmac:"  # what digests begin with that need the key
 
 
 def mark(memory: Memory) -> tuple[Any, ...]:
@@ -91,19 +92,19 @@ class Saving:
     def _write_records(self, kind: str, before: list[Part], done: int) -> None:
         """Write what is new of one kind."""
         memory, records = self.memory, self.memory.records[kind]
-        stay = [part for part in before if memory.base <= part.last < done]
-        # What follows in a file is replaced; or its last records were, or it is a fork's as well, and may not grow.
-        cut = [part for part in before if part.first < done <= part.last]
-        if stay and not cut and os.stat(self.folder / stay[-1].file.name).st_nlink > 1 and done < memory.write_count:
-            cut.append(stay.pop())
-        at = max(memory.base, cut[0].first if cut else done)
         most = max(1, min(MOST_WRITES, MOST_BYTES // memory.bytes_per_write))
+        stay = [part for part in before if memory.base <= part.last < done]
+        cut = [part for part in before if part.first < done <= part.last]  # its last records were replaced
+        grows: list[Part] = []  # the file that takes more, or none
+        last = stay[-1] if stay and not cut and done < memory.write_count else None
+        if last is not None and last.last + 1 - last.first < most and _encrypted(last.file) == bool(self.secret):
+            shared = os.stat(self.folder / last.file.name).st_nlink > 1  # with a fork: it is copied
+            (cut if shared else grows).append(stay.pop())
+        at = max(memory.base, cut[0].first if cut else done)
         new = self.new[kind] = []
         while at < memory.write_count:
-            last = stay[-1] if stay and not cut and not new else None
-            if last is not None and last.last + 1 - last.first < most:
-                stay.pop()
-                first, file = last.first, last.file
+            if grows:
+                first, file = grows[0].first, grows.pop().file
             else:
                 ending = f"-{os.urandom(8).hex()}{ENDING}" if self.secret else ""  # such a file is like no other
                 first, file = at, File(f"{kind}-{at}-{self.generation}{ending}", "", 0)
@@ -112,7 +113,7 @@ class Saving:
             if kind == VECTORS:
                 for place in range(max(at, done), end):
                     record = data[(place - at) * records.nbytes : (place - at + 1) * records.nbytes]
-                    self.digests[place - done] = hashlib.sha256(record).hexdigest()
+                    self.digests[place - done] = digest_of(record, self.secret)
             if self.secret:
                 data = memoryview(self.secret.records(data, file.name, at - first, records.nbytes, encrypt=True))
             file = append(self.folder, file, data, self.name, whole=kind != VECTORS)
@@ -159,6 +160,10 @@ class Saving:
                 memory.records[kind].settle(max(0, new[0].first - memory.base), blocks)
 
 
+class Shared(Exception):
+    """A file that was to grow belongs to two memories."""
+
+
 def append(folder: Path, file: File, data: memoryview, name: str, *, whole: bool) -> File:
     """Put records into a file behind what counts of it, and make that permanent; the file as it is then.
 
@@ -172,6 +177,7 @@ def append(folder: Path, file: File, data: memoryview, name: str, *, whole: bool
 
     Raises:
         MemoryCorrupt: what is there is not what was saved.
+        Shared: meanwhile a fork has taken the file, which is as it was.
     """
     path = folder / file.name
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | (0 if file.bytes else os.O_TRUNC)
@@ -188,8 +194,21 @@ def append(folder: Path, file: File, data: memoryview, name: str, *, whole: bool
         target.write(data)
         target.flush()
         os.fsync(target.fileno())
+        if os.fstat(target.fileno()).st_nlink > 1:  # a fork looks the other way round: it links, then asks for the size
+            target.truncate(file.bytes)
+            raise Shared(path)
     sha256.update(data)
     return File(file.name, sha256.hexdigest() if whole else "", file.bytes + data.nbytes)
+
+
+def digest_of(record: Any, secret: Secret | None) -> str:
+    """The digest of a write's vectors. With a key only who has it can make it: else one could try out what was told."""
+    return _KEYED + secret.digest(record) if secret else hashlib.sha256(record).hexdigest()
+
+
+def _is_of(record: Any, digest: str | None, secret: Secret | None) -> bool:
+    """Whether a digest is that of a write's vectors; stores were once encrypted without keyed ones."""
+    return digest == digest_of(record, secret if digest and digest.startswith(_KEYED) else None)
 
 
 def _bytes(records: Tensor) -> Any:
@@ -222,6 +241,11 @@ def _read_file(path: Path, secret: Secret | None) -> dict[str, Tensor]:
     if secret is None:
         raise ValueError(f"{path.name} is encrypted, and the store has no key")
     return load(secret.open(path.read_bytes(), _plain(path.name)))
+
+
+def _encrypted(file: File) -> bool:
+    """Whether a file is encrypted, all of it; in a store whose encryption was cut short not all are."""
+    return file.name.endswith(ENDING)
 
 
 def _plain(name: str) -> str:
@@ -394,7 +418,7 @@ def _mapped(
     if size < part.file.bytes:
         raise _damaged(name, f"{path} has {size} bytes, expected {part.file.bytes}")
     raw = torch.from_file(str(path), shared=False, size=part.file.bytes, dtype=torch.uint8)
-    secret, hidden = writes.secret, path.name.endswith(ENDING)
+    secret, hidden = writes.secret, _encrypted(part.file)
     plain = torch.empty_like(raw) if hidden else raw  # takes room where it is decrypted, as it is looked at
     whole, raw_records = plain.view(records.dtype).view(count, *records.shape), raw.view(count, records.nbytes)
     known = count if fresh is None else max(0, min(count, fresh - part.first))
@@ -404,7 +428,7 @@ def _mapped(
         for place in unchecked.intersection(range(count) if places is None else places):
             write = part.first + place
             show(place, place + 1)
-            if hashlib.sha256(_bytes(whole[place])).hexdigest() != writes.digest(write):
+            if not _is_of(_bytes(whole[place]), writes.digest(write), secret):
                 raise _damaged(name, f"{path}: the vectors of write {write} were changed")
             unchecked.discard(place)
 

@@ -1,19 +1,20 @@
 """`MemoryStore`: named memories on disk. It knows files and SQLite, never models; docs/format.md describes the bytes.
 
-    root/catalogue.sqlite                      names, writes, pending text, and which files are whole, with their hashes
-    root/memories/<id>/long-*.safetensors      the long-term store, a few writes a file
-    root/memories/<id>/state-*.safetensors     the short-term pool
-    root/locks/*.lock                          one a memory, held by whoever writes it
+    root/catalogue.sqlite                   names, writes, pending text, and which files count, with their hashes
+    root/memories/<id>/vectors-*, keys-*    the long-term store, one record a write
+    root/memories/<id>/pool-*, state-*      the short-term pool, and what changes with every save
+    root/locks/*.lock                       one a memory, held by whoever writes it
 
 Three rules make it safe:
 
-1. A file never changes. A save writes new ones under a temporary name, syncs, renames, and syncs the folder.
-2. The catalogue decides. A file counts from the one SQLite transaction that names it; any other file is a leftover of
-   a save that did not finish, and the next save removes it.
-3. Nothing is believed. Loading checks the digest of every row, the size and the SHA-256 of every file, and runs nothing
-   (no pickle).
+1. What counts of a file never changes. A save puts records behind those that are there, and syncs the file; other files
+   it writes under a temporary name, syncs, renames, and syncs the folder.
+2. The catalogue decides. A file, and how many of its bytes, counts from the one SQLite transaction that names it; the
+   rest is a leftover of a save that did not finish, and the next save removes it.
+3. Nothing is believed. Digests of rows, files and records are checked before they are used, and nothing is run (no
+   pickle).
 
-Texts are stored as they are, not encrypted, in files that only their owner may read.
+Texts are stored as they are, in files that only their owner may read, unless the store is encrypted (`secret.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
-from ..files import sync_folder
+from ..files import link_or_copy, sync_folder
 from .catalogue import NAME, Catalogue, parts, transaction
 from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored, hidden, ids_column, pieces_column
 from .secret import ENDING, from_keyring
@@ -137,6 +138,12 @@ class MemoryStore:
                     self.save(info.name, self.load(info.name), whole=True)
                 done.append(info.name)
         return done
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the store is encrypted. Needs no key."""
+        with self._catalogue.errors(), self._catalogue.connect() as db:
+            return self._catalogue.sealed(db) is not None
 
     def share(self) -> None:
         """Prepare the folder for processes on several machines, if it is on a disk that these share; once is enough.
@@ -246,7 +253,8 @@ class MemoryStore:
         memory.must_be_writable()
         catalogue = self._catalogue
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
-            catalogue.must_fit(db, name, lambda id: self._more(id, memory))
+            kept = memory.write_count - memory.first_write if memory.config.long_term else 0
+            catalogue.must_fit(db, name, kept * memory.bytes_per_write)
             found = id, _, generation = catalogue.register(db, name)
             done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
             try:
@@ -255,7 +263,8 @@ class MemoryStore:
             finally:
                 self._clean(db, id)
             if generation and (replaced or not done):
-                catalogue.erase(db)  # the replaced text
+                sync_folder(catalogue.folder(id))  # what was replaced does not come back when the power fails,
+                catalogue.erase(db)  # neither files nor text
 
     def list(self) -> list[MemoryInfo]:
         """All memories, by name. What is damaged is among them and says so (`MemoryInfo.damage`)."""
@@ -325,7 +334,7 @@ class MemoryStore:
             yield
 
     def export(self, name: str, path: Path | str, *, texts: bool = True) -> None:
-        """Write a memory to one file that `import_` takes on any machine.
+        """Write a memory to one file that `import_` takes on any machine. It is plain, also if the store is encrypted.
 
         Args:
             name: of the memory.
@@ -386,18 +395,13 @@ class MemoryStore:
         """A memory of the files of another one."""
         catalogue = self._catalogue
         with catalogue.connect(create=True) as db:
-            catalogue.must_fit(db, new, lambda id: 0)  # shared files take no room
+            files = [stored.state, *(part.file for part in stored.parts)]
+            catalogue.must_fit(db, new, sum(file.bytes for file in files))  # as they count, though they are shared
             id, created, _ = catalogue.register(db, new)
             self._clean(db, id)
             folder = catalogue.folder(id)
-            for file in (stored.state, *(part.file for part in stored.parts)):
-                source, target = catalogue.folder(stored.id) / file.name, folder / file.name
-                try:
-                    os.link(source, target)
-                except FileNotFoundError:
-                    raise
-                except OSError:  # a disk without links
-                    shutil.copyfile(source, target)
+            for file in files:
+                link_or_copy(catalogue.folder(stored.id) / file.name, folder / file.name, file.bytes)
             sync_folder(folder)
             header = {key: value for key, value in stored.meta.items() if key not in ("writes", "pending")}
             pending, last = stored.meta["pending"], (stored.rows or [])[-1:]
@@ -414,6 +418,7 @@ class MemoryStore:
                     WAITING,
                 ),
                 sizes=(stored.count, sum(row[3] + row[4] for row in last), sum(len(piece["ids"]) for piece in pending)),
+                secret=stored.secret,
             )  # fmt: skip
 
     def _save_new(self, name: str, memory: Memory) -> None:
@@ -470,7 +475,8 @@ class MemoryStore:
         """How much the store may hold, after setting what is given; what is stored already stays.
 
         Args:
-            limits: memories: how many there may be. bytes: of all of their files. None takes a limit away.
+            limits: memories: how many there may be. bytes: of all of their files; of a fork those that it shares, too.
+                None takes a limit away. Memories that are saved at the same moment can exceed the bytes together.
 
         Returns:
             The limits that there are, by those names.
@@ -488,13 +494,6 @@ class MemoryStore:
             return kept
 
     # Saving -----------------------------------------------------------------------------------------------------------
-
-    def _more(self, id: str | None, memory: Memory) -> int:
-        """Bytes that a memory takes on the disk beyond those that are stored under an id already, about."""
-        saved, kept = self._saved.get(memory), memory.write_count - memory.first_write
-        if id is not None and saved is not None and saved.id == id:
-            kept -= saved.mark[0] - saved.mark[1]
-        return kept * memory.bytes_per_write if memory.config.long_term else 0
 
     def _stored_writes(self, name: str, memory: Memory, id: str, generation: int) -> tuple[int, bool]:
         """How many of a memory's first writes are stored already, and whether others were replaced (`Memory.cuts`)."""
@@ -520,14 +519,18 @@ class MemoryStore:
         replaced: bool,
     ) -> None:
         """Write the files of a generation, then make it the one that counts. The first `done` writes are stored."""
-        from .segments import Saving, StoredWrites, mark
+        from .segments import Saving, Shared, StoredWrites, mark
 
         id, _, before = found
         folder, header, count = self._catalogue.folder(id), memory.header(), memory.write_count
         as_is, cuts, generation = mark(memory), len(memory.cuts), before + 1
         known = parts(db, id) if done else []
         secret = self._catalogue.secret(db)
-        saving = Saving(folder, name, memory, known, done=done, replaced=replaced, generation=generation, secret=secret)
+        options: dict[str, Any] = {"done": done, "replaced": replaced, "generation": generation, "secret": secret}
+        try:
+            saving = Saving(folder, name, memory, known, **options)
+        except Shared:  # now it is known, and what is shared is copied
+            saving = Saving(folder, name, memory, known, **options)
         sync_folder(folder)
         self._saved.pop(memory, None)  # a commit that fails may or may not have happened
         last = self._catalogue.commit(
@@ -545,7 +548,7 @@ class MemoryStore:
                 ),
                 WAITING,
             ),
-            sizes=(count, memory.tokens, len(memory.pending_ids)),
+            sizes=(count, memory.tokens, len(memory.pending_ids)), secret=secret,
         )  # fmt: skip
         self._saved[memory] = _Saved(id, generation, as_is, cuts)
         stored = Stored(id, generation, saving.state, [], saving.files, last, count, header, None, secret)
@@ -553,6 +556,8 @@ class MemoryStore:
 
     def _clean(self, db: sqlite3.Connection, id: str) -> None:
         """Remove what the catalogue does not name. What cannot be removed now is left to the next save."""
+        if db.in_transaction:  # it could not even be rolled back, and nobody knows what counts
+            return
         with suppress(OSError, sqlite3.Error):
             named = self._catalogue.named_files(db, id)
             for entry in list(os.scandir(self._catalogue.folder(id))):
@@ -622,11 +627,14 @@ def _row(write: Write) -> tuple[Any, ...]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a memory's folder; if it is a link to one elsewhere, what is there and the link."""
+    """Remove a memory's folder for good; if it is a link to one elsewhere, what is there and the link."""
     if folder.is_symlink():
         target = folder.resolve()
         if target.is_dir():
             shutil.rmtree(target)
+            sync_folder(target.parent)
         folder.unlink()
     elif folder.exists():
         shutil.rmtree(folder)
+    if folder.parent.is_dir():  # a folder that came back when the power failed would belong to nobody
+        sync_folder(folder.parent)
