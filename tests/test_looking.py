@@ -15,9 +15,10 @@ from torch import Tensor
 from conftest import BOS, close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
-from remanence.core.looking import _MARGIN, _WEIGHT, Looked, candidates, look, ranked
+from remanence.core.looking import _OF_WRITES, Looked, candidates, look, ranked
 from remanence.core.memory import Memory
 from remanence.core.prompts import UNKNOWN
+from remanence.core.spans import Span, pairs
 from remanence.errors import ConfigError
 from remanence.train.reading import ReadingTrainer
 from test_hf import plain_logits
@@ -34,9 +35,15 @@ def told(model: MemoryModel, chunks: int, rest: int = 0, seed: int = 0) -> Memor
 
 def read(model: MemoryModel, memories: list[Memory], writes: list[int | None], prompt: list[int]) -> Tensor:
     """Logits of a prompt with each write [B, T, V]."""
-    with torch.no_grad(), model.reading(memories, writes=writes) as cache:
+    spans = [[] if w is None else pairs(memory, [w]) for memory, w in zip(memories, writes, strict=True)]
+    return read_spans(model, memories, spans, prompt)
+
+
+def read_spans(model: MemoryModel, memories: list[Memory], spans: list[list[Span]], prompt: list[int]) -> Tensor:
+    """Logits of a prompt with each span [B, T, V]."""
+    with torch.no_grad(), model.reading(memories, spans=spans) as cache:
         provider: Any = cache.provider
-        ids = torch.tensor([prompt] * len(writes))
+        ids = torch.tensor([prompt] * len(spans))
         mask = torch.cat([provider.mask(), torch.ones_like(ids)], 1)
         places = mask.sum(1, keepdim=True) - len(prompt) + torch.arange(len(prompt))
         return model.base(ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True).logits
@@ -69,35 +76,44 @@ def test_rows_do_not_meet(store_dtype: str, tokenizer: Any) -> None:
 
 def test_looking_is_reading_each_and_asking_whether_it_answers(tokenizer: Any) -> None:
     """The odds of not saying "I don't know.", token by token, and a part of what the search says."""
-    model, prompt = model_of(tokenizer), random_ids(5, 1)
+    model, prompt = model_of(tokenizer, looks=4), random_ids(5, 1)
     memory, unknown = told(model, 7), model.encode(UNKNOWN)
     found = model.search([memory], [prompt])[0]
-    some = candidates(memory, found, 4)
-    assert len(some) == 4 and found.scores[some].min() >= found.scores.topk(4).values.min()
+    some = candidates(model, memory, found)
+    writes = [span.write(CHUNK) for span in some.spans]
+    assert len(writes) == 4 and found.scores[writes].min() >= found.scores.topk(4).values.min()
     with model.attachment.hooks():
-        looked, begun = look(model, memory, prompt, some, found, unknown)
+        looked, begun = look(model, memory, prompt, some, unknown)
     assert begun.cache.get_seq_length() + 1 == begun.mask.shape[1]
-    for write, score in zip(looked.writes, looked.scores, strict=True):
+    for span, score in zip(looked.spans, looked.scores, strict=True):
+        write = span.write(CHUNK)
         likely = 1.0
         for at, token in enumerate(unknown):
             logits = read(model, [memory], [write], prompt + unknown[:at])[0, -1]
             likely *= float(logits.softmax(-1)[token])
         likely = min(max(likely, 1e-6), 1 - 1e-6)
-        expected = torch.log(torch.tensor((1 - likely) / likely)) + _WEIGHT * float(found.scores[write] - found.null)
+        expected = torch.log(torch.tensor((1 - likely) / likely)) + _OF_WRITES[0] * float(
+            found.scores[write] - found.null
+        )
         close(torch.tensor(score), expected, room=1e-3)
 
 
 @given(
-    st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 99)), min_size=1, max_size=8, unique_by=lambda each: each[1])
+    st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 99)), min_size=1, max_size=8, unique_by=lambda each: each[1]),
+    st.floats(0, 3),
 )
-def test_the_newest_of_about_the_best_comes_first(each: list[tuple[float, int]]) -> None:
+def test_the_newest_of_about_the_best_comes_first(each: list[tuple[float, int]], margin: float) -> None:
     """All others are in order, and none is lost."""
-    looked = ranked([score for score, _ in each], [write for _, write in each], [0.5] * len(each))
+    spans = [Span(first, first + 3) for _, first in each]
+    looked = ranked([score for score, _ in each], spans, [0.5] * len(each), CHUNK, margin)
     best = max(score for score, _ in each)
-    assert looked.best == max(write for score, write in each if score > best - _MARGIN)
+    near = [first for score, first in each if score > best - margin]
+    assert looked.best is not None and looked.best.first == max(near, default=looked.best.first)
+    assert near or looked.scores[0] == best
     assert looked.scores[1:] == sorted(looked.scores[1:], reverse=True)
-    assert sorted(zip(looked.scores, looked.writes, strict=True)) == sorted(each)
-    assert Looked([], [], []).best is None and Looked([], [], []).answers is None
+    firsts = [span.first for span in looked.spans]
+    assert sorted(zip(looked.scores, firsts, strict=True)) == sorted(each)
+    assert Looked([], [], [], CHUNK).best is None and Looked([], [], [], CHUNK).answers is None
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

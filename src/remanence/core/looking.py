@@ -28,6 +28,10 @@ from .spans import Span, pairs, sentences
 
 # Weight of the search's score beside the reader's odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES = (0.4, 2.0), (0.2, 0.5)
+_TOGETHER, _GROUPS = (
+    3,
+    2,
+)  # sentences that a first look reads together; groups of which each is looked at by itself then
 _SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
 _SURE = 1e-6  # the reader's probabilities are not trusted beyond
 
@@ -94,7 +98,8 @@ def candidates(model: Reader, memory: Memory, found: Found, chosen: int | None =
         chosen: a write; then this one alone.
     """
     config = model.config
-    scores, places = found.scores.topk(min(config.looks, len(found.scores)))
+    most = config.looks if config.look_at == "writes" else 2 * config.looks
+    scores, places = found.scores.topk(min(most, len(found.scores)))
     writes = [memory.first_write + place for place in places[scores > -torch.inf].tolist()]
     writes = writes if chosen is None else [chosen]
     if not (writes and config.long_term):
@@ -102,7 +107,8 @@ def candidates(model: Reader, memory: Memory, found: Found, chosen: int | None =
     if config.look_at == "writes" or found.question is None:
         searched = found.scores[torch.tensor(writes) - memory.first_write] - found.null
         return Candidates(pairs(memory, writes), searched)
-    spans, searched = sentences(memory, writes, model.tokenizer, found.question, config.looks)
+    best = dict(zip(writes, found.scores[torch.tensor(writes) - memory.first_write].tolist(), strict=True))
+    spans, searched = sentences(memory, best, model.tokenizer, found.question, _TOGETHER * config.looks)
     return Candidates(spans, searched - searched[0])
 
 
@@ -111,6 +117,8 @@ def look(
     model: Reader, memory: Memory, prompt: Sequence[int], some: Candidates, unknown: Sequence[int]
 ) -> tuple[Looked, Begun]:
     """Read a prompt with each of some spans, inside `attachment.hooks()` and with the adapter for reading.
+
+    Of more spans than there are `looks`, several are read together first; then those of the best of these groups alone.
 
     Args:
         model: reads.
@@ -122,31 +130,59 @@ def look(
     Returns:
         What it gave, and the prompt as it was read with the best of the spans.
     """
-    slots = SpanSlots(model, [memory] * len(some.spans), some.spans)
-    device = model.attachment.device
-    ids_BT = torch.tensor([[*prompt, *unknown[:-1]]] * len(some.spans), device=device)
-    mask = torch.cat([slots.mask(), torch.ones_like(ids_BT)], 1)
-    places = mask.sum(1, keepdim=True) - ids_BT.shape[1] + torch.arange(ids_BT.shape[1], device=device)
-    cache = MemoryCache(slots, len(model.attachment.layers))
-    hidden = model.attachment.decoder(
-        ids_BT, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True
-    ).last_hidden_state[:, len(prompt) - 1 :]
-    logits = model.attachment.logits(hidden).float().log_softmax(-1).cpu()
-    told = torch.tensor(unknown)[None, :, None].expand(len(some.spans), -1, 1)
-    ignorant = logits.gather(-1, told)[..., 0].sum(1).exp().clamp(_SURE, 1 - _SURE)
+    looks, count = model.config.looks, len(some.spans)
+    if count > looks:
+        groups = [list(range(count))[i::looks] for i in range(looks)]
+        odds = _Read(model, memory, prompt, [[some.spans[i] for i in group] for group in groups], unknown).odds
+        kept = [i for group in odds.topk(_GROUPS).indices.tolist() for i in groups[group]]
+        some = Candidates([some.spans[i] for i in kept], some.searched[kept])
+    read = _Read(model, memory, prompt, [[span] for span in some.spans], unknown)
     weight, margin = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
-    scores = torch.log((1 - ignorant) / ignorant) + weight * some.searched - model.config.doubt
-    looked = ranked(scores.tolist(), some.spans, ignorant.tolist(), model.config.K, margin)
-    row = some.spans.index(looked.spans[0])
-    cache.batch_select_indices(torch.tensor([row], device=device))
-    cache.crop(-len(unknown))  # back to before the last token of the prompt
-    return looked, Begun(cache, mask[row : row + 1, : slots.length + len(prompt)])
+    scores = read.odds + weight * some.searched - model.config.doubt
+    looked = ranked(scores.tolist(), some.spans, read.ignorant.tolist(), model.config.K, margin)
+    return looked, read.begun(some.spans.index(looked.spans[0]))
+
+
+class _Read:
+    """A prompt that was read once for each of some groups of spans, and "I don't know." behind it.
+
+    ignorant: how likely the reader is to say that [C]. odds: the logarithm of the odds that it does not.
+    """
+
+    def __init__(
+        self,
+        model: Reader,
+        memory: Memory,
+        prompt: Sequence[int],
+        groups: Sequence[Sequence[Span]],
+        unknown: Sequence[int],
+    ) -> None:
+        slots, device = SpanSlots(model, [memory] * len(groups), groups), model.attachment.device
+        ids_BT = torch.tensor([[*prompt, *unknown[:-1]]] * len(groups), device=device)
+        self._mask = torch.cat([slots.mask(), torch.ones_like(ids_BT)], 1)
+        places = self._mask.sum(1, keepdim=True) - ids_BT.shape[1] + torch.arange(ids_BT.shape[1], device=device)
+        self._cache = MemoryCache(slots, len(model.attachment.layers))
+        hidden = model.attachment.decoder(
+            ids_BT, attention_mask=self._mask, position_ids=places, past_key_values=self._cache, use_cache=True
+        ).last_hidden_state[:, len(prompt) - 1 :]
+        logits = model.attachment.logits(hidden).float().log_softmax(-1).cpu()
+        told = torch.tensor(unknown)[None, :, None].expand(len(groups), -1, 1)
+        self.ignorant = logits.gather(-1, told)[..., 0].sum(1).exp().clamp(_SURE, 1 - _SURE)
+        self.odds = torch.log((1 - self.ignorant) / self.ignorant)
+        self._behind, self._columns = len(unknown), slots.length + len(prompt)
+
+    def begun(self, row: int) -> Begun:
+        """The prompt as it was read with one of the groups; the others are gone."""
+        self._cache.batch_select_indices(torch.tensor([row], device=self._mask.device))
+        self._cache.crop(-self._behind)  # back to before the last token of the prompt
+        return Begun(self._cache, self._mask[row : row + 1, : self._columns])
 
 
 def ranked(scores: Sequence[float], spans: Sequence[Span], likely: Sequence[float], K: int, margin: float) -> Looked:
     """Spans by their scores, but first the newest of those that are less than `margin` below the best."""
     order = sorted(zip(scores, spans, likely, strict=True), key=lambda each: (each[0], each[1].first), reverse=True)
-    newest = max((each for each in order if each[0] > order[0][0] - margin), key=lambda each: each[1].first)
+    near = [order[0], *(each for each in order if each[0] > order[0][0] - margin)]
+    newest = max(near, key=lambda each: each[1].first)
     order = [newest, *(each for each in order if each is not newest)]
     return Looked([span for _, span, _ in order], [score for score, _, _ in order], [each for _, _, each in order], K)
 
@@ -178,22 +214,23 @@ class Verdict(LogitsProcessor):
 
 
 class SpanSlots:
-    """The `SlotProvider` of single spans: per row [start; the span], without any bias.
+    """The `SlotProvider` of a few spans: per row [start; the spans, oldest first], without any bias.
 
     Rows with less are padded in front; positions count from 0 at each row's first slot.
 
     Args:
         model: reads.
         memories: one per row.
-        spans: what each row reads, or None for nothing. It is in the long-term store.
+        spans: what each row reads, all in the long-term store; or nothing.
     """
 
-    def __init__(self, model: Reader, memories: Sequence[Memory], spans: Sequence[Span | None]) -> None:
+    def __init__(self, model: Reader, memories: Sequence[Memory], spans: Sequence[Sequence[Span]]) -> None:
         self.model = model
         self._start_rows = model.start_rows()
         self._spans: list[Tensor] = []  # by row: rows of its memory
-        for span in spans:
-            self._spans.append(torch.arange(0) if span is None else torch.arange(span.first, span.end))
+        for row in spans:
+            parts = [torch.arange(span.first, span.end) for span in sorted(row, key=lambda span: span.first)]
+            self._spans.append(torch.cat([torch.arange(0), *parts]))
         self._places: dict[Memory, list[int]] = {}
         for row, memory in enumerate(memories):
             self._places.setdefault(memory, []).append(row)

@@ -139,7 +139,7 @@ class MemoryDecoder(Writer):
         force: Sequence[int | None] | None = None,
         padding_B: Tensor | None = None,
         found: Sequence[Found] | None = None,
-        spans: Sequence[Span | None] | None = None,
+        spans: Sequence[Sequence[Span]] | None = None,
     ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
 
@@ -154,7 +154,7 @@ class MemoryDecoder(Writer):
             padding_B: how many tokens of padding each prompt has in front. The cache then holds them before the
                 memory, and so must the attention mask: zeros first, then ones over memory and prompt.
             found: what `search` gave for each prompt; with `score_layers="one"` it must be given.
-            spans: for each prompt the only vectors of the long-term store that are read (`core/spans.py`), or None
+            spans: for each prompt the only vectors of the long-term store that are read (`core/spans.py`), or none
                 for nothing; then no other argument but the first and the padding counts.
         """
         for memory in memories:
@@ -187,7 +187,7 @@ class MemoryDecoder(Writer):
         long_term: bool = True,
         force: Sequence[int | None] | None = None,
         found: Sequence[Found] | None = None,
-        spans: Sequence[Span | None] | None = None,
+        spans: Sequence[Sequence[Span]] | None = None,
         **options: Any,
     ) -> tuple[Tensor, ReadSlots]:
         """Generate from one prompt per memory, with any option of Hugging Face's `generate`.
@@ -365,7 +365,7 @@ class MemoryDecoder(Writer):
         if alone:
             out = self._go_on(begun[0], prompts[rows[0]][-1], options)
         else:
-            best = [one.best for one in looked]
+            best = [() if one.best is None else (one.best,) for one in looked]
             out, _ = self.generate([memories[r] for r in rows], [prompts[r] for r in rows], spans=best, **options)
         answers = {}
         for row, one, ids in zip(rows, looked, out.tolist(), strict=True):

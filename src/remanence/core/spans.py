@@ -59,17 +59,17 @@ def pairs(memory: Memory, writes: Iterable[int]) -> list[Span]:
 
 
 def sentences(
-    memory: Memory, writes: Sequence[int], tokenizer: Any, question: Question, count: int
+    memory: Memory, writes: Mapping[int, float], tokenizer: Any, question: Question, count: int
 ) -> tuple[list[Span], Tensor]:
     """The spans of some writes that fit a question best, best first, at most `count`; and their scores.
 
     A text of up to 40 tokens is one span. Of a longer one every sentence is, with as many of the sentences before it as
     40 tokens have room for. A span is scored as a write is, by those keys and words
-    that are of its own tokens.
+    that are of its own tokens; and the score of its write is added, which knows what stands around it.
 
     Args:
         memory: read.
-        writes: their numbers; spans that begin or end in the writes beside them count too.
+        writes: their scores by number; spans that begin or end in the writes beside them count too.
         tokenizer: of the model that wrote them.
         question: what is searched for.
         count: of spans.
@@ -81,7 +81,8 @@ def sentences(
         found += [span for span in own if not wanted.isdisjoint(span.writes(K))]
     if not found:
         return [], torch.zeros(0)
-    best = scores_of(memory, found, question).topk(min(count, len(found)))
+    around = torch.tensor([max(writes.get(write, -torch.inf) for write in span.writes(K)) for span in found])
+    best = (scores_of(memory, found, question) + around).topk(min(count, len(found)))
     return [found[i] for i in best.indices.tolist()], best.values
 
 

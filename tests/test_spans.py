@@ -1,0 +1,175 @@
+"""What is looked at by itself: how texts are cut into spans, which of them are chosen, and how they are read."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import BOS, close, random_ids
+from remanence import MemoryModel, Only
+from remanence.config import MemoryConfig
+from remanence.core.looking import Candidates, candidates, look
+from remanence.core.memory import Memory
+from remanence.core.prompts import UNKNOWN
+from remanence.core.spans import _LONG, Span, pairs, scores_of, sentences, spans_of
+from remanence.errors import ConfigError
+from test_hf import plain_logits
+from test_looking import read_spans, told
+from test_search import CHUNK, ONE, model_of
+
+TEXTS = (
+    "My dog is Rex. He is old!",
+    "I live in Oslo now.",
+    "Tea at five?\nBring milk, please.",
+    "We met in May. It rained.",
+)
+
+
+def told_texts(model: MemoryModel, texts: tuple[str, ...] = TEXTS, **options: Any) -> Memory:
+    """A memory of texts, each told at its own time."""
+    memory = model.new_memory()
+    for time, text in enumerate(texts):
+        model.memorize(memory, text, time=float(time), **options)
+    return memory
+
+
+def text_of(memory: Memory, model: MemoryModel, span: Span) -> str:
+    """What a span holds; the tokenizer of the tests has a token for every byte."""
+    whole = "".join(write.text or "" for write in memory.writes)
+    return whole[span.first : span.end]
+
+
+@given(st.integers(1, 300), st.dictionaries(st.integers(0, 299), st.booleans()))
+def test_every_row_is_in_a_span_that_is_short_and_of_one_text(size: int, begins: dict[int, bool]) -> None:
+    """And each begins where a sentence or a text does, unless a sentence is too long."""
+    first = 7
+    moved = {first + row: text for row, text in begins.items() if row < size}
+    spans = spans_of(moved, first, first + size)
+    covered = set(itertools.chain.from_iterable(range(span.first, span.end) for span in spans))
+    assert covered == set(range(first, first + size))
+    cuts = sorted(row for row, text in moved.items() if text and row > first)
+    for span in spans:
+        assert 0 < span.end - span.first <= _LONG
+        assert not any(span.first < cut < span.end for cut in cuts)
+    assert len(set(spans)) == len(spans)
+
+
+def test_short_texts_are_spans_and_long_ones_are_cut_at_sentences() -> None:
+    """A text of up to 40 tokens is one; in a longer one a sentence has those before it beside it, if there is room."""
+    assert spans_of({0: True, 30: True, 40: False}, 0, 60) == [Span(0, 30), Span(30, 60)]
+    assert spans_of({0: True, 15: False, 30: False, 60: False}, 0, 80) == [
+        Span(0, 15), Span(0, 30), Span(30, 60), Span(60, 80)
+    ]  # fmt: skip
+    assert spans_of({0: True, 3: False, 40: False}, 0, 70) == [Span(0, 40), Span(40, 70)]  # "Oh." stays with the next
+    assert spans_of({}, 0, 100) == [Span(0, 20), Span(0, 40), Span(20, 60), Span(40, 80), Span(60, 100)]
+
+
+def test_what_is_looked_at_is_what_was_told_together(tokenizer: Any) -> None:
+    """Texts of their own are never mixed, over the ends of writes too; the best comes first."""
+    model = model_of(tokenizer, looks=3, look_at="sentences")
+    memory = told_texts(model)
+    found = model.search([memory], [model.encode("Where do I live?")])[0]
+    spans, scores = sentences(
+        memory, dict.fromkeys(range(memory.write_count), 0.0), model.tokenizer, found.question, 99
+    )
+    written = "".join(write.text or "" for write in memory.writes)
+    assert written.startswith("\n".join(TEXTS[:3])) and len(written) <= len("\n".join(TEXTS))
+    last = written[len("\n".join(TEXTS[:3])) :]
+    assert {text_of(memory, model, span) for span in spans} == {TEXTS[0], "\n" + TEXTS[1], "\n" + TEXTS[2], last}
+    assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+    assert torch.allclose(scores, scores_of(memory, spans, found.question))
+    one = sentences(memory, {0: 0.0}, model.tokenizer, found.question, 99)[0]
+    assert all(0 in span.writes(CHUNK) for span in one)
+    some = candidates(model, memory, found)
+    assert 0 < len(some.spans) <= 9 and some.searched[0] == 0
+
+
+def test_a_span_is_scored_as_a_write_is(tokenizer: Any) -> None:
+    """One that is a write has the write's score."""
+    model = model_of(tokenizer, looks=3)
+    memory = told(model, 6)
+    found = model.search([memory], [random_ids(6, 3)])[0]
+    spans = [Span(write * CHUNK, (write + 1) * CHUNK) for write in (4, 0, 2)]
+    close(scores_of(memory, spans, found.question), found.scores[[4, 0, 2]], room=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_span_is_text_in_the_context(family: str, tokenizer: Any) -> None:
+    """The verbatim law: at the beginning of a memory it is the text itself, with nothing behind it."""
+    model, prompt = model_of(tokenizer, family), random_ids(5, 1)
+    memory, ids = told(model, 6), random_ids(6 * CHUNK)
+    end = CHUNK + CHUNK // 2
+    found = read_spans(model, [memory] * 2, [[Span(0, end)], []], prompt)
+    close(found[0], plain_logits(model.base, [BOS, *ids[:end], *prompt])[-len(prompt) :])
+    close(found[1], plain_logits(model.base, [BOS, *prompt])[-len(prompt) :])
+
+
+@pytest.mark.parametrize("settings", [{"store_dtype": "int4"}, {"store_dtype": "tokens"}, {"keep_text": False}])
+def test_answers_come_from_a_span(settings: dict[str, Any], tokenizer: Any) -> None:
+    """In any format, and without texts; alone as together. Each write is a source once."""
+    model = model_of(tokenizer, looks=4, look_at="sentences", **settings)
+    memories = [told_texts(model), told(model, 5)]
+    asked = ["Where do I live?", "Who is it?"]
+    together = model.ask_batch(memories, asked, max_new_tokens=4)
+    for memory, question, answer in zip(memories, asked, together, strict=True):
+        if settings.get("store_dtype") != "tokens":
+            assert model.ask(memory, question, max_new_tokens=4).ids == answer.ids
+        writes = [source.write for source in answer.sources if source.write >= 0]
+        assert len(set(writes)) == len(writes) and writes and answer.read[0] <= set(range(memory.write_count))
+
+
+@pytest.mark.parametrize(("looks", "left"), [(2, 12), (4, 6)])
+def test_of_many_spans_some_are_read_together_first(looks: int, left: int, tokenizer: Any) -> None:
+    """Then those of the best two groups by themselves, each as a look at it alone finds it."""
+    model, prompt = model_of(tokenizer, looks=looks, look_at="sentences"), random_ids(5, 1)
+    memory, unknown = told_texts(model, TEXTS * 3), model.encode(UNKNOWN)
+    found = model.search([memory], [prompt])[0]
+    writes = dict.fromkeys(range(memory.write_count), 0.0)
+    spans = sentences(memory, writes, model.tokenizer, found.question, 12)[0]
+    assert len(spans) == 12
+    with model.attachment.hooks():
+        looked, begun = look(model, memory, prompt, Candidates(spans, torch.zeros(12)), unknown)
+        alone = [look(model, memory, prompt, Candidates([s], torch.zeros(1)), unknown)[0].likely[0] for s in spans]
+    assert len(looked.spans) == left and set(looked.spans) <= set(spans)
+    close(torch.tensor(looked.likely), torch.tensor([alone[spans.index(span)] for span in looked.spans]), room=1e-4)
+    groups = [{spans.index(span) for span in looked.spans if spans.index(span) % looks == i} for i in range(looks)]
+    assert sorted(map(len, groups), reverse=True)[:2] == [12 // looks] * 2
+    assert looked.best is not None and begun.mask.sum() == 1 + looked.best.end - looked.best.first + len(prompt)
+
+
+def test_what_may_not_be_read_is_in_no_span(tokenizer: Any) -> None:
+    """Neither what a question leaves out, nor the write of another memory beside it."""
+    model = model_of(tokenizer, looks=9, look_at="sentences")
+    memory, shared = model.new_memory(), told_texts(model, source="handbook")
+    for at in range(6):
+        model.memorize(memory, bytes(random_ids(CHUNK, at)).decode(), source="a" if at % 2 else "b", time=float(at))
+    both = model.over(memory, {"handbook": shared})
+    for only in (Only(source="a"), Only(source="handbook")):
+        [seen] = model.readable([both], only)
+        found = model.search([seen], [random_ids(5, 9)])[0]
+        some = candidates(model, seen, found)
+        read = {write for span in some.spans for write in span.writes(CHUNK)}
+        assert read and seen.may_read(torch.tensor(sorted(read))).all()
+        for span in some.spans:
+            assert len({seen.origin(write)[0] for write in span.writes(CHUNK)}) == 1
+
+
+def test_sentences_need_a_vector_for_every_token() -> None:
+    """And change no memory."""
+    MemoryConfig.verbatim(**ONE, looks=2, look_at="sentences")
+    with pytest.raises(ConfigError, match="look_at"):
+        MemoryConfig.verbatim(**ONE, looks=2, look_at="sentences").replace(K=CHUNK // 2)
+    with pytest.raises(ConfigError, match="look_at"):
+        MemoryConfig(look_at="pages")
+
+
+def test_pairs_are_writes_with_the_one_before(tokenizer: Any) -> None:
+    """But for the first."""
+    memory = told(model_of(tokenizer), 3)
+    assert pairs(memory, [2, 0]) == [Span(CHUNK, 3 * CHUNK), Span(0, CHUNK)]
+    assert Span(CHUNK - 1, 2 * CHUNK).write(CHUNK) == 1 and Span(CHUNK - 2, CHUNK + 1).write(CHUNK) == 0
