@@ -405,6 +405,23 @@ def test_conversations(tmp_path: Path) -> None:
     assert not adversarial.gold and not adversarial.answers
 
 
+def test_some_questions_of_each_category_of_a_conversation(tmp_path: Path) -> None:
+    """Of every category as many, the same in every run; whole conversations are told, from the first on."""
+    turns = [{"dia_id": "D1:1", "speaker": "Ann", "text": "I got a cat."}]
+    qas = [{"question": f"{i}?", "answer": "a", "category": 1 + i % 3, "evidence": []} for i in range(30)]
+    rows = [{"id": f"c{i}", "sessions": [{"date_time": "1 May 2023", "turns": turns}], "qas": qas} for i in range(3)]
+    path = write_rows(tmp_path / "l.jsonl", rows)
+    whole = tasks.locomo(path, letters)
+    some = tasks.locomo(path, letters, amount=2, each=4)
+    assert [len(s.questions) for s in whole] == [30] * 3
+    assert [s.name for s in some] == ["c0", "c1"] and some == tasks.locomo(path, letters, amount=2, each=4)
+    for stream, full in zip(some, whole, strict=False):
+        assert sorted(q.category for q in stream.questions) == [1] * 4 + [2] * 4 + [3] * 4
+        assert set(stream.questions) <= set(full.questions) and told_texts(stream) == told_texts(full)
+    assert [q.name for q in some[0].questions] != [q.name.replace("c1", "c0") for q in some[1].questions]
+    assert tasks.locomo(path, letters, each=4, seed=2)[0] != some[0]
+
+
 def test_fewer_questions(tmp_path: Path) -> None:
     streams = tasks.persons(letters, None, chapter=500)
     short = tasks.limited(streams, 7)

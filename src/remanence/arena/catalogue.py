@@ -37,8 +37,9 @@ def _nq(materials: Materials, *, distances: tuple[int, ...] = _FAR, amount: int 
     return tasks.passages("nq", m.file(*NQ), m.tokens, m.books, seed=m.seed, distances=distances, amount=amount)
 
 
-def _locomo(materials: Materials) -> list[Stream]:
-    return tasks.locomo(materials.file(*LOCOMO), materials.tokens)
+def _locomo(materials: Materials, *, amount: int = 0, each: int = 0) -> list[Stream]:
+    m = materials
+    return tasks.locomo(m.file(*LOCOMO), m.tokens, seed=m.seed, amount=amount, each=each)
 
 
 _RETENTION = (

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -542,16 +542,21 @@ def passages(
     return [script.finish(filler())]
 
 
-def locomo(path: Path, tokens: Tokens) -> list[Stream]:
+def locomo(
+    path: Path, tokens: Tokens, *, seed: int = 1, amount: int = 0, each: int = 0
+) -> list[Stream]:
     """Long conversations of two people over many sessions, all questions at the end, scored as LoCoMo does.
 
     Args:
         path: the file: rows with `sessions` and `qas`.
         tokens: counts tokens.
+        seed: of the choice of questions.
+        amount: of conversations, from the first on; 0 for all.
+        each: most questions of a category in a conversation, drawn at random; 0 for all.
     """
     names = {1: "multi-hop", 2: "temporal", 3: "open domain", 4: "single hop", 5: "adversarial"}
     streams = []
-    for number, row in enumerate(rows(path)):
+    for number, row in enumerate(islice(rows(path), amount or None)):
         script = Script("locomo", str(row.get("id", number)), tokens)
         places: dict[str, Gold] = {}
         for session in row["sessions"]:
@@ -565,8 +570,11 @@ def locomo(path: Path, tokens: Tokens) -> list[Stream]:
                 span = (len(ahead), len(ahead) + len(said))
                 places[turn.get("dia_id", "")] = Gold(told, span, span)
         asked = []
+        kept = _of_each([int(qa["category"]) for qa in row["qas"]], each, f"{seed}/{script.stream.name}")
         for i, qa in enumerate(row["qas"]):
             category = int(qa["category"])
+            if i not in kept:
+                continue
             named = re.findall(r"D\d+:\d+", " ".join(map(str, qa.get("evidence") or ())))
             gold = tuple(places[name] for name in dict.fromkeys(named) if name in places) if category != 5 else ()
             answers = () if category == 5 else (str(qa.get("answer", "")),)
@@ -579,6 +587,16 @@ def locomo(path: Path, tokens: Tokens) -> list[Stream]:
         script.ask(asked)
         streams.append(script.stream)
     return streams
+
+
+def _of_each(kinds: Sequence[int], most: int, seed: str) -> set[int]:
+    """Places of at most so many of each kind, drawn at random; of all if 0."""
+    drawn: set[int] = set()
+    for kind in sorted(set(kinds)):
+        places = [place for place, one in enumerate(kinds) if one == kind]
+        chosen = places if not most else random.Random(f"{seed}/{kind}").sample(places, min(most, len(places)))
+        drawn.update(chosen)
+    return drawn
 
 
 def _seconds(when: str) -> float:
