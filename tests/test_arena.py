@@ -26,8 +26,8 @@ from remanence.arena.passages import Passages
 from remanence.arena.protocol import Kit, Piece
 from remanence.arena.readers import BaseReader, OurReader, batches
 from remanence.arena.results import Result, on_shuffled_answers, scored, summary
-from remanence.arena.systems import ByMeaning, ByWords, Fused, Summary
-from remanence.arena.tasks import Ask, Question, Script, Stream, Tell
+from remanence.arena.systems import ByMeaning, ByWords, Fused, Oracle, Summary
+from remanence.arena.tasks import Ask, Gold, Question, Script, Stream, Tell
 from remanence.errors import ConfigError
 
 SIZES: dict[str, Any] = {"chunk_tokens": 16, "pool_tokens": 32, "K0": 32, "window_tokens": 128}
@@ -522,6 +522,29 @@ def test_searches_find_what_fits(model: MemoryModel, encoder: Encoder) -> None:
     assert len(reply.read) == 2 and reply.read == sorted(reply.read) and words_order[0] in reply.read
     by_words.reset()
     assert by_words.answer(question).read == []
+
+
+def test_passages_are_read_with_their_day(model: MemoryModel, encoder: Encoder, tmp_path: Path) -> None:
+    """Of a text that has a date, and only of such; also from the middle of a session, and after save and load."""
+    kit, day = kit_of(model, encoder), 1683554160.0  # 8 May 2023
+    told = [("8 May, 2023\nAnn: hello there", day), ("Bob: I got a red bicycle", day + 60), ("Ann: oh", day + 86400)]
+    gold = (Gold(1, (0, 24), (0, 24)),)
+    asked = Question("q", "red bicycle", (), "", "", gold=gold)
+    for kind in (ByWords, ByMeaning, Oracle):
+        system = kind(kit)
+        for text, time in told:
+            system.observe(text, "a session", time)
+        shown = system.answer(asked).context
+        assert shown and all(text.startswith(("[8 May 2023] ", "[9 May 2023] ")) for text in shown), kind
+        assert any(" red " in text and text.startswith("[8 May 2023] ") for text in shown)
+        system.save(tmp_path / kind.name)
+        other = kind(kit)
+        other.load(tmp_path / kind.name)
+        assert other.answer(asked).context == shown
+        system.reset()
+        for i, (text, _) in enumerate(told):
+            system.observe(text, "a session", 60.0 * i)
+        assert not any("[" in text for text in system.answer(asked).context)
 
 
 def test_the_budget_is_kept(model: MemoryModel) -> None:

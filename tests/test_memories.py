@@ -17,9 +17,10 @@ from torch import Tensor
 from remanence import ConfigError, InputError, MemoryConfig, MemoryModel
 from remanence.arena.memories import SYSTEMS, words
 from remanence.arena.memories.amac import rouge_l, type_prior
-from remanence.arena.memories.base import Asked, Entry, Remembering, Vectors, dated, pagerank
+from remanence.arena.memories.base import Asked, Entry, Remembering, Vectors, pagerank
 from remanence.arena.memories.memgas import entropy_weights, higher_part
 from remanence.arena.memories.thinking import Thinker
+from remanence.arena.memories.words import dated
 from remanence.arena.protocol import Kit, Reply
 from remanence.arena.readers import Used
 from remanence.arena.registry import build

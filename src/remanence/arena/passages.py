@@ -64,6 +64,11 @@ class Passages:
         """The text of a passage, or of the rest."""
         return self.texts[passage] if passage < len(self.texts) else self.rest
 
+    def begins_in(self, passage: int) -> int:
+        """The number of the text in which a passage, or the rest, begins; in the order of `add`, from 0."""
+        token = self._first[passage] if passage < len(self.texts) else self.tokens - len(self._rest)
+        return bisect_right(self._told, token, key=lambda row: row[0]) - 1
+
     def size(self, passage: int) -> int:
         """Tokens of a passage, or of the rest."""
         if passage >= len(self.texts):

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .bm25 import BM25
+from .memories import words
 from .passages import Passages
 from .protocol import Kit, Piece, Reply, TextSystem, read_state, write_state
 from .tasks import Question
@@ -24,33 +25,47 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 class PassageSystem(TextSystem):
-    """Keeps all passages, and the texts as they were told."""
+    """Keeps all passages, and the texts as they were told with their days.
+
+    A passage is read with the day of the text in which it begins, where that has one: so is what the systems of the
+    literature show, and without it no question about time could be answered from the middle of a session.
+    """
 
     def reset(self) -> None:
         """Forget all passages."""
         self.passages = Passages(self.kit.model)
         self._told: list[str] = []
+        self._days: list[str] = []
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
         """Cut a text into passages."""
+        self._add(text, words.day_told(label, time))
+
+    def _add(self, text: str, day: str) -> None:
         self._told.append(text)
+        self._days.append(day)
         self.passages.add(text)
 
     def save(self, folder: Path) -> None:
         """Write the texts; passages are cut from them anew."""
-        write_state(folder, {"told": self._told})
+        write_state(folder, self._state())
+
+    def _state(self, first: int = 0) -> dict[str, list[str]]:
+        """The texts from a number on, and their days if any has one."""
+        told, days = self._told[first:], self._days[first:]
+        return {"told": told, "days": days} if any(days) else {"told": told}
 
     def load(self, folder: Path) -> None:
         """Cut the texts of a folder."""
         values, _ = read_state(folder)
         self.reset()
-        for text in values["told"]:
-            self._told.append(text)
-            self.passages.add(text)
+        for text, day in zip(values["told"], values.get("days") or [""] * len(values["told"]), strict=True):
+            self._add(text, day)
 
     def piece(self, passage: int) -> Piece:
         """A passage to read."""
-        return Piece(self.passages.text(passage), passage, passage=passage)
+        day = self._days[self.passages.begins_in(passage)]
+        return Piece(words.dated(self.passages.text(passage), day), passage, passage=passage)
 
 
 class Nothing(TextSystem):
@@ -107,13 +122,11 @@ class Window(PassageSystem):
 
     def save(self, folder: Path) -> None:
         """Write the texts that the window reaches into."""
-        left, kept = self.kit.budget, list[str]()
-        for text in reversed(self._told):
-            if left <= 0:
-                break
-            left -= self.kit.tokens(text)
-            kept.insert(0, text)
-        write_state(folder, {"told": kept})
+        left, first = self.kit.budget, len(self._told)
+        while first and left > 0:
+            first -= 1
+            left -= self.kit.tokens(self._told[first])
+        write_state(folder, self._state(first))
 
 
 class Replay(Window):
@@ -288,7 +301,7 @@ class ByMeaning(Ranked):
 
     def save(self, folder: Path) -> None:
         """Write texts and vectors."""
-        write_state(folder, {"told": self._told}, {"vectors": torch.cat(self._vectors)} if self._vectors else None)
+        write_state(folder, self._state(), {"vectors": torch.cat(self._vectors)} if self._vectors else None)
 
     def load(self, folder: Path) -> None:
         """As in `System`."""
