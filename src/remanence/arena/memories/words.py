@@ -152,6 +152,11 @@ def ends(text: str) -> bool:
     return _ENDS_IT.search(text) is not None
 
 
+def says_no_more(new: str, old: str) -> bool:
+    """Whether a text says nothing that an old one does not: it has no other content word, and denies as much."""
+    return set(content(new)) <= set(content(old)) and negates(new) == negates(old)
+
+
 def share(words: Sequence[str], text: str) -> float:
     """The share of words that are content words of a text; 0 without words."""
     held = set(content(text))
