@@ -76,8 +76,8 @@ class Passages:
         ends = self._first[passage + 1] if passage + 1 < len(self.texts) else self.tokens - len(self._rest)
         return ends - self._first[passage]
 
-    def told(self, told: int, start: int, end: int) -> str:
-        """The characters from `start` to `end` of a text that was told."""
+    def told(self, told: int, start: int, end: int | None) -> str:
+        """The characters from `start` to `end` (None: the last) of a text that was told."""
         text = self._told[told][1]
         return text[text.startswith("\n") :][start:end]
 

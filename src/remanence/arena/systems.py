@@ -7,7 +7,7 @@ of text, and a passage's number is the write's.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -156,7 +156,7 @@ class Replay(Window):
 
 
 class Summary(TextSystem):
-    """Rolling summary: never more than the budget, made anew of itself and of what was told since.
+    """Rolling summary: half the budget at most, made anew of itself and of what was told since; that is read behind it.
 
     brain="rules" keeps whole sentences: those nearest to the middle of all (mean of their vectors), without near
     duplicates. brain="reader" lets the reader write it.
@@ -196,7 +196,11 @@ class Summary(TextSystem):
         for i in central:
             if not chosen or float((vectors_SD[chosen] @ vectors_SD[i]).max()) < _ALIKE:
                 chosen.append(i)
-        return [piece.text for piece in self.kit.fit(Piece(sentences[i], i) for i in chosen)]
+        return self._kept(Piece(sentences[i], i) for i in chosen)
+
+    def _kept(self, pieces: Iterable[Piece]) -> list[str]:
+        """What fits half the budget, so that there is room for what was told since."""
+        return [piece.text for piece in self.kit.fit(pieces, self.kit.budget // 2)]
 
     def _written(self) -> list[str]:
         """What the reader writes."""
@@ -205,7 +209,8 @@ class Summary(TextSystem):
             f"Notes so far:\n{sofar}\n\nNew text:\n{told}\n\n"
             "Write the notes anew, short, with every name, number, date and fact of both that may be asked for later."
         )
-        return self.kit.reader.complete([prompt], max_new_tokens=self.kit.budget // 2)
+        written = self.kit.reader.complete([prompt], max_new_tokens=self.kit.budget // 2)
+        return self._kept(Piece(text, i) for i, text in enumerate(written))
 
     def context(self, question: Question) -> list[Piece]:
         """The summary, and what was told since."""

@@ -55,11 +55,12 @@ class Question:
     """A question of a stream.
 
     name: unlike all others of its task. answers: all that are right; none if nothing told answers it. kind: which
-    column it belongs to. score: how it is scored: "contains" (any of the answers is said), "share" (of the answers that
-    are said), "squad", "rouge", "choice" (answers are the letter and its words), "locomo", "abstains" or "same" (as the
-    reader alone). distance: tokens asked for between evidence and question, 0 if it is asked at the end. gold: the
-    evidence.
-    stale: answers that were right before something changed. category: of LoCoMo.
+    column it belongs to. score: how it is scored: "contains" (any of the answers is said), "only" (and none of the
+    stale ones), "share" (of the answers that are said), "squad" (F1), "rouge", "choice" (answers are the letter and its
+    words), "locomo", "abstains" or "same" (as the reader alone). distance: tokens asked for between evidence and
+    question, 0 if it is asked at the end. gold: the evidence.
+    stale: answers that were right before something changed, or that somebody planted; with "only" all the wrong ones.
+    category: of LoCoMo.
     """
 
     name: str
@@ -501,6 +502,7 @@ def passages(
     distances: Sequence[int] = (40_000,),
     seed: int = 1,
     amount: int = 200,
+    longest: int = 0,
 ) -> list[Stream]:
     """Passages of Wikipedia, then unrelated ones and books, then one question for each passage.
 
@@ -510,12 +512,14 @@ def passages(
         tokens, books, seed: as for `persons`.
         distances: tokens behind each passage. Of what is told behind them up to half of the longest are passages.
         amount: of passages that are asked for.
+        longest: only questions whose first answer has at most so many tokens are asked; 0 for all.
     """
     rng = random.Random(f"{seed}/{task}")
     pool = []
     for row in rows(path):
         asked = row.get("qas", [row])
         fit = [q for q in asked if any(answer in row["context"] for answer in q["answers"])]
+        fit = [q for q in fit if not longest or tokens(q["answers"][0].strip()) <= longest]
         if fit:
             pool.append((row["context"].strip(), fit))
     rng.shuffle(pool)
@@ -529,7 +533,7 @@ def passages(
         if starts and context[starts[0] :].startswith(row["answers"][0]):
             span = (starts[0], starts[0] + len(row["answers"][0]))
         gold = (Gold(told, span, span),)
-        script.later(Question(f"{task}/{i}", row["question"].strip(), answers, "passage", "squad", gold=gold))
+        script.later(Question(f"{task}/{i}", row["question"].strip(), answers, "passage", "contains", gold=gold))
 
     def filler() -> Iterator[tuple[str, str]]:
         until = script.now + max(distances, default=0) // 2
@@ -542,9 +546,7 @@ def passages(
     return [script.finish(filler())]
 
 
-def locomo(
-    path: Path, tokens: Tokens, *, seed: int = 1, amount: int = 0, each: int = 0
-) -> list[Stream]:
+def locomo(path: Path, tokens: Tokens, *, seed: int = 1, amount: int = 0, each: int = 0) -> list[Stream]:
     """Long conversations of two people over many sessions, all questions at the end, scored as LoCoMo does.
 
     Args:
@@ -605,6 +607,15 @@ def _seconds(when: str) -> float:
         with suppress(ValueError):
             return datetime.strptime(when, form).replace(tzinfo=UTC).timestamp()
     return 0.0
+
+
+def tokens_to_answer(question: Question, tokens: Tokens) -> int:
+    """How many tokens a right answer has at least, where it must be said whole; 0 elsewhere."""
+    if question.score == "share":
+        return tokens(", ".join(question.answers))
+    if question.score in ("contains", "only"):
+        return min(map(tokens, question.answers), default=0)
+    return 0
 
 
 def limited(streams: list[Stream], limit: int | None, seed: int = 1) -> list[Stream]:
