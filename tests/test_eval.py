@@ -166,6 +166,21 @@ def test_a_folder_has_one_setting(
     assert code == 2 and "no finished cells" in said
 
 
+def test_an_answer_that_is_too_short_for_what_is_right(
+    tmp_path: Path, own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Four long numbers do not fit the tokens of an answer: that is no system's fault, and is said."""
+    task = own[1]
+    task.write_text(OWN_TASK.replace('"red", "green"', '"12345678", "green"'), encoding="utf-8")
+    arguments = ("run", "--systems", "none", "--tasks", str(task), "--out", str(tmp_path / "out"), "--json")
+    code, _, said = run(monkeypatch, capsys, *arguments, "--max-new-tokens", "7")
+    assert code == 0 and re.search(
+        r"colours\.py: --max-new-tokens 7 is too little to say 1 of 2 right answers; \d+ are enough", said
+    )
+    arguments = (*arguments[:-2], str(tmp_path / "more"), "--json")
+    assert "too little" not in run(monkeypatch, capsys, *arguments, "--max-new-tokens", "30")[2]
+
+
 def test_everything_that_there_is_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     code, printed, _ = run(monkeypatch, capsys, "list", "--json")
     made = json.loads(printed)
