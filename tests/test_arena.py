@@ -18,16 +18,18 @@ from hypothesis import strategies as st
 
 from conftest import random_text
 from remanence import MemoryConfig, MemoryModel
-from remanence.arena import scores, tasks
+from remanence.arena import datasets, scores, tasks
 from remanence.arena.bm25 import BM25, words
 from remanence.arena.inside import Forced, Ours
+from remanence.arena.memories import words as memory_words
 from remanence.arena.minilm import Encoder
 from remanence.arena.passages import Passages
-from remanence.arena.protocol import Kit, Piece
+from remanence.arena.protocol import Kit, Piece, Reply
 from remanence.arena.readers import BaseReader, OurReader, batches
-from remanence.arena.results import Result, on_shuffled_answers, scored, summary
-from remanence.arena.systems import ByMeaning, ByWords, Fused, Summary
-from remanence.arena.tasks import Ask, Question, Script, Stream, Tell
+from remanence.arena.registry import streams
+from remanence.arena.results import Result, on_shuffled_answers, result, scored, summary
+from remanence.arena.systems import ByMeaning, ByWords, Fused, Oracle, Summary
+from remanence.arena.tasks import Ask, Gold, Materials, Question, Script, Stream, Tell
 from remanence.errors import ConfigError
 
 SIZES: dict[str, Any] = {"chunk_tokens": 16, "pool_tokens": 32, "K0": 32, "window_tokens": 128}
@@ -130,7 +132,8 @@ def test_locomo_scores() -> None:
     [
         ("contains", ("tea",), "It is tea.", 1), ("squad", ("green tea",), "tea", 2 / 3), ("abstains", (), "Tea.", 0),
         ("abstains", (), "I don't know.", 1), ("locomo", ("cars",), "a car", 1), ("same", (), "Canberra.", 1),
-        ("same", (), "Canberra", 0), ("contains", ("tea",), None, 0),
+        ("same", (), "Canberra", 0), ("contains", ("tea",), None, 0), ("only", ("tea",), "Some tea.", 1),
+        ("only", ("tea",), "Coffee.", 0),
     ],
 )  # fmt: skip
 def test_what_is_scored_how(by: str, answers: tuple[str, ...], prediction: str | None, score: float) -> None:
@@ -146,6 +149,8 @@ def test_what_is_scored_how(by: str, answers: tuple[str, ...], prediction: str |
     recalled = dataclasses.replace(result, recalled=True)
     assert scored(recalled).score == (0 if by == "same" else made.score)
     assert scored(dataclasses.replace(result, prediction="It was milk.")).outdated
+    both = scored(dataclasses.replace(result, prediction="Tea or milk.", answers=("tea",)))
+    assert both.score == (1 if by == "contains" else 0 if by in ("only", "abstains", "same") else both.score)
 
 
 def test_choices_are_read_from_what_is_said() -> None:
@@ -161,7 +166,8 @@ def test_rouge_l() -> None:
     """By hand: "the cat sat" and "the dog sat down" share two words in order."""
     assert scores.rouge_l("The cat sat.", ["the dog sat down"]) == pytest.approx(2 * 2 / (3 + 4))
     assert scores.rouge_l("sat cat", ["cat sat", "nothing"]) == pytest.approx(0.5)
-    assert scores.rouge_l("", ["a"]) == 0
+    assert scores.rouge_l("", ["a"]) == scores.rouge_l("a", []) == 0
+    assert scores.rouge_l("a b c", ["a x c"]) == pytest.approx(2 / 3) and scores.rouge_l("b a", ["a b"]) == 0.5
 
 
 def test_answers_given_to_other_questions() -> None:
@@ -177,7 +183,7 @@ def test_answers_given_to_other_questions() -> None:
 
     assert on_shuffled_answers([made(i, f"tea{i}") for i in range(8)]) == 0
     assert on_shuffled_answers([made(i, "tea") for i in range(8)]) == 1
-    assert on_shuffled_answers([]) is None
+    assert on_shuffled_answers([]) is on_shuffled_answers([made(0, "tea")]) is None  # nobody to swap with
     assert summary([made(0, "tea")])[0]["score"] == 1
 
 
@@ -377,6 +383,12 @@ def test_passages_of_both_files(tmp_path: Path) -> None:
     row = {"question": "Who?", "answers": ["Ada"], "context": "It was Ada."}
     [stream] = tasks.passages("nq", write_rows(tmp_path / "nq.jsonl", [row]), letters, None, distances=(50,))
     assert [(q.text, q.answers) for q in stream.questions] == [("Who?", ("Ada",))]
+    mixed = [row, {"question": "Which?", "answers": ["Ada Byron", "Ada"], "context": "It was Ada Byron."}]
+    path = write_rows(tmp_path / "mixed.jsonl", mixed)
+    for longest, asked in ((0, {"Who?", "Which?"}), (3, {"Who?"})):  # the first answer counts
+        [stream] = tasks.passages("nq", path, letters, None, distances=(50,), longest=longest)
+        assert {q.text for q in stream.questions} == asked
+        assert {q.score for q in stream.questions} == {"contains"}
     with pytest.raises(ConfigError, match="is not a file"):
         tasks.passages("nq", tmp_path / "none.jsonl", letters, None)
 
@@ -403,6 +415,23 @@ def test_conversations(tmp_path: Path) -> None:
     ]
     assert (single.kind, adversarial.kind, temporal.answers) == ("single hop", "adversarial", ("2022",))
     assert not adversarial.gold and not adversarial.answers
+
+
+def test_some_questions_of_each_category_of_a_conversation(tmp_path: Path) -> None:
+    """Of every category as many, the same in every run; whole conversations are told, from the first on."""
+    turns = [{"dia_id": "D1:1", "speaker": "Ann", "text": "I got a cat."}]
+    qas = [{"question": f"{i}?", "answer": "a", "category": 1 + i % 3, "evidence": []} for i in range(30)]
+    rows = [{"id": f"c{i}", "sessions": [{"date_time": "1 May 2023", "turns": turns}], "qas": qas} for i in range(3)]
+    path = write_rows(tmp_path / "l.jsonl", rows)
+    whole = tasks.locomo(path, letters)
+    some = tasks.locomo(path, letters, amount=2, each=4)
+    assert [len(s.questions) for s in whole] == [30] * 3
+    assert [s.name for s in some] == ["c0", "c1"] and some == tasks.locomo(path, letters, amount=2, each=4)
+    for stream, full in zip(some, whole, strict=False):
+        assert sorted(q.category for q in stream.questions) == [1] * 4 + [2] * 4 + [3] * 4
+        assert set(stream.questions) <= set(full.questions) and told_texts(stream) == told_texts(full)
+    assert [q.name for q in some[0].questions] != [q.name.replace("c1", "c0") for q in some[1].questions]
+    assert tasks.locomo(path, letters, each=4, seed=2)[0] != some[0]
 
 
 def test_fewer_questions(tmp_path: Path) -> None:
@@ -435,6 +464,67 @@ def test_packed_files(tmp_path: Path, ending: str) -> None:
     path.write_bytes(b"nonsense")
     with pytest.raises(ConfigError, match=r"books\.jsonl"):
         list(tasks.rows(path))
+
+
+def test_chats_of_longmemeval(tmp_path: Path) -> None:
+    """Turns name who speaks as people are named; preferences, which only a judge can score, are not asked."""
+    days = ["2023/05/20 (Sat) 02:21", "2023/05/21 (Sun) 10:00"]
+    chats = [
+        [{"role": "user", "content": "I got a cat.", "has_answer": True}, {"role": "assistant", "content": "Nice!"}],
+        [{"role": "user", "content": "Hi."}],
+    ]
+    rest = {"question_date": "2023/06/01", "haystack_dates": days, "haystack_sessions": chats}
+    kinds = {"a": "single-session-user", "b_abs": "single-session-user", "c": "single-session-preference"}
+    samples = [{"question_id": q, "question_type": k, "question": "Pet?", "answer": "cat"} for q, k in kinds.items()]
+    (tmp_path / "longmemeval_s.json").write_text(json.dumps([sample | rest for sample in samples]), encoding="utf-8")
+    made = datasets.longmemeval(Materials(letters, tmp_path))
+    assert [s.name for s in made] == ["a", "b_abs"]
+    assert told_texts(made[0]) == [f"{days[0]}\nUser: I got a cat.", "Assistant: Nice!", f"{days[1]}\nUser: Hi."]
+    told, never = (s.questions[0] for s in made)
+    assert (told.score, never.score, never.answers, never.gold) == ("contains", "abstains", (), ())
+    assert [told_texts(made[0])[g.told][slice(*g.answer)] for g in told.gold] == ["User: I got a cat."]
+    turns = [part.speaker for text in told_texts(made[0]) for part in memory_words.parts(text, 80) if part.speaker]
+    assert turns == ["User", "Assistant", "User"]
+
+
+def test_no_two_needles_share_a_part_of_a_name() -> None:
+    """A part of a name is a right answer, so that of another needle must not be."""
+    for seed in range(1, 9):
+        made = streams("unlike", Materials(lambda text: len(text) // 4, seed=seed), {"distances": (200,)})
+        parts = [part for q in made[0].questions for part in q.answers[1:] or q.answers]
+        assert len(parts) == len(set(parts)), seed
+
+
+def test_how_long_a_right_answer_is() -> None:
+    def least(score: str, *answers: str) -> int:
+        return tasks.tokens_to_answer(Question("q", "?", answers, "k", score), letters)
+
+    assert least("contains", "four", "six") == 3 and least("share", "four", "six") == len("four, six")
+    assert least("abstains") == least("rouge", "four") == least("contains") == 0
+
+
+def test_evidence_that_was_read_as_text() -> None:
+    """A value counts where the words around it stand, not wherever it occurs; whole sentences as they are."""
+    told = "Marla told us that her favourite colour by far is red these days."
+    value, whole = (told.index("red"), told.index("red") + 3), (0, len(told))
+
+    class Everything:
+        def told(self, number: int, start: int, end: int | None) -> str:
+            return told[start:end]
+
+        def ids(self, text: str) -> list[int]:
+            return [0] * len(text)
+
+    def found(context: str, span: tuple[int, int]) -> float | None:
+        question = Question("q", "?", ("red",), "k", "contains", gold=(Gold(0, span, whole),))
+        reply = Reply("red", None, ("Something else.", context))
+        return result("t", "s", "x", "", question, reply, Everything(), None).found  # type: ignore[arg-type]
+
+    assert found(told, value) == found(told, whole) == found(f"So it was. {told} And so on.", value) == 1
+    assert found("Marla: my favourite colour by far is red these days.", value) == 1  # in other words, but near
+    assert found("The barn was red, and so were the days of Marla's favourite aunt.", value) == 0
+    assert found("Marla told us that her favourite colour by far is blue these days.", value) == 0
+    assert found("Marla told us that her favourite colour by far is blue these days. The barn is red.", whole) == 0
 
 
 # Systems --------------------------------------------------------------------------------------------------------------
@@ -507,6 +597,29 @@ def test_searches_find_what_fits(model: MemoryModel, encoder: Encoder) -> None:
     assert by_words.answer(question).read == []
 
 
+def test_passages_are_read_with_their_day(model: MemoryModel, encoder: Encoder, tmp_path: Path) -> None:
+    """Of a text that has a date, and only of such; also from the middle of a session, and after save and load."""
+    kit, day = kit_of(model, encoder), 1683554160.0  # 8 May 2023
+    told = [("8 May, 2023\nAnn: hello there", day), ("Bob: I got a red bicycle", day + 60), ("Ann: oh", day + 86400)]
+    gold = (Gold(1, (0, 24), (0, 24)),)
+    asked = Question("q", "red bicycle", (), "", "", gold=gold)
+    for kind in (ByWords, ByMeaning, Oracle):
+        system = kind(kit)
+        for text, time in told:
+            system.observe(text, "a session", time)
+        shown = system.answer(asked).context
+        assert shown and all(text.startswith(("[8 May 2023] ", "[9 May 2023] ")) for text in shown), kind
+        assert any(" red " in text and text.startswith("[8 May 2023] ") for text in shown)
+        system.save(tmp_path / kind.name)
+        other = kind(kit)
+        other.load(tmp_path / kind.name)
+        assert other.answer(asked).context == shown
+        system.reset()
+        for i, (text, _) in enumerate(told):
+            system.observe(text, "a session", 60.0 * i)
+        assert not any("[" in text for text in system.answer(asked).context)
+
+
 def test_the_budget_is_kept(model: MemoryModel) -> None:
     kit = kit_of(model, budget=20)
     pieces = [Piece("a" * 9, 2), Piece("b" * 12, 1), Piece("c" * 8, 0)]
@@ -535,6 +648,9 @@ def test_a_rolling_summary_stays_within_the_budget(model: MemoryModel, encoder: 
         assert (kit.reader.used.calls > calls) == (brain == "reader")
         if brain == "rules":
             assert all(any(s in text for text in told) for s in system.summary) and system.summary
+        system.observe("It rained all day. Nobody went out at all.")
+        system.observe("Tom left.")  # it waits for more, and there is room for it
+        assert "Tom left." in system.answer(Question("q", "who?", (), "", "")).context
 
 
 def test_likelihood_is_of_the_reply(model: MemoryModel) -> None:

@@ -166,6 +166,21 @@ def test_a_folder_has_one_setting(
     assert code == 2 and "no finished cells" in said
 
 
+def test_an_answer_that_is_too_short_for_what_is_right(
+    tmp_path: Path, own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Four long numbers do not fit the tokens of an answer: that is no system's fault, and is said."""
+    task = own[1]
+    task.write_text(OWN_TASK.replace('"red", "green"', '"12345678", "green"'), encoding="utf-8")
+    arguments = ("run", "--systems", "none", "--tasks", str(task), "--out", str(tmp_path / "out"), "--json")
+    code, _, said = run(monkeypatch, capsys, *arguments, "--max-new-tokens", "7")
+    assert code == 0 and re.search(
+        r"colours\.py: --max-new-tokens 7 is too little to say 1 of 2 right answers; \d+ are enough", said
+    )
+    arguments = (*arguments[:-2], str(tmp_path / "more"), "--json")
+    assert "too little" not in run(monkeypatch, capsys, *arguments, "--max-new-tokens", "30")[2]
+
+
 def test_everything_that_there_is_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     code, printed, _ = run(monkeypatch, capsys, "list", "--json")
     made = json.loads(printed)
@@ -310,6 +325,8 @@ def test_conditions_change_what_is_told_and_nothing_else() -> None:
     assert [len(text.split()) for text in told(mixed)] == [5, 4] and mixed == altered(longer, other, "shuffled", 1)
     assert told(altered(one, other, "empty", 1)) == []
     assert told(altered(one, other, "other", 1)) == told(other)
+    shared = Stream("t", "s", [*one.events[:1], *other.events])
+    assert told(altered(one, shared, "other", 1)) == told(other)  # its own text, in somebody else's memory
     for condition in ("shuffled", "empty", "other"):
         changed = altered(one, other, condition, 1)
         assert [q.text for q in changed.questions] == [q.text for q in one.questions]
@@ -577,6 +594,15 @@ def cell_of(title: str, scores: Callable[[int, int], float], seconds: float) -> 
         "versions": {"python": "3"}, "hardware": {"machine": "x", "cores": 2, "threads": 1, "processor": "CPU"},
     }  # fmt: skip
     return report.CellResults(about, results, costs, None)
+
+
+def test_what_could_not_be_asked_is_said() -> None:
+    """The mean of a system is over what it could be asked; the table must not hide how much that is."""
+    cell, whole = cell_of("x", lambda i, d: 1.0, 0.001), cell_of("y", lambda i, d: 1.0, 0.001)
+    cell.results[3:] = [dataclasses.replace(r, prediction=None, score=0.0) for r in cell.results[3:]]
+    table = report.score_table([cell, whole])
+    assert "x could not be asked 17 of 20" in table.note and "y could" not in table.note
+    assert "could not" not in report.score_table([whole]).note
 
 
 def test_costs_are_by_token_and_question() -> None:

@@ -26,24 +26,34 @@ def _facts(
     return tasks.facts(m.tokens, m.books, seed=m.seed, distances=distances, amount=amount)
 
 
-def _squad(materials: Materials, *, distances: tuple[int, ...] = _FAR, amount: int = 200) -> list[Stream]:
+def _squad(
+    materials: Materials, *, distances: tuple[int, ...] = _FAR, amount: int = 200, longest: int = 3
+) -> list[Stream]:
+    m, file = materials, materials.file(*SQUAD)
+    return tasks.passages(
+        "squad", file, m.tokens, m.books, seed=m.seed, distances=distances, amount=amount, longest=longest
+    )
+
+
+def _nq(
+    materials: Materials, *, distances: tuple[int, ...] = _FAR, amount: int = 200, longest: int = 4
+) -> list[Stream]:
+    m, file = materials, materials.file(*NQ)
+    return tasks.passages(
+        "nq", file, m.tokens, m.books, seed=m.seed, distances=distances, amount=amount, longest=longest
+    )
+
+
+def _locomo(materials: Materials, *, amount: int = 0, each: int = 0) -> list[Stream]:
     m = materials
-    file = m.file(*SQUAD)
-    return tasks.passages("squad", file, m.tokens, m.books, seed=m.seed, distances=distances, amount=amount)
-
-
-def _nq(materials: Materials, *, distances: tuple[int, ...] = _FAR, amount: int = 200) -> list[Stream]:
-    m = materials
-    return tasks.passages("nq", m.file(*NQ), m.tokens, m.books, seed=m.seed, distances=distances, amount=amount)
-
-
-def _locomo(materials: Materials) -> list[Stream]:
-    return tasks.locomo(materials.file(*LOCOMO), materials.tokens)
+    return tasks.locomo(m.file(*LOCOMO), m.tokens, seed=m.seed, amount=amount, each=each)
 
 
 _RETENTION = (
     "the knowledge retention of MemoryLLM (2402.04624) and M+ (2502.00592): a passage, then unrelated ones, then its "
-    "question; there a sample for each passage, here one stream that serves all. Metric: SQuAD's F1 and exact match"
+    "question; there a sample for each passage, here one stream that serves all. As there, the first answer has at "
+    "most 3 tokens (SQuAD) or 4 (Natural Questions), and the answer is right if it is said: there the first one, in 10 "
+    "tokens, here any of them, as whole words. SQuAD's F1 and exact match are in --json"
 )
 _ALL = (
     Task("persons", "three people tell of themselves, read a chapter, and ask", "of this project", _persons),
@@ -56,7 +66,8 @@ _ALL = (
     Task("nq", "knowledge retention on Natural Questions", _RETENTION, _nq),
     Task(
         "locomo", "very long conversations, all questions at the end, by category",
-        "LoCoMo (2402.17753): the official F1 by category, evaluated as in task_eval/evaluation.py of its repository",
+        "LoCoMo (2402.17753): the official F1 by category, evaluated as in task_eval/evaluation.py of its repository; "
+        "but adversarial questions are put as they are, not as a choice of two, and any way to abstain is right",
         _locomo,
     ),
     Task(
@@ -99,11 +110,13 @@ _ALL = (
     ),
     Task(
         "world", "people and things that move, between the sentences of a book",
-        "after BABILong (2406.10149) tasks qa1 and qa2, made anew; the place is said", made.world,
+        "after BABILong (2406.10149) tasks qa1 and qa2, made anew; the place is said, and no other", made.world,
     ),
     Task(
         "longmemeval", "chats with an assistant over months, a question each",
-        "LongMemEval (2410.10813); its judge is replaced by whether the answer is said", datasets.longmemeval,
+        "LongMemEval (2410.10813), without its questions on preferences; its judge is replaced by whether the answer is"
+        " said",
+        datasets.longmemeval,
     ),
 )  # fmt: skip
 TASKS = {task.name: task for task in _ALL}

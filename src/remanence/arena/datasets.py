@@ -127,12 +127,16 @@ def leval(materials: Materials, *, parts: tuple[str, ...] = _OPEN, amount: int =
 
 
 def longmemeval(materials: Materials, *, amount: int = 50) -> list[Stream]:
-    """Chats with an assistant over months, a question each; scored by whether the answer is said, not by a judge."""
+    """Chats with an assistant over months, a question each; scored by whether the answer is said, not by a judge.
+
+    Questions about preferences are left out: their answers are instructions for the judge, which nobody says.
+    """
     path = materials.file(*LONGMEMEVAL)
     try:
         samples: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is no JSON file, or it is damaged: {error}") from error
+    samples = [row for row in samples if row["question_type"] != "single-session-preference"]
     chosen = random.Random(f"{materials.seed}/longmemeval").sample(range(len(samples)), min(amount, len(samples)))
     return [_chats(samples[i], materials.tokens) for i in sorted(chosen)]
 
@@ -142,7 +146,7 @@ def _chats(row: dict[str, Any], tokens: Tokens) -> Stream:
     script, golds = Script("longmemeval", row["question_id"], tokens), []
     for date, session in zip(row["haystack_dates"], row["haystack_sessions"], strict=True):
         for number, turn in enumerate(session):
-            said = f"{turn['role']}: {' '.join(turn['content'].split())}"
+            said = f"{turn['role'].capitalize()}: {' '.join(turn['content'].split())}"
             ahead = f"{date}\n" if number == 0 else ""
             told = script.tell(ahead + said, date, _seconds(date) + 60.0 * number)
             if turn.get("has_answer"):

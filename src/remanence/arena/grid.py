@@ -310,7 +310,8 @@ def altered(stream: Stream, other: Stream, condition: str, seed: int) -> Stream:
         stream: as it is.
         other: of the same task, about other things.
         condition: "normal": as it is. "empty": nothing is told. "shuffled": all words of all texts change places, so
-            that the same words stand there and say nothing. "other": somebody else's texts, in place of its own.
+            that the same words stand there and say nothing. "other": somebody else's texts, in place of
+            its own, without those that are its own too.
         seed: of the shuffling.
     """
     if condition == "normal":
@@ -325,7 +326,8 @@ def altered(stream: Stream, other: Stream, condition: str, seed: int) -> Stream:
             texts.append(" ".join(words[at : at + count]))
             at += count
     elif condition == "other":
-        foreign = [event.text for event in other.events if isinstance(event, Tell)]
+        own = {tell.text for tell in tells}  # two draws from one file share texts
+        foreign = [event.text for event in other.events if isinstance(event, Tell) and event.text not in own]
         texts = [foreign[i % len(foreign)] for i in range(len(tells))] if foreign else [""] * len(tells)
     elif condition == "empty":
         texts = [""] * len(tells)

@@ -71,9 +71,13 @@ def unlike(
     pairs: list[dict[str, str]] = tomllib.loads((DATA / "needles.toml").read_text(encoding="utf-8"))["needles"]
     if amount > len(pairs):
         raise ConfigError(f"unlike has {len(pairs)} needles; give amount={len(pairs)} or less.")
+    taken: set[str] = set()
     for i, pair in enumerate(random.Random(f"{materials.seed}/unlike").sample(pairs, amount)):
         script.tell(books.piece(_BETWEEN), "book")
         name = make.subject("person").name
+        while taken & set(name.split()):  # a part of it is answer enough, so no other needle may have it
+            name = make.subject("person").name
+        taken |= set(name.split())
         text = pair["told"].replace("{n}", name)
         gold = _whole(script.tell(text, "needle"), text)
         # The family name is enough, and so is the first one.
@@ -239,5 +243,7 @@ def _one_world(materials: Materials, name: str, kind: str, length: int, facts: i
         person, took = carried[thing]
         place, gold = where[person]
         question, golds = f"Where is the {thing}?", [took, gold]
-    script.ask([Question(name, question, (place,), f"{kind}, {length:,} tokens long", "contains", gold=tuple(golds))])
+    others = tuple(p for p in _PLACES if p != place)
+    column = f"{kind}, {length:,} tokens long"
+    script.ask([Question(name, question, (place,), column, "only", gold=tuple(golds), stale=others)])
     return script.stream

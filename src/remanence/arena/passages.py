@@ -64,6 +64,11 @@ class Passages:
         """The text of a passage, or of the rest."""
         return self.texts[passage] if passage < len(self.texts) else self.rest
 
+    def begins_in(self, passage: int) -> int:
+        """The number of the text in which a passage, or the rest, begins; in the order of `add`, from 0."""
+        token = self._first[passage] if passage < len(self.texts) else self.tokens - len(self._rest)
+        return bisect_right(self._told, token, key=lambda row: row[0]) - 1
+
     def size(self, passage: int) -> int:
         """Tokens of a passage, or of the rest."""
         if passage >= len(self.texts):
@@ -71,8 +76,8 @@ class Passages:
         ends = self._first[passage + 1] if passage + 1 < len(self.texts) else self.tokens - len(self._rest)
         return ends - self._first[passage]
 
-    def told(self, told: int, start: int, end: int) -> str:
-        """The characters from `start` to `end` of a text that was told."""
+    def told(self, told: int, start: int, end: int | None) -> str:
+        """The characters from `start` to `end` (None: the last) of a text that was told."""
         text = self._told[told][1]
         return text[text.startswith("\n") :][start:end]
 

@@ -237,6 +237,11 @@ def score_table(cells: Sequence[CellResults]) -> Table:
         rows.append(row)
     asked = len(own[0].results) if own else 0
     note = f"Percent, {asked:,} answers a system; 95 % bootstrap intervals over questions."
+    for cell in own:
+        if missing := len(cell.results) - len(cell.asked):
+            note += (
+                f" {cell.title} could not be asked {missing:,} of {len(cell.results):,}, and is scored on the others."
+            )
     return Table("Score", head, rows, note)
 
 

@@ -13,6 +13,7 @@ from .passages import Passages
 from .protocol import Reply
 from .tasks import Question
 
+_AROUND = 6  # words on each side of a part of a text
 _MEANS = ("score", "exact", "f1", "abstains", "outdated", "found", "read_tokens", "context_tokens")
 
 
@@ -92,16 +93,34 @@ def result(
 
 
 def _found(question: Question, reply: Reply, told: Passages) -> float | None:
-    """The share of the evidence that was read: by passages where there are any, else by its words in the context."""
+    """The share of the evidence that was read: by passages where there are any, else by its words in the context.
+
+    The latter finds nothing of what a system has put into other words, so for such it is the least that was read.
+    """
     if not question.gold or (reply.read is None and reply.recalled is not None):  # of other writes nothing is known
         return None
     if reply.read is not None:
         read = set(reply.read)
         whole = [set(told.where(gold.told, *gold.answer)) <= read for gold in question.gold]
     else:
-        shown = f" {scores.normalised(' '.join(reply.context))} "
-        whole = [scores.normalised(told.told(gold.told, *gold.answer)) in shown for gold in question.gold]
+        shown = scores.normalised(" ".join(reply.context)).split()
+        whole = [_stands(told.told(gold.told, 0, None), gold.answer, shown) for gold in question.gold]
     return sum(whole) / len(whole)
+
+
+def _stands(text: str, span: tuple[int, int], shown: list[str]) -> bool:
+    """Whether a part of a text stands in words that were shown (normalised), among half of the words around it: a value
+    alone, "red", may stand anywhere."""
+    before, part, after = (
+        scores.normalised(t).split() for t in (text[: span[0]], text[slice(*span)], text[span[1] :])
+    )  # fmt: skip
+    around = set(before[-_AROUND:] + after[:_AROUND])
+    for at in range(len(shown) - len(part) + 1):
+        if shown[at : at + len(part)] == part:
+            near = {*shown[max(0, at - 2 * _AROUND) : at], *shown[at + len(part) : at + len(part) + 2 * _AROUND]}
+            if 2 * len(around & near) >= len(around):
+                return True
+    return False
 
 
 def scored(result: Result) -> Result:
@@ -130,6 +149,8 @@ def measure(result: Result) -> float:
         return scores.rouge_l(said, answers)
     if result.measure == "choice":
         return scores.choice(said, answers)
+    if result.measure == "only":  # a list of all places is no answer
+        return float(scores.contains(said, answers) and not scores.contains(said, result.stale))
     if result.measure == "share":  # of several answers, how many are said
         return sum(scores.contains(said, [answer]) for answer in answers) / len(answers)
     if result.measure == "locomo":
@@ -146,6 +167,8 @@ def on_shuffled_answers(results: Sequence[Result], seed: int = 1) -> float | Non
             groups.setdefault((r.kind, r.distance), []).append(r)
     rng, given = random.Random(f"{seed}/shuffled"), []
     for group in groups.values():
+        if len(group) < 2:  # nobody to swap with
+            continue
         order = list(range(len(group)))
         rng.shuffle(order)
         to = dict(zip(order, order[1:] + order[:1], strict=True))  # in a ring: nobody keeps its own

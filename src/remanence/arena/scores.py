@@ -160,7 +160,8 @@ def locomo(prediction: str, answer: str, category: int) -> float:
         answer: the right one; of no matter for category 5.
         category: 1 multi-hop: the answer's parts between commas, for each the best F1 of a part of the prediction,
             averaged. 2 temporal, 3 open domain (what stands before a semicolon counts), 4 single hop: F1 of stemmed
-            words. 5 adversarial: 1 if the prediction abstains.
+            words. 5 adversarial: 1 if the prediction abstains, in any of the usual ways; the official evaluation, which
+            puts the question as a choice of two, looks for "no information available" and "not mentioned".
     """
     if category == 5:
         return float(abstains(prediction))

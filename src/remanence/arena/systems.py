@@ -7,12 +7,13 @@ of text, and a passage's number is the write's.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from .bm25 import BM25
+from .memories import words
 from .passages import Passages
 from .protocol import Kit, Piece, Reply, TextSystem, read_state, write_state
 from .tasks import Question
@@ -24,33 +25,47 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
 class PassageSystem(TextSystem):
-    """Keeps all passages, and the texts as they were told."""
+    """Keeps all passages, and the texts as they were told with their days.
+
+    A passage is read with the day of the text in which it begins, where that has one: so is what the systems of the
+    literature show, and without it no question about time could be answered from the middle of a session.
+    """
 
     def reset(self) -> None:
         """Forget all passages."""
         self.passages = Passages(self.kit.model)
         self._told: list[str] = []
+        self._days: list[str] = []
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
         """Cut a text into passages."""
+        self._add(text, words.day_told(label, time))
+
+    def _add(self, text: str, day: str) -> None:
         self._told.append(text)
+        self._days.append(day)
         self.passages.add(text)
 
     def save(self, folder: Path) -> None:
         """Write the texts; passages are cut from them anew."""
-        write_state(folder, {"told": self._told})
+        write_state(folder, self._state())
+
+    def _state(self, first: int = 0) -> dict[str, list[str]]:
+        """The texts from a number on, and their days if any has one."""
+        told, days = self._told[first:], self._days[first:]
+        return {"told": told, "days": days} if any(days) else {"told": told}
 
     def load(self, folder: Path) -> None:
         """Cut the texts of a folder."""
         values, _ = read_state(folder)
         self.reset()
-        for text in values["told"]:
-            self._told.append(text)
-            self.passages.add(text)
+        for text, day in zip(values["told"], values.get("days") or [""] * len(values["told"]), strict=True):
+            self._add(text, day)
 
     def piece(self, passage: int) -> Piece:
         """A passage to read."""
-        return Piece(self.passages.text(passage), passage, passage=passage)
+        day = self._days[self.passages.begins_in(passage)]
+        return Piece(words.dated(self.passages.text(passage), day), passage, passage=passage)
 
 
 class Nothing(TextSystem):
@@ -107,13 +122,11 @@ class Window(PassageSystem):
 
     def save(self, folder: Path) -> None:
         """Write the texts that the window reaches into."""
-        left, kept = self.kit.budget, list[str]()
-        for text in reversed(self._told):
-            if left <= 0:
-                break
-            left -= self.kit.tokens(text)
-            kept.insert(0, text)
-        write_state(folder, {"told": kept})
+        left, first = self.kit.budget, len(self._told)
+        while first and left > 0:
+            first -= 1
+            left -= self.kit.tokens(self._told[first])
+        write_state(folder, self._state(first))
 
 
 class Replay(Window):
@@ -143,7 +156,7 @@ class Replay(Window):
 
 
 class Summary(TextSystem):
-    """Rolling summary: never more than the budget, made anew of itself and of what was told since.
+    """Rolling summary: half the budget at most, made anew of itself and of what was told since; that is read behind it.
 
     brain="rules" keeps whole sentences: those nearest to the middle of all (mean of their vectors), without near
     duplicates. brain="reader" lets the reader write it.
@@ -183,7 +196,11 @@ class Summary(TextSystem):
         for i in central:
             if not chosen or float((vectors_SD[chosen] @ vectors_SD[i]).max()) < _ALIKE:
                 chosen.append(i)
-        return [piece.text for piece in self.kit.fit(Piece(sentences[i], i) for i in chosen)]
+        return self._kept(Piece(sentences[i], i) for i in chosen)
+
+    def _kept(self, pieces: Iterable[Piece]) -> list[str]:
+        """What fits half the budget, so that there is room for what was told since."""
+        return [piece.text for piece in self.kit.fit(pieces, self.kit.budget // 2)]
 
     def _written(self) -> list[str]:
         """What the reader writes."""
@@ -192,7 +209,8 @@ class Summary(TextSystem):
             f"Notes so far:\n{sofar}\n\nNew text:\n{told}\n\n"
             "Write the notes anew, short, with every name, number, date and fact of both that may be asked for later."
         )
-        return self.kit.reader.complete([prompt], max_new_tokens=self.kit.budget // 2)
+        written = self.kit.reader.complete([prompt], max_new_tokens=self.kit.budget // 2)
+        return self._kept(Piece(text, i) for i, text in enumerate(written))
 
     def context(self, question: Question) -> list[Piece]:
         """The summary, and what was told since."""
@@ -288,7 +306,7 @@ class ByMeaning(Ranked):
 
     def save(self, folder: Path) -> None:
         """Write texts and vectors."""
-        write_state(folder, {"told": self._told}, {"vectors": torch.cat(self._vectors)} if self._vectors else None)
+        write_state(folder, self._state(), {"vectors": torch.cat(self._vectors)} if self._vectors else None)
 
     def load(self, folder: Path) -> None:
         """As in `System`."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ class Question:
     """A question of a stream.
 
     name: unlike all others of its task. answers: all that are right; none if nothing told answers it. kind: which
-    column it belongs to. score: how it is scored: "contains" (any of the answers is said), "share" (of the answers that
-    are said), "squad", "rouge", "choice" (answers are the letter and its words), "locomo", "abstains" or "same" (as the
-    reader alone). distance: tokens asked for between evidence and question, 0 if it is asked at the end. gold: the
-    evidence.
-    stale: answers that were right before something changed. category: of LoCoMo.
+    column it belongs to. score: how it is scored: "contains" (any of the answers is said), "only" (and none of the
+    stale ones), "share" (of the answers that are said), "squad" (F1), "rouge", "choice" (answers are the letter and its
+    words), "locomo", "abstains" or "same" (as the reader alone). distance: tokens asked for between evidence and
+    question, 0 if it is asked at the end. gold: the evidence.
+    stale: answers that were right before something changed, or that somebody planted; with "only" all the wrong ones.
+    category: of LoCoMo.
     """
 
     name: str
@@ -501,6 +502,7 @@ def passages(
     distances: Sequence[int] = (40_000,),
     seed: int = 1,
     amount: int = 200,
+    longest: int = 0,
 ) -> list[Stream]:
     """Passages of Wikipedia, then unrelated ones and books, then one question for each passage.
 
@@ -510,12 +512,14 @@ def passages(
         tokens, books, seed: as for `persons`.
         distances: tokens behind each passage. Of what is told behind them up to half of the longest are passages.
         amount: of passages that are asked for.
+        longest: only questions whose first answer has at most so many tokens are asked; 0 for all.
     """
     rng = random.Random(f"{seed}/{task}")
     pool = []
     for row in rows(path):
         asked = row.get("qas", [row])
         fit = [q for q in asked if any(answer in row["context"] for answer in q["answers"])]
+        fit = [q for q in fit if not longest or tokens(q["answers"][0].strip()) <= longest]
         if fit:
             pool.append((row["context"].strip(), fit))
     rng.shuffle(pool)
@@ -529,7 +533,7 @@ def passages(
         if starts and context[starts[0] :].startswith(row["answers"][0]):
             span = (starts[0], starts[0] + len(row["answers"][0]))
         gold = (Gold(told, span, span),)
-        script.later(Question(f"{task}/{i}", row["question"].strip(), answers, "passage", "squad", gold=gold))
+        script.later(Question(f"{task}/{i}", row["question"].strip(), answers, "passage", "contains", gold=gold))
 
     def filler() -> Iterator[tuple[str, str]]:
         until = script.now + max(distances, default=0) // 2
@@ -542,16 +546,19 @@ def passages(
     return [script.finish(filler())]
 
 
-def locomo(path: Path, tokens: Tokens) -> list[Stream]:
+def locomo(path: Path, tokens: Tokens, *, seed: int = 1, amount: int = 0, each: int = 0) -> list[Stream]:
     """Long conversations of two people over many sessions, all questions at the end, scored as LoCoMo does.
 
     Args:
         path: the file: rows with `sessions` and `qas`.
         tokens: counts tokens.
+        seed: of the choice of questions.
+        amount: of conversations, from the first on; 0 for all.
+        each: most questions of a category in a conversation, drawn at random; 0 for all.
     """
     names = {1: "multi-hop", 2: "temporal", 3: "open domain", 4: "single hop", 5: "adversarial"}
     streams = []
-    for number, row in enumerate(rows(path)):
+    for number, row in enumerate(islice(rows(path), amount or None)):
         script = Script("locomo", str(row.get("id", number)), tokens)
         places: dict[str, Gold] = {}
         for session in row["sessions"]:
@@ -565,8 +572,11 @@ def locomo(path: Path, tokens: Tokens) -> list[Stream]:
                 span = (len(ahead), len(ahead) + len(said))
                 places[turn.get("dia_id", "")] = Gold(told, span, span)
         asked = []
+        kept = _of_each([int(qa["category"]) for qa in row["qas"]], each, f"{seed}/{script.stream.name}")
         for i, qa in enumerate(row["qas"]):
             category = int(qa["category"])
+            if i not in kept:
+                continue
             named = re.findall(r"D\d+:\d+", " ".join(map(str, qa.get("evidence") or ())))
             gold = tuple(places[name] for name in dict.fromkeys(named) if name in places) if category != 5 else ()
             answers = () if category == 5 else (str(qa.get("answer", "")),)
@@ -581,12 +591,31 @@ def locomo(path: Path, tokens: Tokens) -> list[Stream]:
     return streams
 
 
+def _of_each(kinds: Sequence[int], most: int, seed: str) -> set[int]:
+    """Places of at most so many of each kind, drawn at random; of all if 0."""
+    drawn: set[int] = set()
+    for kind in sorted(set(kinds)):
+        places = [place for place, one in enumerate(kinds) if one == kind]
+        chosen = places if not most else random.Random(f"{seed}/{kind}").sample(places, min(most, len(places)))
+        drawn.update(chosen)
+    return drawn
+
+
 def _seconds(when: str) -> float:
     """Seconds since 1970 of LoCoMo's dates, "1:56 pm on 8 May, 2023"; 0 of a date that is written otherwise."""
     for form in ("%I:%M %p on %d %B, %Y", "%d %B %Y", "%d %B, %Y"):
         with suppress(ValueError):
             return datetime.strptime(when, form).replace(tzinfo=UTC).timestamp()
     return 0.0
+
+
+def tokens_to_answer(question: Question, tokens: Tokens) -> int:
+    """How many tokens a right answer has at least, where it must be said whole; 0 elsewhere."""
+    if question.score == "share":
+        return tokens(", ".join(question.answers))
+    if question.score in ("contains", "only"):
+        return min(map(tokens, question.answers), default=0)
+    return 0
 
 
 def limited(streams: list[Stream], limit: int | None, seed: int = 1) -> list[Stream]:

@@ -229,7 +229,7 @@ def _run(
     from ..arena import registry
     from ..arena.checks import check, unchecked
     from ..arena.grid import short
-    from ..arena.tasks import Stream, limited
+    from ..arena.tasks import Stream, limited, tokens_to_answer
 
     made: dict[tuple[str, int], list[Stream]] = {}
 
@@ -237,6 +237,12 @@ def _run(
         if (task, seed) not in made:
             whole = registry.streams(task, replace(materials, seed=seed), changes)
             made[task, seed] = limited(whole, limit, seed)
+            sizes = [tokens_to_answer(q, kit.tokens) for stream in made[task, seed] for q in stream.questions]
+            if long := sum(size > kit.max_new_tokens for size in sizes):
+                given = (
+                    f"--max-new-tokens {kit.max_new_tokens} is too little to say {long} of {len(sizes)} right answers"
+                )
+                say(f"{short(task)}: {given}; {max(sizes)} are enough.")
         return made[task, seed]
 
     failed: dict[str, str] = {}

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from ..protocol import Kit
+from ..scores import rouge_l
 from . import words
 from .base import Entry, Remembering, Shown, Turn, once
 
@@ -115,7 +116,7 @@ class AMAC(Remembering[Admitted]):
             utility = 0.5 if said is None else said
         return {
             "utility": utility,
-            "confidence": max(rouge_l(sentence, each.said) for each in recent),
+            "confidence": rouge_l(sentence, [each.said for each in recent]),
             "novelty": min(1.0, max(0.0, 1 - cosine)),
             "recency": math.exp(-0.01 * hours),
             "type": type_prior(sentence),
@@ -129,16 +130,3 @@ class AMAC(Remembering[Admitted]):
 def type_prior(sentence: str) -> float:
     """How much is worth keeping what a sentence says, by its type."""
     return next((prior for prior, words_ in _TYPES if re.search(words_, sentence, re.IGNORECASE)), _UNKNOWN)
-
-
-def rouge_l(said: str, source: str) -> float:
-    """ROUGE-L F1: by the longest common subsequence of words."""
-    one, two = said.lower().split(), source.lower().split()
-    if not one or not two:
-        return 0.0
-    row = [0] * (len(two) + 1)
-    for word in one:
-        before = 0
-        for j, other in enumerate(two):
-            before, row[j + 1] = row[j + 1], before + 1 if word == other else max(row[j], row[j + 1])
-    return 2 * row[-1] / (len(one) + len(two))

@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -35,9 +34,9 @@ from ..protocol import Kit, Piece, Reply, TextSystem, read_state, write_state
 from ..tasks import Question
 from . import words
 from .thinking import Thinker
+from .words import dated
 
 _PAUSE = 1800  # seconds; a longer one ends a session
-_DATED = 315_360_000  # seconds; a time of fewer than ten years after 1970 is a task's own count, and no date
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class Remembering(TextSystem, Generic[E]):
         found = [part for part in words.parts(text, self.longest) if part.said.strip() != label.strip()]
         if not found:
             return
-        day = words.day_of(label, time if time >= _DATED else None)
+        day = words.day_told(label, time)
         last = self.turns[-1] if self.turns else None
         goes_on = last is not None and bool(day) and last.label == label and 0 <= time - last.time <= _PAUSE
         session = 0 if last is None else last.session + (not goes_on)
@@ -191,7 +190,7 @@ class Remembering(TextSystem, Generic[E]):
             Turn(
                 number=len(self.turns) + i, session=session, said=part.said, speaker=part.speaker,
                 text=f"{part.speaker}: {part.said}" if part.speaker else part.said,
-                day=day.isoformat() if day else "", time=time, label=label,
+                day=day, time=time, label=label,
             )
             for i, part in enumerate(found)
         ]  # fmt: skip
@@ -411,14 +410,6 @@ class Remembering(TextSystem, Generic[E]):
 def best(scores: dict[int, float], k: int) -> list[tuple[int, float]]:
     """The k highest scores, best first; of equal ones the newest."""
     return sorted(scores.items(), key=lambda pair: (-pair[1], -pair[0]))[:k]
-
-
-def dated(text: str, day: str) -> str:
-    """A text with its date before it, unless it has none or says it already."""
-    if not day:
-        return text
-    shown = words.written(date.fromisoformat(day))
-    return text if shown in text else f"[{shown}] {text}"
 
 
 def once(pieces: Iterable[Shown]) -> list[Shown]:

@@ -86,11 +86,7 @@ class DMMGov(Remembering[Record]):
     def _admit(self, text: str, turn: Turn) -> None:
         vector = self.embed(text)
         near = self.nearest(vector, 1)
-        if (
-            near
-            and near[0][1] > self.admit
-            and set(words.content(text)) <= set(words.content(self.entries[near[0][0]].text))
-        ):
+        if near and near[0][1] > self.admit and words.says_no_more(text, self.entries[near[0][0]].text):
             self._log("refused", near[0][0], "said already")
             if self.entries[near[0][0]].state == "probation":
                 self._confirm(near[0][0], "told again")

@@ -114,8 +114,8 @@ class HiMem(Remembering[Layered]):
         near = self.nearest(vector, 3, self.alive("note"))
         for i, cosine in near:
             old = self.entries[i]
-            if cosine > 0.95 or set(words.content(text)) <= set(words.content(old.text)):
-                return  # nothing new
+            if words.says_no_more(text, old.text):
+                return
             contradicts = new.slot and new.slot == old.slot and cosine > 0.5
             extends = cosine > 0.85 and set(words.content(old.text)) <= set(words.content(text))
             old.gone = bool(contradicts or extends)

@@ -32,11 +32,11 @@ class MemoryR1(Remembering[Fact]):
 
     Made for: conversations over many sessions in which facts change (LoCoMo).
 
-    By rule, with the nearest fact's cosine c: c above 0.95 and no word that is new is NOOP; a sentence that says that
-    something is over ("no longer") and fits the old one is DELETE, and stays itself, as the question may be about it;
-    the same slot with another value is UPDATE, and the old text becomes history; all else is ADD. At a question
-    `candidates` facts are found, of each of two speakers half; those that share an entity with it come first, and `k`
-    are read (memory distillation).
+    By rule, with the nearest fact's cosine c: c above 0.8 and nothing that is new, neither a word nor a denial, is
+    NOOP; a sentence that says that something is over ("no longer") and fits the old one is DELETE, and stays itself, as
+    the question may be about it; the same slot with another value is UPDATE, and the old text becomes history; all else
+    is ADD. At a question `candidates` facts are found, of each of two speakers half; those that share an entity with it
+    come first, and `k` are read (memory distillation).
 
     How far from the paper: there two language models of 7 to 14 billion weights are trained by reinforcement learning
     (PPO or GRPO, reward: the final answer is exact) on four to eight H100. That cannot be done here; this is its
@@ -103,7 +103,7 @@ class MemoryR1(Remembering[Fact]):
         old = self.entries[number]
         same_slot = bool(new.slot) and new.slot == old.slot
         rule = "ADD"
-        if set(words.content(new.text)) <= set(words.content(old.text)) and cosine > 0.8:
+        if words.says_no_more(new.text, old.text) and cosine > 0.8:
             rule = "NOOP"
         elif words.ends(new.text) and (same_slot or (cosine > self.alike and _about_the_same(old.text, new.text))):
             rule = "DELETE"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from ..protocol import Kit
 from . import words
-from .base import Entry, Remembering, Shown, Turn, dated
+from .base import Entry, Remembering, Shown, Turn
+from .words import dated
 
 
 @dataclass

@@ -51,6 +51,7 @@ _DATES = (
 )
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _NO_NAMES = frozenset((*_DAYS, "i'm", "i'll", "i've", "i'd", "mr", "mrs", "ms", "dr", "prof", "st"))
+_DATED = 315_360_000  # seconds, ten years
 _NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
 _RELATIVE = re.compile(
     r"\b(?:(?P<day>today|tonight|yesterday|tomorrow|the day before yesterday|the day after tomorrow)"
@@ -149,6 +150,11 @@ def negates(text: str) -> bool:
 def ends(text: str) -> bool:
     """Whether a text says that something is over: "no longer", "not any more", "stopped"."""
     return _ENDS_IT.search(text) is not None
+
+
+def says_no_more(new: str, old: str) -> bool:
+    """Whether a text says nothing that an old one does not: it has no other content word, and denies as much."""
+    return set(content(new)) <= set(content(old)) and negates(new) == negates(old)
 
 
 def share(words: Sequence[str], text: str) -> float:
@@ -272,9 +278,28 @@ def day_of(label: str, time: float | None) -> date | None:
     return date_in(label)
 
 
+def day_told(label: str, time: float) -> str:
+    """The ISO date of something told, or "".
+
+    Args:
+        label: may name a date.
+        time: seconds; fewer than ten years after 1970 are a task's own count, and no date.
+    """
+    day = day_of(label, time if time >= _DATED else None)
+    return day.isoformat() if day else ""
+
+
 def written(day: date) -> str:
     """A date as it is shown: "8 May 2023"."""
     return f"{day.day} {day:%B %Y}"
+
+
+def dated(text: str, day: str) -> str:
+    """A text with its ISO date before it, unless it has none or says it already."""
+    if not day:
+        return text
+    shown = written(date.fromisoformat(day))
+    return text if shown in text else f"[{shown}] {text}"
 
 
 def resolved_dates(text: str, today: date | None) -> str:
