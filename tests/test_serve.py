@@ -22,8 +22,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
+from listening import Listening
 from remanence import MemoryModel, MemoryStore, Wanted
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve.api import create_app
@@ -49,24 +49,16 @@ def _client(url: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
-class Server:
-    """A server in a thread of this process, on a real port."""
+class Server(Listening):
+    """A server on a real port. Tests have `serve(**limits)` of conftest.py, which makes one."""
 
     def __init__(self, model: MemoryModel, root: Path, **limits: Any) -> None:
         self.store, self.keys = MemoryStore(root), Keys(root / FILE)
         bounds = Limits(**({"rate": 0.0} | limits))
         self.engine = Engine(model, together=bounds.together, places=bounds.places, seconds=bounds.seconds)
         self.people = People(model, self.store, most=bounds.loaded, most_bytes=bounds.loaded_bytes, patience_s=5)
-        self.app = create_app(self.people, self.engine, self.keys, bounds)
-        heard = socket.create_server(("127.0.0.1", 0))
-        self.port = heard.getsockname()[1]
         self._clients: list[Any] = []
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="critical"))
-        self._thread = threading.Thread(target=self._server.run, args=([heard],))
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
+        super().__init__(create_app(self.people, self.engine, self.keys, bounds))
 
     def http(self, key: str = "") -> httpx.Client:
         """A plain client."""
@@ -85,23 +77,7 @@ class Server:
         """End it."""
         for client in self._clients:
             client.close()
-        self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-
-@pytest.fixture
-def serve(model: MemoryModel, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """serve(**limits): a server on an empty store, which ends with the test."""
-    servers = []
-
-    def start(**limits: Any) -> Server:
-        servers.append(Server(model, tmp_path / "store", **limits))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+        super().close()
 
 
 def say(client: openai.OpenAI, user: str, *texts: str, **options: Any) -> Any:
@@ -373,6 +349,45 @@ def test_who_goes_away_is_not_waited_for(serve: Callable[..., Server], model: Me
     server.people.write("ada", "I have a bike.")  # nobody reads it any more
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_goes_away_before_the_first_piece_leaves_no_place_taken(
+    serve: Callable[..., Server], model: MemoryModel, stream: bool
+) -> None:
+    """Also where the answer is not streamed: clients that give up and try again would fill the server."""
+    server = serve(together=1, places=3)
+    say(server.openai(), "ada", FACT)
+    slow = server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
+    with pytest.raises(openai.APITimeoutError):
+        say(server.openai(), "ada", QUESTION, timeout=0.3)  # it is being answered
+    _until(lambda: server.engine.taken == 0 and slow.cancelled == 1)
+    first = say(server.openai(), "ada", QUESTION, stream=True)
+    with pytest.raises(openai.APITimeoutError):
+        say(server.openai(), "ada", QUESTION, stream=stream, timeout=0.3)  # it waits to be
+    _until(lambda: server.engine.taken == 1 and server.engine.waiting == 0)
+    first.close()
+    _until(lambda: server.engine.taken == 0)
+    server.people.write("ada", "I have a bike.")  # nobody reads it any more
+
+
+def test_who_goes_away_while_a_memory_is_loaded_lets_it_go(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    server.people.write("ada", FACT)
+    hold, loads = server.people.hold, threading.Event()
+
+    def slowly(name: str, **options: Any) -> Any:
+        loads.wait(10)
+        return hold(name, **options)
+
+    monkeypatch.setattr(server.people, "hold", slowly)
+    with pytest.raises(openai.APITimeoutError):
+        say(server.openai(), "ada", QUESTION, timeout=0.3)
+    _until(lambda: server.engine.taken == 0)
+    loads.set()
+    server.people.write("ada", "I have a bike.")
+
+
 def _until(true: Callable[[], bool], seconds: float = 10.0) -> None:
     end = time.monotonic() + seconds
     while not true():
@@ -472,6 +487,49 @@ def test_wrong_bodies_are_refused_as_openai_does(serve: Callable[..., Server]) -
         assert response.status_code == status, response.text
         _error(response)
     assert server.store.info("ada").tokens == server.store.info("ada").pending_tokens == 0
+
+
+def test_half_a_character_is_no_text(serve: Callable[..., Server]) -> None:
+    """JSON can spell a lone surrogate, which no tokenizer takes and no response can repeat."""
+    server = serve(seconds=5)
+    http, half = server.http(), "\\ud800"
+    bodies = {
+        "/v1/chat/completions": [
+            '{"user": "ada", "messages": [{"role": "user", "content": "HALF?"}]}',
+            '{"user": "ada", "messages": [{"role": "user", "content": [{"type": "HALF"}]}]}',
+            '{"user": "ada", "messages": [{"role": "user", "content": [{"type": "text", "text": "HALF"}]}]}',
+            '{"user": "ada", "stop": ["HALF"], "messages": [{"role": "user", "content": "x?"}]}',
+            '{"user": "HALF", "messages": [{"role": "user", "content": "x?"}]}',
+        ],
+        "/v1/responses": ['{"user": "ada", "input": "HALF?"}', '{"user": "a", "input": "x?", "instructions": "HALF"}'],
+        "/v1/memories": ['{"name": "HALF"}', '{"name": "ada", "HALF": 1}'],
+        "/v1/memories/bob/forget": ['{"words": "HALF"}', '{"source": "HALF"}'],
+        "/v1/memories/bob/write": ['{"text": "HALF"}', '{"text": "x", "source": "HALF"}'],
+    }
+    server.people.write("bob", FACT)
+    for path, each in bodies.items():
+        for body in each:
+            content = body.replace("HALF", half).encode()
+            response = http.post(path, content=content, headers={"content-type": "application/json"})
+            assert response.status_code == 400, (path, body, response.text)
+            _error(response)
+    assert not server.store.exists("ada") and server.engine.taken == 0
+
+
+def test_a_megabyte_is_not_encoded_to_learn_that_it_does_not_fit(
+    serve: Callable[..., Server], model: MemoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's thread does it, and everyone would wait."""
+    server = serve()
+    server.people.write("ada", FACT)
+    letters, encode = list[int](), model.prompts.encode
+    monkeypatch.setattr(model.prompts, "encode", lambda text: (letters.append(len(text)), encode(text))[1])
+    long = "why is that " * 20_000
+    with pytest.raises(openai.BadRequestError, match="window"):
+        say(server.openai(), "ada", long + "?")
+    assert server.http().post("/v1/memories/ada/ask", json={"question": long}).status_code == 400
+    assert server.http().post("/v1/memories/ada/search", json={"query": long}).status_code in (200, 400)
+    assert max(letters) <= 10_000
 
 
 def test_bodies_are_bounded(serve: Callable[..., Server]) -> None:
@@ -757,6 +815,36 @@ def test_the_engine_answers_and_works_side_by_side(model: MemoryModel, tmp_path:
         engine.enter()
 
 
+def test_what_waits_has_its_time_too(model: MemoryModel) -> None:
+    """A piece of work, and a question that finds no room in the batch."""
+    slow = _SlowBatch(model)
+    engine = Engine(model, together=1, seconds=0.4, batch=lambda: slow)  # type: ignore[arg-type, return-value]
+    memory, came, done = model.new_memory(), list[Any](), list[Any]()
+    try:
+        engine.ask(memory, QUESTION, came.append)
+        _until(lambda: bool(came))
+        engine._answering[1].until += 60  # a large model may be in the middle of a step
+        late = list[Any]()
+        engine.ask(memory, QUESTION, late.append)
+        _until(lambda: bool(late), 3)
+        assert isinstance(late[0], TimeUp)
+        given_up = engine.ask(memory, QUESTION, late.append)
+        engine.cancel(given_up)
+        assert engine.waiting == 0
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(engine.run, lambda: time.sleep(0.8))
+            _until(lambda: engine.waiting == 0)
+            second = pool.submit(engine.run, lambda: done.append(1))
+            assert first.result() is None
+            with pytest.raises(TimeUp):
+                second.result()
+        assert not done
+    finally:
+        for asked in list(engine._answering.values()):
+            engine.cancel(asked)
+        engine.close()
+
+
 def test_a_long_write_lets_others_be_answered(model: MemoryModel, tmp_path: Path) -> None:
     engine = Engine(model)
     people = People(model, MemoryStore(tmp_path), engine)
@@ -805,6 +893,9 @@ def test_the_schema_and_the_health(serve: Callable[..., Server]) -> None:
     verbs = ("write", "ask", "search", "history", "forget", "fork", "export", "import")
     assert paths | {f"/v1/memories/{{name}}/{verb}" for verb in verbs} <= set(schema["paths"])
     assert server.http().get("/healthz").json()["status"] == "ok"
+    for path in ("/", "/healthz", "/metrics"):  # as load balancers ask
+        got, asked = server.http().get(path), server.http().head(path)
+        assert asked.status_code == got.status_code and not asked.content
     page = server.http().get("/")
     assert page.status_code == 404 or "default-src 'none'" in page.headers["content-security-policy"]
 

@@ -11,12 +11,12 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +24,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from .. import __version__
 from ..core.forgetting import Wanted
@@ -58,6 +59,7 @@ from .metrics import Metrics, Traffic
 from .people import People, Taken
 from .talk import SHORT, Turn, number, recall
 
+T = TypeVar("T")
 log = logging.getLogger("remanence.serve")
 PAGE = Path(__file__).parent / "page"
 _NOBODY = "-"  # is looked up in place of a name that a key may not use, to take as long
@@ -92,6 +94,8 @@ _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_f
 
 def error_body(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients know it."""
+    message = message.encode("utf-8", "replace").decode()  # it may name what is no text
+    param = None if param is None else param.encode("utf-8", "replace").decode()
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -195,6 +199,30 @@ class Gate:
         return await asyncio.get_running_loop().run_in_executor(self._checking, self._keys.check, secret.strip())
 
 
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of work on a request that was read. It is cancelled if the client goes away meanwhile.
+
+    Raises:
+        ClientDisconnect: the client has gone.
+    """
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return await working
+        raise ClientDisconnect
+    finally:
+        leaving.cancel()
+        working.cancel()
+        with suppress(asyncio.CancelledError, Exception):  # what it raised is raised above
+            await working
+
+
 class _Closing(StreamingResponse):
     """A stream whose end, whatever it is, is told."""
 
@@ -229,7 +257,7 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        pool.shutdown(wait=True)  # what is being saved is saved
+        await asyncio.to_thread(pool.shutdown)  # what is being saved is saved
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(
@@ -278,6 +306,10 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
             metrics.refused.labels("busy").inc()
         return told(error)
 
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it; it is counted
+
     @app.exception_handler(Exception)
     async def _fault(request: Request, error: Exception) -> JSONResponse:
         return error_response(500, "the server failed at this; its log says more.", "internal")
@@ -306,11 +338,11 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
             raise InputError("whose memory is it? Give user, or the header X-Remanence-Memory.")
         name = await allowed(request, name, there=False)
         history, said = conversation(body.messages)
-        engine.enter()
         turn = Turn(
             people, engine, later, name, history, said, most=most, limit=bounds.answer_tokens, stops=stops, done=done
         )
         began = time.perf_counter()
+        engine.enter()
         try:
             await turn.begin()
         except BaseException:
@@ -320,14 +352,20 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
         metrics.first.observe(time.perf_counter() - began)
         return turn
 
-    async def sent(turn: Turn, stream: bool, events: AsyncIterator[str], whole: Callable[[], dict[str, Any]]) -> Any:
+    async def sent(
+        request: Request, turn: Turn, stream: bool, events: AsyncIterator[str], whole: Callable[[], dict[str, Any]]
+    ) -> Any:
         """A turn to its end, as a stream or whole."""
         if stream:
             return _Closing(guarded(events), lambda: ended(turn))
-        try:
+
+        async def rest() -> None:
             async for _ in turn.pieces():
                 pass
             await turn.keep()
+
+        try:
+            await while_there(request, rest())
             return JSONResponse(whole())
         finally:
             ended(turn)
@@ -359,17 +397,17 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
     @app.post("/v1/chat/completions", tags=["openai"])
     async def chat(request: Request, body: ChatBody, x_remanence_memory: Header_ = None) -> Any:
         """Answers the last message from the memory of `user`; it is remembered unless it ends with a question mark."""
-        turn = await begun(request, x_remanence_memory, body, body.most, body.stops)
+        turn = await while_there(request, begun(request, x_remanence_memory, body, body.most, body.stops))
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = completion_events(turn, model, with_usage)
-        return await sent(turn, bool(body.stream), events, lambda: completion(turn, model))
+        return await sent(request, turn, bool(body.stream), events, lambda: completion(turn, model))
 
     @app.post("/v1/responses", tags=["openai"])
     async def responses(request: Request, body: ResponseBody, x_remanence_memory: Header_ = None) -> Any:
         """The same in the newer form."""
-        turn = await begun(request, x_remanence_memory, body, body.max_output_tokens, [])
+        turn = await while_there(request, begun(request, x_remanence_memory, body, body.max_output_tokens, []))
         made = Told(turn, model, body.instructions)
-        return await sent(turn, bool(body.stream), made.events(), made.whole)
+        return await sent(request, turn, bool(body.stream), made.events(), made.whole)
 
     # Memories ---------------------------------------------------------------------------------------------------------
 
@@ -499,11 +537,13 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
 
     # The rest ---------------------------------------------------------------------------------------------------------
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["server"])
     async def health() -> dict[str, Any]:
         """Whether the server works."""
         return {"status": "ok", "model": model, "in_progress": engine.taken}
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", tags=["server"], response_class=Response)
     async def measured() -> Response:
         """Counts for Prometheus."""
@@ -511,6 +551,7 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
 
     if (PAGE / "index.html").is_file():
 
+        @app.head("/", include_in_schema=False)
         @app.get("/", include_in_schema=False)
         async def page() -> FileResponse:
             return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": _POLICY, **_HEADERS})
