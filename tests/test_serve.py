@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import importlib
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +24,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from listening import Listening
 from remanence import MemoryModel, MemoryStore, Wanted
@@ -248,7 +252,14 @@ def test_the_routes_of_memories(serve: Callable[..., Server]) -> None:
     assert http.post("/v1/memories/ada/fork", json={"name": "bob"}).status_code == 409
     file = http.get("/v1/memories/ada/export").content
     assert http.put("/v1/memories/carl/import", content=file).json()["tokens"] == shown["tokens"]
-    for content in (file[:-50], b"nonsense", b""):
+    with (
+        zipfile.ZipFile(io.BytesIO(file)) as archive,
+        zipfile.ZipFile(bomb := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as z,
+    ):
+        z.comment = archive.comment
+        for part in archive.namelist():
+            z.writestr(part, archive.read(part))
+    for content in (file[:-50], b"nonsense", b"", bomb.getvalue()):  # nothing of ours is compressed, to be large in RAM
         refused = http.put("/v1/memories/dora/import", content=content)
         assert refused.status_code == 400 and "remanence-" not in refused.text
     assert not server.store.exists("dora")
@@ -668,6 +679,82 @@ def test_a_key_opens_its_memories_alone(serve: Callable[..., Server]) -> None:
     server.keys.remove(ada.split("-")[1])
     with pytest.raises(openai.AuthenticationError):
         client.models.list()
+
+
+def test_wrong_keys_hold_nobody_up(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a scrypt. Whoever sends many is told to wait; keys that were right before are not behind them."""
+    server = serve(rate=12.0)  # two at once, then one every five seconds
+    right = server.keys.add(["*"])
+    own, stranger = server.http(right), server.http("rem-000000000000-" + "x" * 43)
+    assert own.get("/v1/models").status_code == 200
+    checks, check = 0, server.keys.check
+
+    def counted(given: str) -> Any:
+        nonlocal checks
+        checks += 1
+        return check(given)
+
+    monkeypatch.setattr(server.keys, "check", counted)
+    responses = [stranger.get("/v1/models") for _ in range(30)]
+    statuses = [response.status_code for response in responses]
+    assert statuses[0] == 401 and set(statuses) == {401, 429} and checks == statuses.count(401) < 15
+    refused = responses[statuses.index(429)]
+    assert 1 <= int(refused.headers["retry-after"]) <= 5 and _error(refused)["code"] == "rate_limit_exceeded"
+    assert own.get("/v1/models").status_code == 200
+
+
+def test_keys_that_cannot_be_read_let_nobody_in(serve: Callable[..., Server]) -> None:
+    server = serve()
+    key = server.keys.add(["*"])
+    server.keys.path.write_text("{}\n")
+    response = server.http(key).get("/v1/models")
+    assert response.status_code == 500 and "keys.jsonl" not in response.text and _error(response)
+
+
+def test_processes_that_change_the_keys_at_once(tmp_path: Path) -> None:
+    """None is lost, and none that was taken back returns."""
+    gone = Keys(tmp_path / FILE).add(["gone"]).split("-")[1]
+    with ThreadPoolExecutor(8) as pool:  # each with its own `Keys`, as processes have
+        made = [pool.submit(Keys(tmp_path / FILE).add, [f"p{i}"]) for i in range(24)]
+        removed = pool.submit(Keys(tmp_path / FILE).remove, gone)
+        ids = {each.result().split("-")[1] for each in made}
+        removed.result()
+    assert {key.id for key in Keys(tmp_path / FILE).all()} == ids
+
+
+def test_a_server_within_another_asks_for_keys(model: MemoryModel, tmp_path: Path) -> None:
+    store, keys = MemoryStore(tmp_path), Keys(tmp_path / FILE)
+    engine = Engine(model)
+    app = Starlette(routes=[Mount("/memories", create_app(People(model, store), engine, keys))])
+    keys.add(["ada"])
+    listening = Listening(app, lifespan="off")
+    try:
+        assert httpx.get(f"{listening.url}/memories/v1/memories").status_code == 401
+        assert httpx.get(f"{listening.url}/memories/healthz").status_code == 200
+    finally:
+        listening.close()
+        engine.close()
+
+
+def test_a_page_of_the_web_reaches_no_server_without_keys(model: MemoryModel, tmp_path: Path) -> None:
+    """It can give its own name the address of this machine, and its visitor's browser then takes both for one."""
+    keys, engine = Keys(tmp_path / FILE), Engine(model)
+    listening = Listening(create_app(People(model, MemoryStore(tmp_path)), engine, keys, local=True))
+    try:
+        with httpx.Client(base_url=listening.url) as web:
+
+            def status(host: str) -> int:
+                return web.get("/v1/memories", headers={"Host": host}).status_code
+
+            for host in ("localhost", f"127.0.0.1:{listening.port}", "[::1]:8000", "LOCALHOST:1"):
+                assert status(host) == 200, host
+            for host in ("evil.example", "localhost.evil.example:80", "10.0.0.1", "localhost@evil.example", ""):
+                assert status(host) == 421, host
+            assert _error(web.get("/healthz", headers={"Host": "evil.example"}))["code"] == "wrong_host"
+            keys.add(["ada"])  # now whoever comes needs one, under any name
+            assert status("proxy.example") == 401
+    finally:
+        listening.close()
 
 
 def test_nobody_learns_of_another_memory(serve: Callable[..., Server]) -> None:

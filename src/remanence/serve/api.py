@@ -54,7 +54,7 @@ from .completions import Response as Told
 from .completions import completion, completion_events, event
 from .engine import Engine, Full, Stopping, TimeUp
 from .keys import Key, Keys
-from .limits import Limits, Rates, bounded
+from .limits import Limits, Rates, bounded, only_this_machine
 from .metrics import Metrics, Traffic
 from .people import People, Taken
 from .talk import SHORT, Turn, number, recall
@@ -130,12 +130,17 @@ class Gate:
         limits: what is allowed.
         metrics: what is counted.
         guarded: the beginning of the paths that need a key.
+        local: without keys only requests that name this machine are served. Or a page of the web could read memories
+            through its visitor's browser, by giving its own name the address of this machine.
     """
 
-    def __init__(self, app: Any, keys: Keys, limits: Limits, metrics: Traffic, guarded: str = "/v1/") -> None:
-        self._guarded = guarded
+    def __init__(
+        self, app: Any, keys: Keys, limits: Limits, metrics: Traffic, guarded: str = "/v1/", local: bool = False
+    ) -> None:
+        self._guarded, self._local = guarded, local
         self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
-        self._rates, self._checking = Rates(limits.rate), ThreadPoolExecutor(1, "keys")
+        self._rates, self._tries = Rates(limits.rate), Rates(limits.rate)
+        self._checking = ThreadPoolExecutor(1, "keys")
         self._closed = keys.needed  # and stays so, even if somebody takes the file away
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -169,12 +174,23 @@ class Gate:
     async def _refusal(self, scope: Any) -> tuple[str, JSONResponse] | None:
         """Why a request may not enter."""
         scope.setdefault("state", {})["key"] = None
-        if not scope["path"].startswith(self._guarded):
-            return None
         asker = (scope.get("client") or ("",))[0]
         self._closed |= self._keys.needed
+        if self._local and not self._closed and not _names_this_machine(scope):
+            message = "without keys the server is for this machine alone, under the name localhost; make a key."
+            return "host", error_response(421, message, "wrong_host")
+        # Where the application is mounted in another one, paths begin with its place there.
+        if not scope["path"].removeprefix(scope.get("root_path", "")).startswith(self._guarded):
+            return None
         if self._closed:
-            key = await self._key(scope)
+            try:
+                key, wait = await self._key(scope, asker)
+            except RemanenceError as error:
+                log.error("the keys cannot be read: %s", error)
+                return "key", error_response(500, "the server's keys cannot be read; its log says more.", "internal")
+            if wait:
+                message = f"too many wrong keys came from here; try again in {wait} s."
+                return "rate", error_response(429, message, "rate_limit_exceeded", Retry_After=str(wait))
             if key is None:
                 refused = error_response(
                     401, "no API key, or a wrong one; send it as Authorization: Bearer KEY.", "invalid_api_key",
@@ -191,12 +207,25 @@ class Gate:
             return "size", error_response(413, f"the body is larger than the {most:,} bytes allowed.", "too_large")
         return None
 
-    async def _key(self, scope: Any) -> Key | None:
+    async def _key(self, scope: Any, asker: str) -> tuple[Key | None, int]:
+        """What a request came with, if it is a key; or how long to wait, as too many that were new came from there."""
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         scheme, _, secret = given.partition(" ")
-        if scheme.lower() != "bearer" or not secret.strip():
-            return None
-        return await asyncio.get_running_loop().run_in_executor(self._checking, self._keys.check, secret.strip())
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret:
+            return None, 0
+        if (known := self._keys.known(secret)) is not None:
+            return known, 0
+        if wait := self._tries.wait(asker):
+            return None, wait
+        return await asyncio.get_running_loop().run_in_executor(self._checking, self._keys.check, secret), 0
+
+
+def _names_this_machine(scope: Any) -> bool:
+    """Whether a request is for this machine under a name of its own."""
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rpartition("@")[2].lower()
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return only_this_machine(name)
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -238,7 +267,9 @@ class _Closing(StreamingResponse):
             self._ended()
 
 
-def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    people: People, engine: Engine, keys: Keys, limits: Limits | None = None, *, local: bool = False
+) -> FastAPI:
     """The server's application.
 
     Args:
@@ -246,6 +277,7 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
         engine: owns the model. It is closed when the application ends.
         keys: who may use which memory.
         limits: what is allowed.
+        local: it listens to this machine alone; see `Gate`.
     """
     bounds = limits or Limits()
     people.computer = engine
@@ -558,7 +590,7 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
 
         app.mount("/static", StaticFiles(directory=PAGE), name="static")
 
-    app.add_middleware(Gate, keys=keys, limits=bounds, metrics=metrics)
+    app.add_middleware(Gate, keys=keys, limits=bounds, metrics=metrics, local=local)
     return app
 
 

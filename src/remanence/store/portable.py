@@ -93,7 +93,8 @@ def unpack(path: Path) -> Memory:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {info.filename: info.file_size for info in archive.infolist()}
-            if _MANIFEST not in names or names[_MANIFEST] > _MOST_MANIFEST:
+            packed_small = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+            if _MANIFEST not in names or names[_MANIFEST] > _MOST_MANIFEST or packed_small:  # it may be a bomb
                 raise InputError(f"{path} is no exported memory.")
             packed = archive.read(_MANIFEST)
             if hashlib.sha256(packed).hexdigest().encode() != archive.comment:
