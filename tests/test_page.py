@@ -428,6 +428,12 @@ def test_memories_are_made_chosen_copied_saved_and_deleted(tab: Tab) -> None:
     tab.expected = "status of 409"
 
 
+def test_an_address_that_names_no_memory(tab: Tab) -> None:
+    page = tab.open("%")  # which is no name at all
+    expect(page.locator("#memory-choice")).to_have_value("nora")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
 def test_the_first_memory(tab: Tab) -> None:
     tab.server.memories.clear()
     page = tab.page
