@@ -4,11 +4,15 @@
   this process, one question and one write after the other.
 * Time to the first token, median and 95th percentile, for the same numbers of people.
 * What a person's memory takes in RAM (growth of the server's resident memory by memories that are loaded) and on disk.
-* Errors, and cross-reads: everyone is told a secret of their own; an answer that has another one's is one.
+* Errors, and cross-reads: everyone is told a secret of their own about the same thing, and asked for it; so each
+  question asks for all other people's secrets as well, and an answer that has one of these is a cross-read.
+* `--soak SECONDS`: 64 people talk to the server through the official `openai` client, streamed and not, and tell it
+  something every eighth turn; printed are answers, errors, cross-reads and the server's resident memory over time.
 * `--fuzz N`: N requests of schemathesis and broken bodies; how many were answered with 5xx, or with a traceback.
 * `--kills N`: the server is killed N times while people talk; how many acknowledged texts are not on the disk.
 
-The clients run in a process of their own on the same machine and take their share of it.
+`--no-table` leaves out the first three. The clients run in a process of their own on the same machine and take their
+share of it. The server is allowed ten minutes an answer, so that a slow machine shows as slow and not as failing.
 """
 
 from __future__ import annotations
@@ -53,7 +57,9 @@ def served(model: str, store: Path, *options: str, threads: int) -> Iterator[tup
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, "-m", "remanence", "serve", "--model", model, "--store", str(store), "--port", "0"]
     with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen([*command, "--rate", "0", *options], env=env, stderr=log, text=True)
+        server = subprocess.Popen(
+            [*command, "--rate", "0", "--seconds", "600", *options], env=env, stderr=log, text=True
+        )
         try:
             url = ""
             while not url:
@@ -85,6 +91,14 @@ def resident(server: subprocess.Popen[str]) -> int:
     return 0
 
 
+def loaded(url: str) -> int:
+    """Bytes of the vectors and keys of memories in the server's RAM, as it says itself."""
+    for line in httpx.get(f"{url}/metrics", timeout=60).text.splitlines():
+        if line.startswith("remanence_loaded_bytes "):
+            return int(float(line.split()[1]))
+    raise SystemExit("the server's metrics lack remanence_loaded_bytes")
+
+
 # Load -----------------------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +111,7 @@ class Load:
 
     def __init__(self, url: str, people: int) -> None:
         limits = httpx.Limits(max_connections=people)
-        self.client = httpx.AsyncClient(base_url=url, timeout=300, limits=limits)
+        self.client = httpx.AsyncClient(base_url=url, timeout=900, limits=limits)
         self.people = people
         self.answers = self.writes = self.errors = self.cross = self.right = 0
         self.first: list[float] = []
@@ -178,6 +192,75 @@ async def measured(url: str, server: subprocess.Popen[str], people: int, seconds
             "cross_reads": load.cross,
             "growth_mb": (resident(server) - before) / 1e6,
         }
+
+
+async def soaked(url: str, server: subprocess.Popen[str], people: int, seconds: float) -> dict[str, Any]:
+    """Everyone talks through the official client for so long; what the server's memory does meanwhile.
+
+    Returns:
+        "turns", "right", "told", "errors", "cross_reads": counts; "faults": the first errors in words; "samples": at
+        ten moments seconds, resident bytes and bytes of loaded memories; "growth_mb" and "loaded_growth_mb": of these,
+        from the second moment, when all memories are loaded, to the end.
+    """
+    from openai import AsyncOpenAI, OpenAIError
+
+    count = {"turns": 0, "right": 0, "told": 0, "errors": 0, "cross_reads": 0}
+    faults, samples = list[str](), list[dict[str, float]]()
+    load = Load(url, people)
+    async with load.client:
+        await load.tell()
+    began = time.perf_counter()
+    limits = httpx.Limits(max_connections=people, max_keepalive_connections=people)
+    web = httpx.AsyncClient(limits=limits, timeout=900)
+
+    async def person(number: int, client: AsyncOpenAI) -> None:
+        turn = number  # so that not everyone tells at the same time
+        while time.perf_counter() - began < seconds:
+            turn += 1
+            told_ = turn % 8 == 0
+            said = f"Parcel {number}x{turn} came today." if told_ else QUESTION
+            try:
+                text = await answered(client, number, said, stream=turn % 2 == 1)
+            except (OpenAIError, ValueError) as error:
+                count["errors"] += 1
+                faults.append(f"{type(error).__name__}: {error}"[:300])
+                continue
+            count["told" if told_ else "turns"] += 1
+            count["right"] += not told_ and secret(number) in text
+            count["cross_reads"] += any(secret(other) in text for other in range(people) if other != number)
+
+    async def look() -> None:
+        for at in range(1, 11):
+            await asyncio.sleep(max(0.0, began + at * seconds / 10 - time.perf_counter()))
+            samples.append({
+                "seconds": time.perf_counter() - began, "resident": resident(server),
+                "loaded": await asyncio.to_thread(loaded, url), **count,
+            })  # fmt: skip
+
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=web) as client:
+        await asyncio.gather(look(), *(person(i, client) for i in range(people)))
+    first, last = samples[1], samples[-1]
+    return count | {
+        "people": people,
+        "faults": faults[:20],
+        "samples": samples,
+        "growth_mb": (last["resident"] - first["resident"]) / 1e6,
+        "loaded_growth_mb": (last["loaded"] - first["loaded"]) / 1e6,
+    }
+
+
+async def answered(client: Any, number: int, said: str, *, stream: bool) -> str:
+    """What a person's memory answers, by the official client."""
+    turn: dict[str, Any] = {"model": "", "user": f"p{number}", "messages": [{"role": "user", "content": said}]}
+    if not stream:
+        return (await client.chat.completions.create(**turn)).choices[0].message.content or ""
+    text, reason = "", None
+    async for chunk in await client.chat.completions.create(**turn, stream=True):
+        text += chunk.choices[0].delta.content or ""
+        reason = chunk.choices[0].finish_reason or reason
+    if reason is None:
+        raise ValueError("the stream has no end")
+    return text
 
 
 def alone(name: str, seconds: float, threads: int, folder: Path) -> dict[str, float]:
@@ -385,6 +468,55 @@ def kills(name: str, lives: int, threads: int, people: int = 8) -> dict[str, int
 # The table ------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def served_anew(name: str, threads: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server with an empty store."""
+    with tempfile.TemporaryDirectory() as folder, served(name, Path(folder), threads=threads) as server_and_url:
+        yield server_and_url
+
+
+def table(result: dict[str, Any], name: str, seconds: float, threads: int, numbers: list[int], sizes: int) -> None:
+    """Measure and print the first figures, and put them into the result."""
+    with tempfile.TemporaryDirectory() as folder:
+        one = result["alone"] = alone(name, seconds, threads, Path(folder))
+    print(f"{seconds:g} s a figure")
+    heads = ("answers/s", "x alone", "writes/s", "first p50", "p95", "errors", "cross", "right")
+    print(" " * 14 + "".join(f"{head:>11}" for head in heads))
+    print(f"{'model alone':<14}{one['answers_s']:>11.2f}{1:>11.2f}{one['writes_s']:>11.1f}", flush=True)
+    result["rows"] = []
+    with served_anew(name, threads) as (server, url):
+        for people in numbers:
+            row = asyncio.run(measured(url, server, people, seconds))
+            result["rows"].append(row)
+            shown = (
+                f"{row['answers_s']:.2f}", f"{row['answers_s'] / one['answers_s']:.2f}", f"{row['writes_s']:.1f}",
+                f"{row['first_p50_s']:.3f} s", f"{row['first_p95_s']:.3f} s", row["errors"], row["cross_reads"],
+                f"{row['right']}/{row['answers']}",
+            )  # fmt: skip
+            print(f"{people:>3} at once   " + "".join(f"{value:>11}" for value in shown), flush=True)
+        size = result["person"] = of_a_person(url, server, sizes)
+    ram, disk = size["ram_bytes"] / 1e6, size["disk_bytes"] / 1e6
+    print(f"a memory of {size['tokens']} tokens takes {ram:.2f} MB of RAM while loaded, and {disk:.2f} MB of disk.")
+
+
+def show_soak(done: dict[str, Any]) -> None:
+    """Print what a soak gave."""
+    print(f"{'seconds':>9}{'resident':>13}{'of it memories':>16}{'answers':>9}{'told':>7}{'errors':>8}{'cross':>7}")
+    for row in done["samples"]:
+        print(
+            f"{row['seconds']:>9.0f}{row['resident'] / 1e6:>10.1f} MB{row['loaded'] / 1e6:>13.1f} MB{row['turns']:>9}"
+            f"{row['told']:>7}{row['errors']:>8}{row['cross_reads']:>7}"
+        )
+    print(
+        f"{done['people']} people: {done['turns']:,} answers, {done['right']:,} right, {done['told']:,} told, "
+        f"{done['errors']} errors, {done['cross_reads']} cross-reads; resident memory grew by {done['growth_mb']:.1f} "
+        f"MB, loaded memories by {done['loaded_growth_mb']:.1f} MB.",
+        flush=True,
+    )
+    for fault in done["faults"]:
+        print(f"  {fault}")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -392,6 +524,8 @@ def main() -> None:
     parser.add_argument("--people", type=int, nargs="+", help="at once; 1 8 64 by default, with --short 1 8")
     parser.add_argument("--seconds", type=float, default=None, help="of each figure; 60 by default, with --short 2")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of the model")
+    parser.add_argument("--soak", type=float, default=None, help="64 people for so many seconds; with --short 8 for 3")
+    parser.add_argument("--no-table", action="store_true", help="only --soak, --fuzz and --kills")
     parser.add_argument("--fuzz", type=int, default=None, help="so many requests of nonsense; with --short 300")
     parser.add_argument("--kills", type=int, default=None, help="kill the server so often; with --short once")
     parser.add_argument("--short", action="store_true", help="for CI: the toy, some seconds")
@@ -402,38 +536,27 @@ def main() -> None:
     args.people = args.people or ([1, 8] if args.short else [1, 8, 64])
     result: dict[str, Any] = {"model": name, "seconds": seconds, "threads": args.threads}
 
-    with tempfile.TemporaryDirectory() as folder:
-        result["alone"] = alone(name, seconds, args.threads, Path(folder))
-    one = result["alone"]
-    print(f"{name}, {args.threads} threads, {seconds:g} s a figure")
-    heads = ("answers/s", "x alone", "writes/s", "first p50", "p95", "errors", "cross", "right")
-    print(" " * 14 + "".join(f"{head:>11}" for head in heads))
-    print(f"{'model alone':<14}{one['answers_s']:>11.2f}{1:>11.2f}{one['writes_s']:>11.1f}")
+    print(f"{name}, {args.threads} threads")
+    if not args.no_table:
+        table(result, name, seconds, args.threads, args.people, 12 if args.short else 128)
+    soak = 3.0 if args.soak is None and args.short else args.soak or 0.0
+    if soak:
+        with served_anew(name, args.threads) as (server, url):
+            done = result["soak"] = asyncio.run(soaked(url, server, 8 if args.short else 64, soak))
+        show_soak(done)
     requests = 300 if args.fuzz is None and args.short else args.fuzz or 0
-    with tempfile.TemporaryDirectory() as folder, served(name, Path(folder), threads=args.threads) as (server, url):
-        result["rows"] = []
-        for people in args.people:
-            row = asyncio.run(measured(url, server, people, seconds))
-            result["rows"].append(row)
-            shown = (
-                f"{row['answers_s']:.2f}", f"{row['answers_s'] / one['answers_s']:.2f}", f"{row['writes_s']:.1f}",
-                f"{row['first_p50_s']:.3f} s", f"{row['first_p95_s']:.3f} s", row["errors"], row["cross_reads"],
-                f"{row['right']}/{row['answers']}",
-            )  # fmt: skip
-            print(f"{people:>3} at once   " + "".join(f"{value:>11}" for value in shown), flush=True)
-        size = result["person"] = of_a_person(url, server, 12 if args.short else 128)
-        ram, disk = size["ram_bytes"] / 1e6, size["disk_bytes"] / 1e6
-        print(f"a memory of {size['tokens']} tokens takes {ram:.2f} MB of RAM while loaded, and {disk:.2f} MB of disk.")
-        if requests:
+    if requests:
+        with served_anew(name, args.threads) as (_, url):
             done = result["fuzz"] = fuzz(url, requests)
-            print(f"{done['requests']:,} requests of nonsense: {len(done['server_errors'])} server errors.")
+        print(f"{done['requests']:,} requests of nonsense: {len(done['server_errors'])} server errors.", flush=True)
     lives = 1 if args.kills is None and args.short else args.kills or 0
     if lives:
         done = result["kills"] = kills(name, lives, args.threads)
         print(f"{lives} kills: {done['lost']} of {done['acknowledged']:,} acknowledged texts lost.")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-    bad = [row["errors"] + row["cross_reads"] for row in result["rows"]]
+    bad = [row["errors"] + row["cross_reads"] for row in result.get("rows", [])]
+    bad += [result.get("soak", {}).get(what, 0) for what in ("errors", "cross_reads")]
     bad += [len(result.get("fuzz", {}).get("server_errors", []))]
     bad += [result.get("kills", {}).get(what, 0) for what in ("lost", "damaged")]
     sys.exit(1 if any(bad) else 0)

@@ -50,6 +50,23 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")  # what the explicit referen
 SLOW_TIMEOUT_S = 900  # theirs instead of the one in pyproject.toml: machines may be busy
 
 
+# Servers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """serve(**options): a `Server` of the test's module on an empty store, with its `model`; it ends with the test."""
+    servers = []
+
+    def start(**options: Any) -> Any:
+        servers.append(request.module.Server(request.getfixturevalue("model"), tmp_path / "store", **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
 # Which tests run, and in how many processes ---------------------------------------------------------------------------
 
 

@@ -7,11 +7,8 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +17,10 @@ from typing import Any
 import httpx
 import httpx2
 import pytest
-import uvicorn
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
 
+from listening import Listening
 from remanence import MemoryModel, MemoryStore, cli
 from remanence.serve.engine import Engine
 from remanence.serve.keys import FILE, Keys
@@ -249,21 +246,16 @@ def model() -> MemoryModel:
     return MemoryModel.from_pretrained("tiny")
 
 
-class Server:
-    """The tools over HTTP, in a thread of this process, on a real port."""
+class Server(Listening):
+    """The tools over HTTP on a real port. Tests have `serve(**options)` of conftest.py, which makes one."""
 
     def __init__(self, model: MemoryModel, root: Path, only: str | None = None, **limits: Any) -> None:
         self.store, self.keys = MemoryStore(root), Keys(root / FILE)
         self.people, bounds = People(model, self.store), Limits(**({"rate": 0.0} | limits))
         self.engine = Engine(model, places=bounds.places)
         app = create_mcp_app(self.people, self.engine, self.keys, bounds, only=only)
-        heard = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{heard.getsockname()[1]}/mcp"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-        self._thread = threading.Thread(target=self._server.run, args=([heard],))
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
+        super().__init__(app)
+        self.url += "/mcp"
 
     def talk(self, talk: Talk, key: str = "", mode: str = "auto") -> None:
         """A conversation of the official client."""
@@ -285,25 +277,6 @@ class Server:
         listed = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
         content = body if isinstance(body, bytes) else json.dumps(body or listed).encode()
         return httpx.post(self.url, content=content, headers=own | headers, timeout=60)
-
-    def close(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-
-@pytest.fixture
-def serve(model: MemoryModel, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """serve(**limits): a server on an empty store, which ends with the test."""
-    servers = []
-
-    def start(**options: Any) -> Server:
-        servers.append(Server(model, tmp_path / "store", **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])

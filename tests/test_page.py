@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 
 from fake_server import PAGE, POLICY, FakeMemory, FakeServer, running
+from listening import Listening
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
 from playwright.sync_api import Browser, Page, expect  # noqa: E402
@@ -428,6 +428,12 @@ def test_memories_are_made_chosen_copied_saved_and_deleted(tab: Tab) -> None:
     tab.expected = "status of 409"
 
 
+def test_an_address_that_names_no_memory(tab: Tab) -> None:
+    page = tab.open("%")  # which is no name at all
+    expect(page.locator("#memory-choice")).to_have_value("nora")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
 def test_the_first_memory(tab: Tab) -> None:
     tab.server.memories.clear()
     page = tab.page
@@ -676,12 +682,10 @@ def test_nothing_moves_for_those_who_want_no_motion(browser: Browser, server: Fa
 # On the real server ---------------------------------------------------------------------------------------------------
 
 
-class RealServer:
-    """The server of `remanence serve` in a thread. url: where it is. people: its memories. keys: who may use them."""
+class RealServer(Listening):
+    """The server of `remanence serve`. people: its memories. keys: who may use them."""
 
     def __init__(self, model: Any, folder: Path) -> None:
-        import uvicorn
-
         from remanence import MemoryStore
         from remanence.serve.api import create_app
         from remanence.serve.engine import Engine
@@ -690,21 +694,8 @@ class RealServer:
 
         store = MemoryStore(folder)
         self.people, self.keys = People(model, store), Keys(store.root / FILE)
-        app = create_app(self.people, Engine(model), self.keys)
-        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
-        self._thread.start()
-        while not self._server.started:
-            assert self._thread.is_alive()
-            time.sleep(0.02)
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/"
-
-    def close(self) -> None:
-        """End it."""
-        self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        super().__init__(create_app(self.people, Engine(model), self.keys), log_level="warning")
+        self.url += "/"
 
 
 @pytest.fixture

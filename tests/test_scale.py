@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,8 +20,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
 
+from listening import Listening
 from remanence import MemoryModel, MemoryStore
 from remanence.errors import MemoryBusy
 from remanence.serve.engine import Full
@@ -209,34 +208,26 @@ def test_making_a_store_takes_no_lock_from_another_thread(tmp_path: Path, monkey
 # The front ------------------------------------------------------------------------------------------------------------
 
 
-class Listening:
-    """An application of `front` on a real port, in a thread."""
+class Served(Listening):
+    """An application of `front` on a real port, and a client of it."""
 
     def __init__(self, app: Any) -> None:
-        heard = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{heard.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, args=([heard],))
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
+        super().__init__(app, lifespan="off")
         self.http = httpx.Client(base_url=self.url, timeout=30)
 
     def close(self) -> None:
         """End it."""
         self.http.close()
-        self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive()
+        super().close()
 
 
 @pytest.fixture
-def listen(tmp_path: Path) -> Iterator[Callable[..., Listening]]:
+def listen(tmp_path: Path) -> Iterator[Callable[..., Served]]:
     """listen(relay, **limits): a front, which ends with the test."""
-    made: list[Listening] = []
+    made: list[Served] = []
 
-    def start(relay: Relay, **limits: Any) -> Listening:
-        made.append(Listening(front(relay, Keys(tmp_path / FILE), Limits(**({"rate": 0.0} | limits)))))
+    def start(relay: Relay, **limits: Any) -> Served:
+        made.append(Served(front(relay, Keys(tmp_path / FILE), Limits(**({"rate": 0.0} | limits)))))
         return made[-1]
 
     yield start
@@ -270,7 +261,7 @@ def _head(body: bytes = b"{}", *, more: bool = False, kind: str = "application/j
 LOST = ReplicaLost("gone")
 
 
-def test_what_only_reads_is_tried_again(listen: Callable[..., Listening]) -> None:
+def test_what_only_reads_is_tried_again(listen: Callable[..., Served]) -> None:
     relay = Scripted([LOST], [LOST], [_head(b'{"total": 1}')], [LOST], [LOST], [LOST])
     one = listen(relay)
     assert one.http.get("/v1/memories/ada/history").json() == {"total": 1}
@@ -280,14 +271,14 @@ def test_what_only_reads_is_tried_again(listen: Callable[..., Listening]) -> Non
     assert given_up.headers["retry-after"] == "1" and not relay.outcomes
 
 
-def test_what_writes_is_not_sent_twice(listen: Callable[..., Listening]) -> None:
+def test_what_writes_is_not_sent_twice(listen: Callable[..., Served]) -> None:
     relay = Scripted([LOST], [_head()])
     refused = listen(relay).http.post("/v1/memories/ada/write", json={"text": FACT})
     assert refused.status_code == 503 and "saved or not" in refused.json()["error"]["message"]
     assert len(relay.asked) == 1 and json.loads(relay.asked[0][0].body) == {"text": FACT}
 
 
-def test_an_answer_that_is_cut_is_not_taken_for_whole(listen: Callable[..., Listening]) -> None:
+def test_an_answer_that_is_cut_is_not_taken_for_whole(listen: Callable[..., Served]) -> None:
     stream = _head(b"data: 1\n\n", more=True, kind="text/event-stream; charset=utf-8")
     one = listen(Scripted([stream, b"data: 2\n\n", LOST], [_head(b"[1", more=True), LOST]))
     events = one.http.post("/v1/chat/completions", json={"user": "ada"}).text.split("\n\n")
@@ -296,7 +287,7 @@ def test_an_answer_that_is_cut_is_not_taken_for_whole(listen: Callable[..., List
         one.http.get("/v1/memories/ada/export")
 
 
-def test_who_leaves_is_not_answered_further(listen: Callable[..., Listening]) -> None:
+def test_who_leaves_is_not_answered_further(listen: Callable[..., Served]) -> None:
     relay = Scripted([_head(b"data: 1\n\n", more=True, kind="text/event-stream"), None])
     with listen(relay).http.stream("POST", "/v1/chat/completions", json={"user": "ada"}) as response:
         pieces = response.iter_bytes()  # kept: httpx leaves when its generator is dropped
@@ -305,7 +296,7 @@ def test_who_leaves_is_not_answered_further(listen: Callable[..., Listening]) ->
     assert relay.closed.wait(10)
 
 
-def test_the_front_refuses_before_it_asks(listen: Callable[..., Listening], tmp_path: Path) -> None:
+def test_the_front_refuses_before_it_asks(listen: Callable[..., Served], tmp_path: Path) -> None:
     relay = Scripted([Full(3)], [_head(status=404)])
     one = listen(relay, body_bytes=100, seconds=5)
     busy = one.http.get("/v1/memories/ada")
@@ -321,7 +312,7 @@ def test_the_front_refuses_before_it_asks(listen: Callable[..., Listening], tmp_
 
 
 def test_a_replica_that_says_nothing_is_given_up(
-    listen: Callable[..., Listening], monkeypatch: pytest.MonkeyPatch
+    listen: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("remanence.serve.scale._MORE_S", 0.0)
     one = listen(Scripted([None], []), seconds=0.3)
@@ -333,7 +324,7 @@ def test_a_replica_that_says_nothing_is_given_up(
 
 
 def test_openais_client_through_front_and_replica(
-    listen: Callable[..., Listening], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    listen: Callable[..., Served], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = Replica("tiny", str(tmp_path), str(tmp_path / FILE), Limits(loaded=0))
     seats: list[str] = []

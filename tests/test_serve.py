@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import importlib
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,8 +24,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
+from listening import Listening
 from remanence import MemoryModel, MemoryStore, Wanted
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve.api import create_app
@@ -49,24 +53,16 @@ def _client(url: str, key: str = "none") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
-class Server:
-    """A server in a thread of this process, on a real port."""
+class Server(Listening):
+    """A server on a real port. Tests have `serve(**limits)` of conftest.py, which makes one."""
 
     def __init__(self, model: MemoryModel, root: Path, **limits: Any) -> None:
         self.store, self.keys = MemoryStore(root), Keys(root / FILE)
         bounds = Limits(**({"rate": 0.0} | limits))
         self.engine = Engine(model, together=bounds.together, places=bounds.places, seconds=bounds.seconds)
         self.people = People(model, self.store, most=bounds.loaded, most_bytes=bounds.loaded_bytes, patience_s=5)
-        self.app = create_app(self.people, self.engine, self.keys, bounds)
-        heard = socket.create_server(("127.0.0.1", 0))
-        self.port = heard.getsockname()[1]
         self._clients: list[Any] = []
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="critical"))
-        self._thread = threading.Thread(target=self._server.run, args=([heard],))
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
+        super().__init__(create_app(self.people, self.engine, self.keys, bounds))
 
     def http(self, key: str = "") -> httpx.Client:
         """A plain client."""
@@ -85,23 +81,7 @@ class Server:
         """End it."""
         for client in self._clients:
             client.close()
-        self._server.should_exit = True
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-
-@pytest.fixture
-def serve(model: MemoryModel, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """serve(**limits): a server on an empty store, which ends with the test."""
-    servers = []
-
-    def start(**limits: Any) -> Server:
-        servers.append(Server(model, tmp_path / "store", **limits))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+        super().close()
 
 
 def say(client: openai.OpenAI, user: str, *texts: str, **options: Any) -> Any:
@@ -272,7 +252,14 @@ def test_the_routes_of_memories(serve: Callable[..., Server]) -> None:
     assert http.post("/v1/memories/ada/fork", json={"name": "bob"}).status_code == 409
     file = http.get("/v1/memories/ada/export").content
     assert http.put("/v1/memories/carl/import", content=file).json()["tokens"] == shown["tokens"]
-    for content in (file[:-50], b"nonsense", b""):
+    with (
+        zipfile.ZipFile(io.BytesIO(file)) as archive,
+        zipfile.ZipFile(bomb := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as z,
+    ):
+        z.comment = archive.comment
+        for part in archive.namelist():
+            z.writestr(part, archive.read(part))
+    for content in (file[:-50], b"nonsense", b"", bomb.getvalue()):  # nothing of ours is compressed, to be large in RAM
         refused = http.put("/v1/memories/dora/import", content=content)
         assert refused.status_code == 400 and "remanence-" not in refused.text
     assert not server.store.exists("dora")
@@ -371,6 +358,45 @@ def test_who_goes_away_is_not_waited_for(serve: Callable[..., Server], model: Me
     stream.close()
     _until(lambda: server.engine.taken == 0 and slow.cancelled == 1)
     server.people.write("ada", "I have a bike.")  # nobody reads it any more
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_goes_away_before_the_first_piece_leaves_no_place_taken(
+    serve: Callable[..., Server], model: MemoryModel, stream: bool
+) -> None:
+    """Also where the answer is not streamed: clients that give up and try again would fill the server."""
+    server = serve(together=1, places=3)
+    say(server.openai(), "ada", FACT)
+    slow = server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
+    with pytest.raises(openai.APITimeoutError):
+        say(server.openai(), "ada", QUESTION, timeout=0.3)  # it is being answered
+    _until(lambda: server.engine.taken == 0 and slow.cancelled == 1)
+    first = say(server.openai(), "ada", QUESTION, stream=True)
+    with pytest.raises(openai.APITimeoutError):
+        say(server.openai(), "ada", QUESTION, stream=stream, timeout=0.3)  # it waits to be
+    _until(lambda: server.engine.taken == 1 and server.engine.waiting == 0)
+    first.close()
+    _until(lambda: server.engine.taken == 0)
+    server.people.write("ada", "I have a bike.")  # nobody reads it any more
+
+
+def test_who_goes_away_while_a_memory_is_loaded_lets_it_go(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    server.people.write("ada", FACT)
+    hold, loads = server.people.hold, threading.Event()
+
+    def slowly(name: str, **options: Any) -> Any:
+        loads.wait(10)
+        return hold(name, **options)
+
+    monkeypatch.setattr(server.people, "hold", slowly)
+    with pytest.raises(openai.APITimeoutError):
+        say(server.openai(), "ada", QUESTION, timeout=0.3)
+    _until(lambda: server.engine.taken == 0)
+    loads.set()
+    server.people.write("ada", "I have a bike.")
 
 
 def _until(true: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -472,6 +498,49 @@ def test_wrong_bodies_are_refused_as_openai_does(serve: Callable[..., Server]) -
         assert response.status_code == status, response.text
         _error(response)
     assert server.store.info("ada").tokens == server.store.info("ada").pending_tokens == 0
+
+
+def test_half_a_character_is_no_text(serve: Callable[..., Server]) -> None:
+    """JSON can spell a lone surrogate, which no tokenizer takes and no response can repeat."""
+    server = serve(seconds=5)
+    http, half = server.http(), "\\ud800"
+    bodies = {
+        "/v1/chat/completions": [
+            '{"user": "ada", "messages": [{"role": "user", "content": "HALF?"}]}',
+            '{"user": "ada", "messages": [{"role": "user", "content": [{"type": "HALF"}]}]}',
+            '{"user": "ada", "messages": [{"role": "user", "content": [{"type": "text", "text": "HALF"}]}]}',
+            '{"user": "ada", "stop": ["HALF"], "messages": [{"role": "user", "content": "x?"}]}',
+            '{"user": "HALF", "messages": [{"role": "user", "content": "x?"}]}',
+        ],
+        "/v1/responses": ['{"user": "ada", "input": "HALF?"}', '{"user": "a", "input": "x?", "instructions": "HALF"}'],
+        "/v1/memories": ['{"name": "HALF"}', '{"name": "ada", "HALF": 1}'],
+        "/v1/memories/bob/forget": ['{"words": "HALF"}', '{"source": "HALF"}'],
+        "/v1/memories/bob/write": ['{"text": "HALF"}', '{"text": "x", "source": "HALF"}'],
+    }
+    server.people.write("bob", FACT)
+    for path, each in bodies.items():
+        for body in each:
+            content = body.replace("HALF", half).encode()
+            response = http.post(path, content=content, headers={"content-type": "application/json"})
+            assert response.status_code == 400, (path, body, response.text)
+            _error(response)
+    assert not server.store.exists("ada") and server.engine.taken == 0
+
+
+def test_a_megabyte_is_not_encoded_to_learn_that_it_does_not_fit(
+    serve: Callable[..., Server], model: MemoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's thread does it, and everyone would wait."""
+    server = serve()
+    server.people.write("ada", FACT)
+    letters, encode = list[int](), model.prompts.encode
+    monkeypatch.setattr(model.prompts, "encode", lambda text: (letters.append(len(text)), encode(text))[1])
+    long = "why is that " * 20_000
+    with pytest.raises(openai.BadRequestError, match="window"):
+        say(server.openai(), "ada", long + "?")
+    assert server.http().post("/v1/memories/ada/ask", json={"question": long}).status_code == 400
+    assert server.http().post("/v1/memories/ada/search", json={"query": long}).status_code in (200, 400)
+    assert max(letters) <= 10_000
 
 
 def test_bodies_are_bounded(serve: Callable[..., Server]) -> None:
@@ -610,6 +679,82 @@ def test_a_key_opens_its_memories_alone(serve: Callable[..., Server]) -> None:
     server.keys.remove(ada.split("-")[1])
     with pytest.raises(openai.AuthenticationError):
         client.models.list()
+
+
+def test_wrong_keys_hold_nobody_up(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a scrypt. Whoever sends many is told to wait; keys that were right before are not behind them."""
+    server = serve(rate=12.0)  # two at once, then one every five seconds
+    right = server.keys.add(["*"])
+    own, stranger = server.http(right), server.http("rem-000000000000-" + "x" * 43)
+    assert own.get("/v1/models").status_code == 200
+    checks, check = 0, server.keys.check
+
+    def counted(given: str) -> Any:
+        nonlocal checks
+        checks += 1
+        return check(given)
+
+    monkeypatch.setattr(server.keys, "check", counted)
+    responses = [stranger.get("/v1/models") for _ in range(30)]
+    statuses = [response.status_code for response in responses]
+    assert statuses[0] == 401 and set(statuses) == {401, 429} and checks == statuses.count(401) < 15
+    refused = responses[statuses.index(429)]
+    assert 1 <= int(refused.headers["retry-after"]) <= 5 and _error(refused)["code"] == "rate_limit_exceeded"
+    assert own.get("/v1/models").status_code == 200
+
+
+def test_keys_that_cannot_be_read_let_nobody_in(serve: Callable[..., Server]) -> None:
+    server = serve()
+    key = server.keys.add(["*"])
+    server.keys.path.write_text("{}\n")
+    response = server.http(key).get("/v1/models")
+    assert response.status_code == 500 and "keys.jsonl" not in response.text and _error(response)
+
+
+def test_processes_that_change_the_keys_at_once(tmp_path: Path) -> None:
+    """None is lost, and none that was taken back returns."""
+    gone = Keys(tmp_path / FILE).add(["gone"]).split("-")[1]
+    with ThreadPoolExecutor(8) as pool:  # each with its own `Keys`, as processes have
+        made = [pool.submit(Keys(tmp_path / FILE).add, [f"p{i}"]) for i in range(24)]
+        removed = pool.submit(Keys(tmp_path / FILE).remove, gone)
+        ids = {each.result().split("-")[1] for each in made}
+        removed.result()
+    assert {key.id for key in Keys(tmp_path / FILE).all()} == ids
+
+
+def test_a_server_within_another_asks_for_keys(model: MemoryModel, tmp_path: Path) -> None:
+    store, keys = MemoryStore(tmp_path), Keys(tmp_path / FILE)
+    engine = Engine(model)
+    app = Starlette(routes=[Mount("/memories", create_app(People(model, store), engine, keys))])
+    keys.add(["ada"])
+    listening = Listening(app, lifespan="off")
+    try:
+        assert httpx.get(f"{listening.url}/memories/v1/memories").status_code == 401
+        assert httpx.get(f"{listening.url}/memories/healthz").status_code == 200
+    finally:
+        listening.close()
+        engine.close()
+
+
+def test_a_page_of_the_web_reaches_no_server_without_keys(model: MemoryModel, tmp_path: Path) -> None:
+    """It can give its own name the address of this machine, and its visitor's browser then takes both for one."""
+    keys, engine = Keys(tmp_path / FILE), Engine(model)
+    listening = Listening(create_app(People(model, MemoryStore(tmp_path)), engine, keys, local=True))
+    try:
+        with httpx.Client(base_url=listening.url) as web:
+
+            def status(host: str) -> int:
+                return web.get("/v1/memories", headers={"Host": host}).status_code
+
+            for host in ("localhost", f"127.0.0.1:{listening.port}", "[::1]:8000", "LOCALHOST:1"):
+                assert status(host) == 200, host
+            for host in ("evil.example", "localhost.evil.example:80", "10.0.0.1", "localhost@evil.example", ""):
+                assert status(host) == 421, host
+            assert _error(web.get("/healthz", headers={"Host": "evil.example"}))["code"] == "wrong_host"
+            keys.add(["ada"])  # now whoever comes needs one, under any name
+            assert status("proxy.example") == 401
+    finally:
+        listening.close()
 
 
 def test_nobody_learns_of_another_memory(serve: Callable[..., Server]) -> None:
@@ -757,6 +902,36 @@ def test_the_engine_answers_and_works_side_by_side(model: MemoryModel, tmp_path:
         engine.enter()
 
 
+def test_what_waits_has_its_time_too(model: MemoryModel) -> None:
+    """A piece of work, and a question that finds no room in the batch."""
+    slow = _SlowBatch(model)
+    engine = Engine(model, together=1, seconds=0.4, batch=lambda: slow)  # type: ignore[arg-type, return-value]
+    memory, came, done = model.new_memory(), list[Any](), list[Any]()
+    try:
+        engine.ask(memory, QUESTION, came.append)
+        _until(lambda: bool(came))
+        engine._answering[1].until += 60  # a large model may be in the middle of a step
+        late = list[Any]()
+        engine.ask(memory, QUESTION, late.append)
+        _until(lambda: bool(late), 3)
+        assert isinstance(late[0], TimeUp)
+        given_up = engine.ask(memory, QUESTION, late.append)
+        engine.cancel(given_up)
+        assert engine.waiting == 0
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(engine.run, lambda: time.sleep(0.8))
+            _until(lambda: engine.waiting == 0)
+            second = pool.submit(engine.run, lambda: done.append(1))
+            assert first.result() is None
+            with pytest.raises(TimeUp):
+                second.result()
+        assert not done
+    finally:
+        for asked in list(engine._answering.values()):
+            engine.cancel(asked)
+        engine.close()
+
+
 def test_a_long_write_lets_others_be_answered(model: MemoryModel, tmp_path: Path) -> None:
     engine = Engine(model)
     people = People(model, MemoryStore(tmp_path), engine)
@@ -805,6 +980,9 @@ def test_the_schema_and_the_health(serve: Callable[..., Server]) -> None:
     verbs = ("write", "ask", "search", "history", "forget", "fork", "export", "import")
     assert paths | {f"/v1/memories/{{name}}/{verb}" for verb in verbs} <= set(schema["paths"])
     assert server.http().get("/healthz").json()["status"] == "ok"
+    for path in ("/", "/healthz", "/metrics"):  # as load balancers ask
+        got, asked = server.http().get(path), server.http().head(path)
+        assert asked.status_code == got.status_code and not asked.content
     page = server.http().get("/")
     assert page.status_code == 404 or "default-src 'none'" in page.headers["content-security-policy"]
 

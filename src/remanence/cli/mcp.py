@@ -15,7 +15,7 @@ import typer
 from ..errors import ConfigError
 from ..models.names import DEFAULT_MODEL
 from .output import Model, Store, load_model, open_store, say
-from .serve import KeyFile, listening, only_this_machine, open_keys, run
+from .serve import KeyFile, listening, only_here, open_keys, run
 from .stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -57,13 +57,10 @@ def mcp(
         return
     host, port = _address(http)
     keys = open_keys(key_file, store)
-    if not keys.needed and not anyone and not only_this_machine(host):
-        raise ConfigError(
-            f"at {host} other machines could read all memories. Make a key (remanence serve keys add), or say --anyone."
-        )
+    local = only_here(host, keys, anyone)
     with listening(host, port) as heard, stoppable():
         try:
-            _http(load_model(model), shelf, keys, memory, heard, only_this_machine(host) and not keys.needed)
+            _http(load_model(model), shelf, keys, memory, heard, local)
         except Stopped:
             say("Ended; all that was acknowledged is saved.")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,10 +72,7 @@ def serve(
     if ray_address is not None and not ray:
         raise ConfigError("--ray-address is for --ray; give both, or neither.")
     keys, shelf = open_keys(key_file, store), open_store(store)
-    if not keys.needed and not anyone and not only_this_machine(host):
-        raise ConfigError(
-            f"at {host} other machines could read all memories. Make a key (remanence serve keys add), or say --anyone."
-        )
+    local = only_here(host, keys, anyone)
     from ..serve.limits import Limits
 
     limits = Limits(
@@ -87,9 +83,9 @@ def serve(
         from ..serve.scale import Scale
 
         scale = Scale(replicas, replica_cpus, replica_gpus, ray_address)
-        made = _replicated(model, shelf, keys, limits, scale)
+        made = _replicated(model, shelf, keys, limits, scale, local)
     else:
-        made = _alone(model, shelf, keys, limits)
+        made = _alone(model, shelf, keys, limits, local)
     with listening(host, port) as heard, stoppable():
         try:
             with made as (served, name):
@@ -99,7 +95,7 @@ def serve(
 
 
 @contextmanager
-def _alone(model: str, shelf: Any, keys: Keys, limits: Any) -> Iterator[tuple[Any, str]]:
+def _alone(model: str, shelf: Any, keys: Keys, limits: Any, local: bool) -> Iterator[tuple[Any, str]]:
     """The application with a model in this process, and the model's name."""
     from ..serve.api import create_app
     from ..serve.engine import Engine
@@ -108,11 +104,11 @@ def _alone(model: str, shelf: Any, keys: Keys, limits: Any) -> Iterator[tuple[An
     loaded = load_model(model)
     people = People(loaded, shelf, most=limits.loaded, most_bytes=limits.loaded_bytes)
     engine = Engine(loaded, together=limits.together, places=limits.places, seconds=limits.seconds)
-    yield create_app(people, engine, keys, limits), loaded.name
+    yield create_app(people, engine, keys, limits, local=local), loaded.name
 
 
 @contextmanager
-def _replicated(model: str, shelf: Any, keys: Keys, limits: Any, scale: Any) -> Iterator[tuple[Any, str]]:
+def _replicated(model: str, shelf: Any, keys: Keys, limits: Any, scale: Any, local: bool) -> Iterator[tuple[Any, str]]:
     """The application that hands requests to replicas, and the model's name."""
     from ..serve.scale import front, replicated
 
@@ -123,7 +119,7 @@ def _replicated(model: str, shelf: Any, keys: Keys, limits: Any, scale: Any) -> 
         model = str(Path(model).resolve())
     with replicated(model, shelf.root, keys.path, limits, scale) as relay, stoppable():  # Ray set handlers of its own
         where = "in Ray's cluster" if scale.address else "on this machine"
-        yield front(relay, keys, limits), f"{name}, {scale.replicas} replicas {where},"
+        yield front(relay, keys, limits, local=local), f"{name}, {scale.replicas} replicas {where},"
 
 
 def _run(served: Any, name: str, keys: Keys, limits: Any, heard: socket.socket) -> None:
@@ -171,12 +167,21 @@ def listening(host: str, port: int) -> socket.socket:
     return heard
 
 
-def only_this_machine(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def only_here(host: str, keys: Keys, anyone: bool) -> bool:
+    """Whether only this machine is served, and without keys.
+
+    Raises:
+        ConfigError: others are, without keys, and it was not said that anyone is to be.
+    """
+    from ..serve.limits import only_this_machine
+
+    if keys.needed or anyone:
+        return False
+    if not only_this_machine(host):
+        raise ConfigError(
+            f"at {host} other machines could read all memories. Make a key (remanence serve keys add), or say --anyone."
+        )
+    return True
 
 
 def open_keys(file: Path | None, store: str | None) -> Keys:

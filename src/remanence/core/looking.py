@@ -27,7 +27,7 @@ from .search import Found
 from .spans import Span, pairs, sentences
 
 # Weight of the search's score beside the reader's odds; how far below the best one a newer one may be to be taken.
-_OF_WRITES, _OF_SENTENCES = (0.4, 2.0), (0.2, 0.5)
+_OF_WRITES, _OF_SENTENCES = (0.4, 2.0), (0.3, 0.5)
 _TOGETHER, _GROUPS = (
     3,
     2,

@@ -32,6 +32,7 @@ from .write import Writer
 from .writes import Only
 
 _ASKED = 64  # tokens of a question that are searched with
+_LETTERS_A_TOKEN = 8  # of a long text, at most
 
 
 @dataclass(frozen=True)
@@ -445,6 +446,13 @@ class MemoryDecoder(Writer):
             raise ConfigError(
                 f"max_new_tokens = {max_new_tokens} leaves no room for a question in the window of "
                 f"{self.config.window_tokens} tokens; make it smaller."
+            )
+        window, said = self.config.window_tokens, question.strip()
+        some = said[: _LETTERS_A_TOKEN * window]
+        if len(said) > len(some) and len(self.encode(some)) > window:  # a megabyte is not encoded to learn that
+            raise InputError(
+                f"the question of {len(said):,} letters is longer than the window of {window} tokens. Shorten it, "
+                "or memorize the long part first."
             )
         pending, asked = memory.pending_ids, self.prompts.question(question)
         if len(pending) + len(asked) + max_new_tokens > self.config.window_tokens:

@@ -11,12 +11,12 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +24,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from .. import __version__
 from ..core.forgetting import Wanted
@@ -53,11 +54,12 @@ from .completions import Response as Told
 from .completions import completion, completion_events, event
 from .engine import Engine, Full, Stopping, TimeUp
 from .keys import Key, Keys
-from .limits import Limits, Rates, bounded
+from .limits import Limits, Rates, bounded, only_this_machine
 from .metrics import Metrics, Traffic
 from .people import People, Taken
 from .talk import SHORT, Turn, number, recall
 
+T = TypeVar("T")
 log = logging.getLogger("remanence.serve")
 PAGE = Path(__file__).parent / "page"
 _NOBODY = "-"  # is looked up in place of a name that a key may not use, to take as long
@@ -92,6 +94,8 @@ _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_f
 
 def error_body(status: int, message: str, code: str | None, param: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients know it."""
+    message = message.encode("utf-8", "replace").decode()  # it may name what is no text
+    param = None if param is None else param.encode("utf-8", "replace").decode()
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -126,12 +130,17 @@ class Gate:
         limits: what is allowed.
         metrics: what is counted.
         guarded: the beginning of the paths that need a key.
+        local: without keys only requests that name this machine are served. Or a page of the web could read memories
+            through its visitor's browser, by giving its own name the address of this machine.
     """
 
-    def __init__(self, app: Any, keys: Keys, limits: Limits, metrics: Traffic, guarded: str = "/v1/") -> None:
-        self._guarded = guarded
+    def __init__(
+        self, app: Any, keys: Keys, limits: Limits, metrics: Traffic, guarded: str = "/v1/", local: bool = False
+    ) -> None:
+        self._guarded, self._local = guarded, local
         self._app, self._keys, self._limits, self._metrics = app, keys, limits, metrics
-        self._rates, self._checking = Rates(limits.rate), ThreadPoolExecutor(1, "keys")
+        self._rates, self._tries = Rates(limits.rate), Rates(limits.rate)
+        self._checking = ThreadPoolExecutor(1, "keys")
         self._closed = keys.needed  # and stays so, even if somebody takes the file away
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -165,12 +174,23 @@ class Gate:
     async def _refusal(self, scope: Any) -> tuple[str, JSONResponse] | None:
         """Why a request may not enter."""
         scope.setdefault("state", {})["key"] = None
-        if not scope["path"].startswith(self._guarded):
-            return None
         asker = (scope.get("client") or ("",))[0]
         self._closed |= self._keys.needed
+        if self._local and not self._closed and not _names_this_machine(scope):
+            message = "without keys the server is for this machine alone, under the name localhost; make a key."
+            return "host", error_response(421, message, "wrong_host")
+        # Where the application is mounted in another one, paths begin with its place there.
+        if not scope["path"].removeprefix(scope.get("root_path", "")).startswith(self._guarded):
+            return None
         if self._closed:
-            key = await self._key(scope)
+            try:
+                key, wait = await self._key(scope, asker)
+            except RemanenceError as error:
+                log.error("the keys cannot be read: %s", error)
+                return "key", error_response(500, "the server's keys cannot be read; its log says more.", "internal")
+            if wait:
+                message = f"too many wrong keys came from here; try again in {wait} s."
+                return "rate", error_response(429, message, "rate_limit_exceeded", Retry_After=str(wait))
             if key is None:
                 refused = error_response(
                     401, "no API key, or a wrong one; send it as Authorization: Bearer KEY.", "invalid_api_key",
@@ -187,12 +207,49 @@ class Gate:
             return "size", error_response(413, f"the body is larger than the {most:,} bytes allowed.", "too_large")
         return None
 
-    async def _key(self, scope: Any) -> Key | None:
+    async def _key(self, scope: Any, asker: str) -> tuple[Key | None, int]:
+        """What a request came with, if it is a key; or how long to wait, as too many that were new came from there."""
         given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         scheme, _, secret = given.partition(" ")
-        if scheme.lower() != "bearer" or not secret.strip():
-            return None
-        return await asyncio.get_running_loop().run_in_executor(self._checking, self._keys.check, secret.strip())
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret:
+            return None, 0
+        if (known := self._keys.known(secret)) is not None:
+            return known, 0
+        if wait := self._tries.wait(asker):
+            return None, wait
+        return await asyncio.get_running_loop().run_in_executor(self._checking, self._keys.check, secret), 0
+
+
+def _names_this_machine(scope: Any) -> bool:
+    """Whether a request is for this machine under a name of its own."""
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rpartition("@")[2].lower()
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return only_this_machine(name)
+
+
+async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of work on a request that was read. It is cancelled if the client goes away meanwhile.
+
+    Raises:
+        ClientDisconnect: the client has gone.
+    """
+
+    async def leaves() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return await working
+        raise ClientDisconnect
+    finally:
+        leaving.cancel()
+        working.cancel()
+        with suppress(asyncio.CancelledError, Exception):  # what it raised is raised above
+            await working
 
 
 class _Closing(StreamingResponse):
@@ -210,7 +267,9 @@ class _Closing(StreamingResponse):
             self._ended()
 
 
-def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    people: People, engine: Engine, keys: Keys, limits: Limits | None = None, *, local: bool = False
+) -> FastAPI:
     """The server's application.
 
     Args:
@@ -218,6 +277,7 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
         engine: owns the model. It is closed when the application ends.
         keys: who may use which memory.
         limits: what is allowed.
+        local: it listens to this machine alone; see `Gate`.
     """
     bounds = limits or Limits()
     people.computer = engine
@@ -229,7 +289,7 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        pool.shutdown(wait=True)  # what is being saved is saved
+        await asyncio.to_thread(pool.shutdown)  # what is being saved is saved
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(
@@ -278,6 +338,10 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
             metrics.refused.labels("busy").inc()
         return told(error)
 
+    @app.exception_handler(ClientDisconnect)
+    async def _gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it; it is counted
+
     @app.exception_handler(Exception)
     async def _fault(request: Request, error: Exception) -> JSONResponse:
         return error_response(500, "the server failed at this; its log says more.", "internal")
@@ -306,11 +370,11 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
             raise InputError("whose memory is it? Give user, or the header X-Remanence-Memory.")
         name = await allowed(request, name, there=False)
         history, said = conversation(body.messages)
-        engine.enter()
         turn = Turn(
             people, engine, later, name, history, said, most=most, limit=bounds.answer_tokens, stops=stops, done=done
         )
         began = time.perf_counter()
+        engine.enter()
         try:
             await turn.begin()
         except BaseException:
@@ -320,14 +384,20 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
         metrics.first.observe(time.perf_counter() - began)
         return turn
 
-    async def sent(turn: Turn, stream: bool, events: AsyncIterator[str], whole: Callable[[], dict[str, Any]]) -> Any:
+    async def sent(
+        request: Request, turn: Turn, stream: bool, events: AsyncIterator[str], whole: Callable[[], dict[str, Any]]
+    ) -> Any:
         """A turn to its end, as a stream or whole."""
         if stream:
             return _Closing(guarded(events), lambda: ended(turn))
-        try:
+
+        async def rest() -> None:
             async for _ in turn.pieces():
                 pass
             await turn.keep()
+
+        try:
+            await while_there(request, rest())
             return JSONResponse(whole())
         finally:
             ended(turn)
@@ -359,17 +429,17 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
     @app.post("/v1/chat/completions", tags=["openai"])
     async def chat(request: Request, body: ChatBody, x_remanence_memory: Header_ = None) -> Any:
         """Answers the last message from the memory of `user`; it is remembered unless it ends with a question mark."""
-        turn = await begun(request, x_remanence_memory, body, body.most, body.stops)
+        turn = await while_there(request, begun(request, x_remanence_memory, body, body.most, body.stops))
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = completion_events(turn, model, with_usage)
-        return await sent(turn, bool(body.stream), events, lambda: completion(turn, model))
+        return await sent(request, turn, bool(body.stream), events, lambda: completion(turn, model))
 
     @app.post("/v1/responses", tags=["openai"])
     async def responses(request: Request, body: ResponseBody, x_remanence_memory: Header_ = None) -> Any:
         """The same in the newer form."""
-        turn = await begun(request, x_remanence_memory, body, body.max_output_tokens, [])
+        turn = await while_there(request, begun(request, x_remanence_memory, body, body.max_output_tokens, []))
         made = Told(turn, model, body.instructions)
-        return await sent(turn, bool(body.stream), made.events(), made.whole)
+        return await sent(request, turn, bool(body.stream), made.events(), made.whole)
 
     # Memories ---------------------------------------------------------------------------------------------------------
 
@@ -499,11 +569,13 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
 
     # The rest ---------------------------------------------------------------------------------------------------------
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", tags=["server"])
     async def health() -> dict[str, Any]:
         """Whether the server works."""
         return {"status": "ok", "model": model, "in_progress": engine.taken}
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", tags=["server"], response_class=Response)
     async def measured() -> Response:
         """Counts for Prometheus."""
@@ -511,13 +583,14 @@ def create_app(people: People, engine: Engine, keys: Keys, limits: Limits | None
 
     if (PAGE / "index.html").is_file():
 
+        @app.head("/", include_in_schema=False)
         @app.get("/", include_in_schema=False)
         async def page() -> FileResponse:
             return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": _POLICY, **_HEADERS})
 
         app.mount("/static", StaticFiles(directory=PAGE), name="static")
 
-    app.add_middleware(Gate, keys=keys, limits=bounds, metrics=metrics)
+    app.add_middleware(Gate, keys=keys, limits=bounds, metrics=metrics, local=local)
     return app
 
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from ..core.session import TURNS
 from ..errors import InputError
 
 _MOST_STOPS = 4  # as OpenAI allows
 _YEAR_10000 = 253_402_300_800.0  # seconds since the epoch; dates go no further
-Text = Annotated[str, StringConstraints(min_length=1)]
-Label = Annotated[str, StringConstraints(max_length=1000)]
+
+
+def _whole(text: str) -> str:
+    """Half of a surrogate pair, which JSON can spell, is in no text: tokenizers and files take none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("this is no text: it has half of a character (a lone surrogate)") from None
+    return text
+
+
+Said = Annotated[str, AfterValidator(_whole)]
+Text = Annotated[Said, StringConstraints(min_length=1)]
+Label = Annotated[Said, StringConstraints(max_length=1000)]
 Moment = Annotated[float, Field(ge=0, lt=_YEAR_10000, allow_inf_nan=False)]
 
 
@@ -28,7 +40,7 @@ class Body(BaseModel):
 class NewName(Body):
     """A name for a new memory."""
 
-    name: str
+    name: Said
 
 
 class WriteBody(Body):
@@ -56,8 +68,8 @@ class SearchBody(Body):
 class ForgetBody(Body):
     """What to forget: what meets all that is given. since, until: seconds since the epoch, from and before."""
 
-    words: str | None = None
-    source: str | None = None
+    words: Said | None = None
+    source: Said | None = None
     writes: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     since: Moment | None = None
     until: Moment | None = None
@@ -71,9 +83,9 @@ class Part(BaseModel):
     """A part of a message."""
 
     model_config = ConfigDict(extra="ignore")
-    type: str
-    text: str | None = None
-    refusal: str | None = None
+    type: Said
+    text: Said | None = None
+    refusal: Said | None = None
 
 
 class Message(BaseModel):
@@ -81,7 +93,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: Said | list[Part] | None = None
 
     @property
     def text(self) -> str:
@@ -104,7 +116,7 @@ class _Turn(BaseModel):
 
     model_config = ConfigDict(extra="ignore")  # clients send much that only other servers know
     model: Annotated[str, StringConstraints(max_length=200)] = ""
-    user: str | None = None
+    user: Said | None = None
     stream: bool | None = False
 
     @model_validator(mode="before")
@@ -155,8 +167,8 @@ class ChatBody(_Turn):
 class ResponseBody(_Turn):
     """A turn of a conversation, as OpenAI's responses have it. user: whose memory."""
 
-    input: str | Annotated[list[Message], Field(min_length=1, max_length=2000)]
-    instructions: str | None = None
+    input: Said | Annotated[list[Message], Field(min_length=1, max_length=2000)]
+    instructions: Said | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
 
     @property

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -98,10 +98,11 @@ class Asked:
 
 @dataclass(eq=False)
 class _Job:
-    """Work for the model's thread."""
+    """Work for the model's thread. until: the end of its time, `time.monotonic`."""
 
     work: Callable[[], Any]
     future: Future[Any]
+    until: float
 
 
 class Engine:
@@ -111,7 +112,7 @@ class Engine:
         model: answers and writes; nobody else may use it.
         together: how many are answered in one forward pass.
         places: how many requests may be in progress, those that wait included.
-        seconds: how long an answer, or a piece of other work, may take.
+        seconds: how long an answer, or a piece of other work, may take, waiting included.
         batch: makes what answers together; `core.batching.Batch` if None.
     """
 
@@ -212,6 +213,8 @@ class Engine:
         """Nobody waits for this answer any more."""
         asked.cancelled = True
         with self._changed:
+            with suppress(ValueError):  # it waits no more
+                self._asks.remove(asked)
             if asked.ticket is not None and self._answering.get(asked.ticket) is asked:  # tickets of a new batch are
                 del self._answering[asked.ticket]  # those of an old one again
                 self._batch.cancel(asked.ticket)
@@ -231,10 +234,15 @@ class Engine:
         return answer
 
     def run(self, work: Callable[[], T]) -> T:
-        """The result of work that uses the model; the calling thread waits for it."""
+        """The result of work that uses the model; the calling thread waits for it.
+
+        Raises:
+            TimeUp: it was not begun in time, or was ended by `between`.
+            Stopping: the server is about to end.
+        """
         if threading.current_thread() is self._thread:
             return work()
-        job = _Job(work, Future())
+        job = _Job(work, Future(), time.monotonic() + self.seconds)
         with self._changed:
             if self._closing and not self._taken:
                 raise Stopping("the server is about to end; try again later.")
@@ -278,8 +286,10 @@ class Engine:
             job = self._jobs.popleft()
         except IndexError:
             return
-        self._ends.append(time.monotonic() + self.seconds)
+        self._ends.append(job.until)
         try:
+            if time.monotonic() > job.until:
+                raise TimeUp(f"the server had no time for this within {self.seconds:g} s; nothing was changed.")
             result = job.work()
         except BaseException as error:  # raised again in the thread that waits
             job.future.set_exception(error)
@@ -295,8 +305,8 @@ class Engine:
             if now > asked.until:
                 self.cancel(asked)
                 _tell(asked, TimeUp(f"the answer took longer than the {self.seconds:g} s that the server allows."))
-        while self._asks and len(self._answering) < self.together:
-            self._join(self._asks.popleft(), now)
+        while (asked := self._next(now)) is not None:
+            self._join(asked, now)
         if not self._answering:
             return
         try:
@@ -311,20 +321,29 @@ class Engine:
         for event in events:
             self._deliver(event)
 
+    def _next(self, now: float) -> Asked | None:
+        """The question that is next to join, if there is room for it; or one whose time is up."""
+        with self._changed:
+            if self._asks and (len(self._answering) < self.together or now > self._asks[0].until):
+                return self._asks.popleft()
+        return None
+
     def _join(self, asked: Asked, now: float) -> None:
         if now > asked.until:
             _tell(asked, TimeUp(f"the server had no time for this within {self.seconds:g} s."))
             return
         try:
-            with self._changed:  # so that who cancels it finds its ticket, or we that it was cancelled
-                if asked.cancelled:
-                    return
-                asked.ticket = self._batch.add(
-                    asked.memory, asked.question, history=asked.history, max_new_tokens=asked.max_new_tokens
-                )
-                self._answering[asked.ticket] = asked
+            ticket = self._batch.add(
+                asked.memory, asked.question, history=asked.history, max_new_tokens=asked.max_new_tokens
+            )
         except Exception as error:  # of this question alone
             _tell(asked, error)
+            return
+        with self._changed:  # so that who cancels it finds its ticket, or we that it was cancelled
+            if asked.cancelled:
+                self._batch.cancel(ticket)
+            else:
+                asked.ticket, self._answering[ticket] = ticket, asked
 
     def _deliver(self, event: Event) -> None:
         asked = self._answering.get(event.ticket)

@@ -4,7 +4,8 @@ A key is `rem-ID-SECRET`. The file has a line of JSON for each: its id, a salt, 
 memories that it may use: names, in which `*` stands for any letters. scrypt needs some megabytes for every guess, so
 whoever reads the file cannot try secrets quickly; and a secret has 256 bits, so that trying is hopeless anyway.
 
-To check a key costs the same whether its id is known or not. A key that was right is remembered until the file changes.
+To check a key costs the same whether its id is known or not. A key that was right is remembered until the file changes
+(`known`), so it is not held up by strangers who try others.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock
 
 from ..errors import ConfigError, InputError, StorageError
 from ..files import write_whole
@@ -114,8 +119,7 @@ class Keys:
                 )
         id, secret, salt = secrets.token_hex(6), secrets.token_urlsafe(32), secrets.token_bytes(16)
         key = Key(id, label, tuple(memories), time.time(), salt.hex(), _hash(secret, salt).hex())
-        with self._lock:
-            self._read()
+        with self._changing():
             self._write([*self._keys.values(), key])
         return f"rem-{id}-{secret}"
 
@@ -125,21 +129,29 @@ class Keys:
         Raises:
             InputError: there is none of that id.
         """
-        with self._lock:
-            self._read()
+        with self._changing():
             if id not in self._keys:
                 raise InputError(f"there is no key {id!r}; see: remanence serve keys list")
             self._write([key for key in self._keys.values() if key.id != id])
             return self._keys[id]
 
-    def check(self, given: str) -> Key | None:
-        """The key that somebody came with, or None if it is none of ours. May take some milliseconds."""
-        mark = hmac.new(self._own, given.encode("utf-8", "surrogatepass"), "sha256").digest()
+    def known(self, given: str) -> Key | None:
+        """The key that somebody came with, if it was found right before. Takes no time worth mentioning."""
+        mark = self._mark(given)
         with self._lock:
             self._read()
             if mark in self._right:
                 self._right.move_to_end(mark)
-                return self._right[mark]
+            return self._right.get(mark)
+
+    def _mark(self, given: str) -> bytes:
+        return hmac.new(self._own, given.encode("utf-8", "surrogatepass"), "sha256").digest()
+
+    def check(self, given: str) -> Key | None:
+        """The key that somebody came with, or None if it is none of ours. May take some milliseconds."""
+        if (right_before := self.known(given)) is not None:
+            return right_before
+        with self._lock:
             found = _SHAPE.fullmatch(given)
             key = self._keys.get(found[1]) if found else None
         salt = bytes.fromhex(key.salt) if key else b"\0" * 16
@@ -149,10 +161,26 @@ class Keys:
         with self._lock:
             if self._keys.get(key.id) is not key:  # taken back meanwhile
                 return None
-            self._right[mark] = key
+            self._right[self._mark(given)] = key
             while len(self._right) > _RIGHT:
                 self._right.popitem(last=False)
         return key
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """The file as it is now, which no other process changes in the block: one that was taken back would return."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = FileLock(f"{self.path}.lock", mode=0o600)
+            lock.acquire()
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path}: {error.strerror}.") from error
+        try:
+            with self._lock:
+                self._read()
+                yield
+        finally:
+            lock.release()
 
     def _read(self) -> None:
         """The file as it is now."""
@@ -180,7 +208,6 @@ class Keys:
     def _write(self, keys: list[Key]) -> None:
         text = "".join(json.dumps(asdict(key)) + "\n" for key in keys)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_whole(self.path, lambda to: to.write_text(text, encoding="utf-8"), private=True)
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}.") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import math
 import time
 from collections import OrderedDict
@@ -14,6 +15,14 @@ from starlette.exceptions import HTTPException
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 _KNOWN = 10_000  # askers whose rate is known
+
+
+def only_this_machine(host: str) -> bool:
+    """Whether only this machine can be meant by an address, or by a name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ from .. import __version__
 from ..core.forgetting import Wanted
 from ..errors import InputError, RemanenceError, UnknownMemory
 from ..store.catalogue import NAME
-from .bodies import Body, Label, Text
+from .bodies import Body, Label, Said, Text
 from .keys import Key, Keys
 from .limits import Limits
 from .people import People
@@ -120,8 +120,8 @@ class SearchArguments(Body):
 class ForgetArguments(Body):
     """What to forget: what meets all that is given."""
 
-    words: Annotated[str | None, Field(description="Every sentence in which these words stand, in any case.")] = None
-    source: Annotated[str | None, Field(description="What was told with this label.")] = None
+    words: Annotated[Said | None, Field(description="Every sentence in which these words stand, in any case.")] = None
+    source: Annotated[Said | None, Field(description="What was told with this label.")] = None
     writes: Annotated[
         Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None,
         BeforeValidator(_parsed),

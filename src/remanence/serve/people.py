@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..store.rows import MemoryInfo
 
 T = TypeVar("T")
+_MOST_QUERY = 10_000  # letters; a search looks at 64 tokens
 
 
 class Computer(Protocol):
@@ -356,7 +357,7 @@ class People:
             answer = self.model.ask(memory, query, max_new_tokens=1)
             return [source for source in answer.sources if source.where != "window"][:k]
         [view] = self.model.readable([memory])  # without what has expired
-        found = self.model.search([view], [self.model.encode(query.strip())])[0]
+        found = self.model.search([view], [self.model.encode(query.strip()[:_MOST_QUERY])])[0]
         scores = found.scores - found.null
         best = scores.topk(min(k, int(scores.isfinite().sum())))
         places = _places(memory)

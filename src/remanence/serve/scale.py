@@ -261,10 +261,10 @@ async def _nothing() -> dict[str, Any]:
     return {"type": "http.disconnect"}
 
 
-def front(relay: Relay, keys: Keys, limits: Limits) -> Gate:
+def front(relay: Relay, keys: Keys, limits: Limits, *, local: bool = False) -> Gate:
     """The application that listens, with its gate."""
     traffic = Traffic()
-    return Gate(Front(relay, limits, traffic), keys, limits, traffic)
+    return Gate(Front(relay, limits, traffic), keys, limits, traffic, local=local)
 
 
 # A replica ------------------------------------------------------------------------------------------------------------

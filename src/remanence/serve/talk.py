@@ -87,10 +87,7 @@ class Turn:
         """
         if self._canned is not None:
             return
-        self._held = await self._later(self.people.hold, self.name, start=True)
-        if self._closed:  # whoever asked has gone
-            self._held.release()
-            raise asyncio.CancelledError
+        await self._later(self._hold)
         first = await self._ask(self._most)
         if isinstance(first, InputError) and self._most > SHORT:
             first = await self._ask(SHORT)
@@ -100,18 +97,24 @@ class Turn:
             raise first
         self._first = first
 
+    def _hold(self) -> None:
+        """In a thread, which goes on when nobody waits for it any more: then nobody else would let the memory go."""
+        self._held = self.people.hold(self.name, start=True)
+        if self._closed:
+            self._held.release()
+
     async def _ask(self, most: int) -> str | Answer | BaseException:
         assert self._held is not None
-        memory, counted = self._held.memory, False
 
         def put(item: str | Answer | BaseException) -> None:  # in the model's thread
-            nonlocal counted
-            if not counted:
-                self.prompt_tokens, counted = len(self.people.model.encode(self.said)), True
-            with suppress(RuntimeError):  # the server is gone
-                self._loop.call_soon_threadsafe(self._came.put_nowait, item)
+            try:
+                if not self.prompt_tokens and not isinstance(item, BaseException):
+                    self.prompt_tokens = len(self.people.model.encode(self.said))
+            finally:  # somebody waits for it
+                with suppress(RuntimeError):  # the server is gone
+                    self._loop.call_soon_threadsafe(self._came.put_nowait, item)
 
-        self._asked = self.engine.ask(memory, self.said, put, history=self._history, max_new_tokens=most)
+        self._asked = self.engine.ask(self._held.memory, self.said, put, history=self._history, max_new_tokens=most)
         self._most = most
         return await self._came.get()
 
@@ -158,6 +161,7 @@ class Turn:
             self._held.release()
         if self._canned is None and not Session.asks(self.said):
             self.written = await self._later(self.people.write, self.name, self.said, source="chat")
+            self.prompt_tokens = self.prompt_tokens or self.written.tokens  # of what is too long to be answered
         self._done(self)
 
     def close(self) -> None:

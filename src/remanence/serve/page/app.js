@@ -32,6 +32,15 @@ async function trying(work, again) {
   }
 }
 
+/** The memory that the address names. */
+function named() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return ""; // a lone %
+  }
+}
+
 const reload = () => trying(listed, reload);
 
 /** Fetch the list of memories; show the one that was shown or that the address names, or the newest. */
@@ -40,7 +49,7 @@ async function listed() {
   const [list, known] = await Promise.all([api.memories(), api.models()]);
   entries = list.data;
   model = known.data[0]?.id ?? "";
-  const wanted = decodeURIComponent(location.hash.slice(1));
+  const wanted = named();
   const names = entries.map((entry) => entry.name);
   const newest = [...entries].sort((a, b) => b.updated - a.updated)[0]?.name ?? "";
   picker();
@@ -120,7 +129,7 @@ chat.start({
 at("memory-choice").addEventListener("change", ({ target }) => trying(() => show(target.value)));
 for (const button of document.querySelectorAll("[data-show]")) button.addEventListener("click", () => view(button.dataset.show));
 addEventListener("hashchange", () => {
-  const name = decodeURIComponent(location.hash.slice(1));
+  const name = named();
   if (name !== chosen && entries.some((entry) => entry.name === name)) trying(() => show(name));
 });
 document.addEventListener("visibilitychange", () => { // another tab or program may have told it something
