@@ -35,18 +35,23 @@ def told(model: MemoryModel, chunks: int, rest: int = 0, seed: int = 0) -> Memor
 
 def read(model: MemoryModel, memories: list[Memory], writes: list[int | None], prompt: list[int]) -> Tensor:
     """Logits of a prompt with each write [B, T, V]."""
-    spans = [[] if w is None else pairs(memory, [w]) for memory, w in zip(memories, writes, strict=True)]
-    return read_spans(model, memories, spans, prompt)
+    with torch.no_grad(), model.reading(memories, writes=writes) as cache:
+        return logits_of(model, cache, prompt)
 
 
 def read_spans(model: MemoryModel, memories: list[Memory], spans: list[list[Span]], prompt: list[int]) -> Tensor:
     """Logits of a prompt with each span [B, T, V]."""
     with torch.no_grad(), model.reading(memories, spans=spans) as cache:
-        provider: Any = cache.provider
-        ids = torch.tensor([prompt] * len(spans))
-        mask = torch.cat([provider.mask(), torch.ones_like(ids)], 1)
-        places = mask.sum(1, keepdim=True) - len(prompt) + torch.arange(len(prompt))
-        return model.base(ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True).logits
+        return logits_of(model, cache, prompt)
+
+
+def logits_of(model: MemoryModel, cache: Any, prompt: list[int]) -> Tensor:
+    """Logits of a prompt in each row of a cache."""
+    mask = cache.provider.mask()
+    ids = torch.tensor([prompt] * len(mask))
+    mask = torch.cat([mask, torch.ones_like(ids)], 1)
+    places = mask.sum(1, keepdim=True) - len(prompt) + torch.arange(len(prompt))
+    return model.base(ids, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True).logits
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3", "olmo2"])

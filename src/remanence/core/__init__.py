@@ -9,7 +9,8 @@ view.py, merging.py   several memories read as one, or without what has expired;
 retriever.py which past writes matter for a question: their scores
 retrieval.py from scores to what is read, one rule for use and training
 read.py      which vectors a question reads, as slots
-looking.py   reading the best writes one by one, to answer from the best of them
+spans.py     which sentences of what was found are looked at by themselves
+looking.py   reading the best of what was found one by one, to answer from the best of it
 cache.py     slots in front of the prompt: a memory is a cache whose first slots are memory
 attachment.py, placement.py, adapters.py   how stock decoders are made to take part
 forgetting.py   taking a part out of what was told, and writing texts again

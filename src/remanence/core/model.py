@@ -26,7 +26,7 @@ from .memory import Memory
 from .prompts import UNKNOWN
 from .read import ReadSlots, Source, waiting
 from .search import Found, Question, Search
-from .spans import Span
+from .spans import Span, pairs
 from .view import over, readable
 from .write import Writer
 from .writes import Only
@@ -140,6 +140,7 @@ class MemoryDecoder(Writer):
         force: Sequence[int | None] | None = None,
         padding_B: Tensor | None = None,
         found: Sequence[Found] | None = None,
+        writes: Sequence[int | None] | None = None,
         spans: Sequence[Sequence[Span]] | None = None,
     ) -> Iterator[MemoryCache]:
         """A cache that reads one memory per prompt. Pass it as `past_key_values` to `base` or `base.generate`.
@@ -155,11 +156,14 @@ class MemoryDecoder(Writer):
             padding_B: how many tokens of padding each prompt has in front. The cache then holds them before the
                 memory, and so must the attention mask: zeros first, then ones over memory and prompt.
             found: what `search` gave for each prompt; with `score_layers="one"` it must be given.
-            spans: for each prompt the only vectors of the long-term store that are read (`core/spans.py`), or none
+            writes: for each prompt the one write of the long-term store that is read, with the one before it, or None
                 for nothing; then no other argument but the first and the padding counts.
+            spans: instead of `writes`, for each prompt the spans that are read (`core/spans.py`), or none.
         """
         for memory in memories:
             self.check(memory)
+        if writes is not None:
+            spans = [() if w is None else pairs(memory, [w]) for memory, w in zip(memories, writes, strict=True)]
         if spans is not None:
             with self.attachment.hooks(), self.adapter("read"):
                 single = SpanSlots(self, memories, spans)
