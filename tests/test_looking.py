@@ -18,7 +18,7 @@ from remanence.config import MemoryConfig
 from remanence.core.looking import _OF_WRITES, Looked, candidates, look, ranked
 from remanence.core.memory import Memory
 from remanence.core.prompts import UNKNOWN
-from remanence.core.spans import Span, pairs
+from remanence.core.spans import Span
 from remanence.errors import ConfigError
 from remanence.train.reading import ReadingTrainer
 from test_hf import plain_logits
