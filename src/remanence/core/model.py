@@ -26,6 +26,7 @@ from .adapters import ROLES, Adapters
 from .admission import WritePolicy, admitted
 from .attachment import Attachment, VectorSlots
 from .cache import MemoryCache, WriteCache
+from .coarse import Question, searched
 from .forgetting import Forgotten, Wanted, forget
 from .looking import Begun, Looked, Verdict, WriteSlots, candidates, first_beside, look
 from .memory import Memory
@@ -34,8 +35,8 @@ from .placement import device_of, stored
 from .policies import named
 from .prompts import UNKNOWN, Prompts
 from .read import ReadSlots, Source, waiting
-from .retriever import Retriever, attention_keys, block_scores
-from .search import Found, Search, word_scores
+from .retriever import Retriever, attention_keys
+from .search import Found, Search
 from .view import over, readable
 from .write import PrecedingSlots
 from .write import at_once as write_together
@@ -691,12 +692,21 @@ class MemoryDecoder(nn.Module):
         return ids_BT, asks_BT, Search.features([states[layer].to(device) for layer in layers])
 
     @torch.no_grad()
-    def search(self, memories: Sequence[Memory], questions: Sequence[list[int]]) -> list[Found]:
+    def search(
+        self,
+        memories: Sequence[Memory],
+        questions: Sequence[list[int]],
+        *,
+        force: Sequence[int | None] | None = None,
+    ) -> list[Found]:
         """The one search (`score_layers="one"`): how every write fits a question, before anything is read.
+
+        Of a memory of very many writes only the best have a score that is not -inf (`core/coarse.py`).
 
         Args:
             memories: one per question.
             questions: token ids of what is asked, without any template; the first 64 of each are looked at.
+            force: per memory, a write that has a score whatever it is.
         """
         ids_BT, asks_BT, features_BTF = self.asked(questions)
         queries_BTR = self.retriever.queries(features_BTF).float().cpu()
@@ -708,8 +718,9 @@ class MemoryDecoder(nn.Module):
                 asks_T = asks_BT[b]
                 words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
                 weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
-                scores = block_scores(queries_BTR[b, asks_T.cpu()], memory.keys(0), self.retriever.scale)
-                scores = memory.hide(scores + word_scores(words_T, weights_T, memory.words()))
+                question = Question(queries_BTR[b, asks_T.cpu()], words_T, weights_T, self.retriever.scale)
+                forced = force[b] if force else None
+                scores = searched(memory, question, None if forced is None else forced - memory.first_write)
             slope = self.config.null_slope * math.log(max(1, memory.readable_count))
             found.append(Found(scores, null_B[b] + slope, needs_B[b]))
         return found
@@ -824,7 +835,7 @@ class MemoryDecoder(nn.Module):
             ends = [
                 prompt[-min(len(prompt), n) :] for prompt, n in zip(prompts, asks or map(len, prompts), strict=True)
             ]
-            found = self.search(memories, ends)
+            found = self.search(memories, ends, force=force)
         with (
             torch.no_grad(),
             self.reading(
@@ -895,7 +906,8 @@ class MemoryDecoder(nn.Module):
         rows = range(len(questions))
         found: list[Found] | None = None
         if self.config.score_layers == "one":
-            found = self.search(memories, [self.encode(question.strip()) for question in questions])
+            asked = [self.encode(question.strip()) for question in questions]
+            found = self.search(memories, asked, force=options.get("force"))
         alone = [r for r in rows if found is not None and self._base_answers(found[r])]
         answers: dict[int, Answer] = {}
         for row in alone:

@@ -86,18 +86,23 @@ def _block_scores(keys_wGR: Tensor, queries_RT: Tensor) -> Tensor:
 
 def block_scores_of(writes: Tensor, queries_TR: Tensor, keys: Sequence[Tensor], scale: float) -> Tensor:
     """`block_scores` of the writes with these numbers alone, all exact, float32 [len(writes)]."""
-    products_SGT = _rows_of(keys, writes).float() @ queries_TR.float().T
+    products_SGT = rows_of(keys, writes).float() @ queries_TR.float().T
     return products_SGT.amax(1).mean(1) * scale
 
 
-def _rows_of(blocks: Sequence[Tensor], rows: Tensor) -> Tensor:
+def rows_of(blocks: Sequence[Tensor], rows: Tensor) -> Tensor:
     """Rows of blocks that follow each other, by number [len(rows), ...]."""
-    found = blocks[0].new_empty(len(rows), *blocks[0].shape[1:])
-    start = 0
-    for block in blocks:
-        here = (rows >= start) & (rows < start + len(block))
-        found[here] = block[rows[here] - start]
+    ascending, order = rows.sort()
+    ends = torch.tensor([len(block) for block in blocks]).cumsum(0)
+    cuts = [0, *torch.searchsorted(ascending, ends).tolist()]
+    parts, start = list[Tensor](), 0
+    for block, begin, end in zip(blocks, cuts, cuts[1:], strict=False):
+        if begin < end:
+            parts.append(block[ascending[begin:end] - start])
         start += len(block)
+    found = blocks[0].new_empty(len(rows), *blocks[0].shape[1:])
+    if parts:
+        found[order] = torch.cat(parts)
     return found
 
 
