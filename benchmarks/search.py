@@ -13,12 +13,14 @@ ones. How well that does is told as "fidelity": the exact search among as many m
 Of each way are printed, on one core: processor seconds to build it, megabytes beside the keys, processor milliseconds a
 question (the median), the share of the exact search's best 8 that it finds too, and of the right writes among these 8
 the share that it loses. Every way but the exact one finds candidates, which are then scored exactly. hnswlib and
-usearch take long to build, and are measured with `--small` writes, beside inverted lists of as many.
+usearch take long to build, and are measured with `--small` writes, beside inverted lists of as many. At last a memory
+of `--writes` is searched again and again: what that takes while its lists are made, and afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import statistics
@@ -38,7 +40,10 @@ from torch import Tensor
 
 from remanence import MemoryModel
 from remanence.arena.tasks import Books
-from remanence.core.coarse import CANDIDATES, Centroids, Lists, Question, estimates
+from remanence.core.coarse import CANDIDATES, Centroids, Lists, Question, estimates, searched
+from remanence.core.history import Writes
+from remanence.core.memory import Write
+from remanence.core.records import Block
 from remanence.core.search import Search
 from remanence.facts.everyday import ask, lines, tell, topics
 from remanence.facts.maker import FactMaker
@@ -411,8 +416,33 @@ class Asked:
         }  # fmt: skip
 
 
-def measured(found: Real, given: argparse.Namespace, group: int, scale: float) -> dict[str, Any]:
+def growing(model: MemoryModel, asked: Asked) -> dict[str, Any]:
+    """What searches of one memory take, one after the other, while its lists are made beside them.
+
+    In milliseconds of processor time: the first, which is exact; the slowest of those that make the lists, how many
+    there are, and all of them together; and the median of the searches afterwards.
+    """
+    memory, among, K = model.new_memory(), asked.among, model.config.K
+    memory.writes = Writes(new=[Write(i, "", 0.0, i * K, K, "") for i in range(len(among.keys))])
+    memory.records["keys"].settle(0, [Block(block[:, None]) for block in among.keys.split(BLOCK)])
+    memory.records["words"].settle(0, [Block(block) for block in among.words.split(BLOCK)])
+    making, after = list[float](), list[float]()
+    for question in itertools.cycle(asked.questions):
+        whole = memory.coarse.listed is not None
+        _, took = seconds(partial(searched, memory, question))
+        (after if whole else making).append(1000 * took)
+        if len(after) == 50 or len(making) == 50:
+            break
+    return {
+        "first_ms": round(making[0]), "making_ms": round(max(making[1:])), "making_searches": len(making) - 1,
+        "making_together_ms": round(sum(making[1:])), "after_ms": round(statistics.median(after), 1) if after else None,
+        "mb": round(memory.coarse.nbytes / 1e6, 1),
+    }  # fmt: skip
+
+
+def measured(model: MemoryModel, found: Real, given: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
+    group, scale = model.config.key_group, model.retriever.scale
     result: dict[str, Any] = {"real_writes": len(found.words), "fidelity": {}, "ways": {}}
     for made in (False, True):
         asked = Asked(found, many(found, len(found.words), group, given.seed, made=made), scale, given.questions)
@@ -441,6 +471,8 @@ def measured(found: Real, given: argparse.Namespace, group: int, scale: float) -
                 continue
             for near in given.near:
                 add(by_library(name, asked.among, near))
+    result["growing"] = growing(model, asked)
+    show(result["growing"] | {"way": "in a memory"}, len(asked.among.keys))
     return result
 
 
@@ -460,13 +492,16 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=10_000, help="writes for libraries that take long to build")
     parser.add_argument("--questions", type=int, default=300, help="at most")
     parser.add_argument("--near", type=int, nargs="+", default=[1000], help="keys that a library finds for a token")
+    parser.add_argument("--no-words", action="store_true", help="scores without the words' part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model = MemoryModel.from_pretrained(given.model)
     found = real(given, model)
-    result = measured(found, given, model.config.key_group, model.retriever.scale)
+    if given.no_words:
+        found = replace(found, weights=torch.zeros_like(found.weights))
+    result = measured(model, found, given)
     if given.json:
         print(json.dumps(result))
 
