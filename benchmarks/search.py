@@ -1,4 +1,4 @@
-"""Searching many writes: exactly, by inverted lists, and by libraries: `python benchmarks/search.py --books FILE`.
+"""Searching many writes: exactly, by a coarse level, and by libraries: `python benchmarks/search.py --books FILE`.
 
 Keys and words of real text and real questions are made by the model, for `--minutes`, and kept in the file `--keys`:
 prose in which facts of everyday life are told, in windows of eight writes, whose tokens see what is before them in the
@@ -13,8 +13,8 @@ ones. How well that does is told as "fidelity": the exact search among as many m
 Of each way are printed, on one core: processor seconds to build it, megabytes beside the keys, processor milliseconds a
 question (the median), the share of the exact search's best 8 that it finds too, and of the right writes among these 8
 the share that it loses. Every way but the exact one finds candidates, which are then scored exactly. hnswlib and
-usearch take long to build, and are measured with `--small` writes, beside inverted lists of as many. At last a memory
-of `--writes` is searched again and again: what that takes while its lists are made, and afterwards.
+usearch take long to build, and are measured with `--small` writes, beside the others of as many. At last a memory of
+`--writes` is searched again and again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -40,7 +40,7 @@ from torch import Tensor
 
 from remanence import MemoryModel
 from remanence.arena.tasks import Books
-from remanence.core.coarse import CANDIDATES, Centroids, Lists, Question, estimates, searched
+from remanence.core.coarse import CANDIDATES, Level, Lists, Question, searched
 from remanence.core.history import Writes
 from remanence.core.memory import Write
 from remanence.core.records import Block
@@ -53,10 +53,6 @@ BEST = 8  # writes that an answer looks at
 BLOCK = 2048  # writes of a block, as of a file
 PIECE = 16  # tokens of a real write that come into a made one together
 FREQUENT = 5  # times that a word stands in the real text, for its keys to be taken from other places
-LISTS = {
-    32: ((8, 2048), (16, 2048)),
-    64: ((8, 1024), (16, 1024), (16, 2048), (32, 2048), (32, 4096)),
-}  # by branches: probes, candidates
 WINDOW, BATCH = 8, 4  # writes of a window, windows that are encoded at once
 FACTS = 6  # told in a window; of every other one it is asked
 ASKED = 2  # questions for each of these
@@ -234,48 +230,32 @@ def seconds(work: Callable[[], Any]) -> tuple[Any, float]:
     return made, time.process_time() - began
 
 
-def by_lists(among: Many, branches: int, sizes: Sequence[tuple[int, int]]) -> list[Way]:
-    """Inverted lists (`core/coarse.py`), built once, with so many probes and candidates each."""
-
-    def build() -> tuple[Centroids, Lists, Lists]:
-        sample = among.keys[:: max(1, len(among.keys) // 2048)].flatten(0, 1).float()
-        centroids = Centroids(sample, branches)
-        codes = torch.cat([centroids.codes(block) for block in among.keys.split(BLOCK)])
-        return centroids, Lists(codes), Lists(among.words)
-
-    (centroids, keys, words), took = seconds(build)
-    size = (keys.nbytes + words.nbytes + centroids.all.nbytes) / 1e6
-
-    def way(probes: int, candidates: int) -> Way:
-        def find(question: Question) -> Tensor:
-            return best_of(estimates(question, centroids.all, keys, words, len(among.keys), probes), candidates)
-
-        return Way(f"lists {branches**2}, {probes} probes, {candidates}", find, took, size)
-
-    return [way(*one) for one in sizes]
+def by_words(among: Many) -> Way:
+    """A coarse level of words alone, by inverted lists."""
+    level, took = seconds(lambda: Level(0, len(among.keys), torch.zeros(len(among.keys), 1), Lists(among.words)))
+    nothing = torch.zeros(1, 1)
+    return Way("words alone", lambda q: best_of(level.estimates(replace(q, queries=nothing))), took, mb_of(level))
 
 
 def by_means(among: Many) -> Way:
-    """A coarse level of one vector a write, the mean of its keys."""
-    means, took = seconds(lambda: torch.cat([block.float().mean(1) for block in among.keys.split(BLOCK)]))
-    words, more = seconds(lambda: Lists(among.words))
+    """What a memory does (`core/coarse.py`): the mean of each write's keys, and words by inverted lists."""
 
-    def find(question: Question) -> Tensor:
-        meaning = (means @ question.queries.mean(0)) * question.scale
-        return best_of(meaning + by_words(question, words, len(means)), CANDIDATES)
+    def build() -> Level:
+        means = torch.cat([block.float().mean(1) for block in among.keys.split(BLOCK)])
+        return Level(0, len(means), means, Lists(among.words))
 
-    return Way(f"means, {CANDIDATES}", find, took + more, (means.nbytes + words.nbytes) / 1e6)
+    level, took = seconds(build)
+    return Way("ours: means and words", lambda q: best_of(level.estimates(q)), took, mb_of(level))
 
 
-def best_of(scores: Tensor, count: int) -> Tensor:
+def mb_of(level: Level) -> float:
+    """Megabytes that it takes."""
+    return (level.means_wR.nbytes + level.words.nbytes) / 1e6
+
+
+def best_of(scores: Tensor) -> Tensor:
     """The writes with the best scores."""
-    return scores.topk(min(count, len(scores))).indices
-
-
-def by_words(question: Question, lists: Lists, count: int) -> Tensor:
-    """The words' part of all scores, by lists."""
-    nothing = replace(question, queries=question.queries[:1] * 0)
-    return estimates(nothing, nothing.queries, Lists.none(), lists, count, 1)
+    return scores.topk(min(CANDIDATES, len(scores))).indices
 
 
 def by_library(name: str, among: Many, near: int) -> Way:
@@ -285,7 +265,7 @@ def by_library(name: str, among: Many, near: int) -> Way:
     """
     count, group = among.keys.shape[:2]
     (ask_near, size), took = seconds(lambda: LIBRARIES[name](among.keys.flatten(0, 1).float().numpy(), near))
-    words, more = seconds(lambda: Lists(among.words))
+    level, more = seconds(lambda: Level(0, count, torch.zeros(count, 1), Lists(among.words)))
 
     def find(question: Question) -> Tensor:
         values, places = map(torch.from_numpy, ask_near(question.queries.numpy()))
@@ -293,10 +273,10 @@ def by_library(name: str, among: Many, near: int) -> Way:
         for own, at in zip(values, places, strict=True):
             met = at >= 0
             found += one.zero_().scatter_reduce_(0, at[met] // group, own[met] - own[met].min(), "amax")
-        about = found * (question.scale / len(values)) + by_words(question, words, count)
-        return best_of(about, CANDIDATES)
+        words = level.estimates(replace(question, queries=torch.zeros(1, 1)))
+        return best_of(found * (question.scale / len(values)) + words)
 
-    return Way(f"{name}, {near} keys a token", find, took + more, size + words.nbytes / 1e6)
+    return Way(f"{name}, {near} keys a token", find, took + more, size + level.words.nbytes / 1e6)
 
 
 Near = Callable[[Any], tuple[Any, Any]]  # queries [T, R] -> products and numbers of keys [T, near]
@@ -416,26 +396,22 @@ class Asked:
         }  # fmt: skip
 
 
-def growing(model: MemoryModel, asked: Asked) -> dict[str, Any]:
-    """What searches of one memory take, one after the other, while its lists are made beside them.
+def in_memory(model: MemoryModel, asked: Asked) -> dict[str, Any]:
+    """What searches of one memory take, in milliseconds of processor time.
 
-    In milliseconds of processor time: the first, which is exact; the slowest of those that make the lists, how many
-    there are, and all of them together; and the median of the searches afterwards.
+    The first, which is exact; the second, which makes the coarse level; and the median of 50 later ones. Also the bytes
+    that the coarse level takes.
     """
     memory, among, K = model.new_memory(), asked.among, model.config.K
     memory.writes = Writes(new=[Write(i, "", 0.0, i * K, K, "") for i in range(len(among.keys))])
     memory.records["keys"].settle(0, [Block(block[:, None]) for block in among.keys.split(BLOCK)])
     memory.records["words"].settle(0, [Block(block) for block in among.words.split(BLOCK)])
-    making, after = list[float](), list[float]()
-    for question in itertools.cycle(asked.questions):
-        whole = memory.coarse.listed is not None
-        _, took = seconds(partial(searched, memory, question))
-        (after if whole else making).append(1000 * took)
-        if len(after) == 50 or len(making) == 50:
-            break
+    times = [
+        1000 * seconds(partial(searched, memory, question))[1]
+        for question in itertools.islice(itertools.cycle(asked.questions), 52)
+    ]
     return {
-        "first_ms": round(making[0]), "making_ms": round(max(making[1:])), "making_searches": len(making) - 1,
-        "making_together_ms": round(sum(making[1:])), "after_ms": round(statistics.median(after), 1) if after else None,
+        "first_ms": round(times[0]), "second_ms": round(times[1]), "later_ms": round(statistics.median(times[2:]), 1),
         "mb": round(memory.coarse.nbytes / 1e6, 1),
     }  # fmt: skip
 
@@ -446,8 +422,8 @@ def measured(model: MemoryModel, found: Real, given: argparse.Namespace) -> dict
     result: dict[str, Any] = {"real_writes": len(found.words), "fidelity": {}, "ways": {}}
     for made in (False, True):
         asked = Asked(found, many(found, len(found.words), group, given.seed, made=made), scale, given.questions)
-        figures = asked.exact | asked.by(by_lists(asked.among, 32, [(16, 64)])[0])
-        names = "right_in_best", "eighth_score", "best_found"
+        figures = asked.exact
+        names = "right_in_best", "eighth_score"
         row = result["fidelity"]["made" if made else "real"] = {name: figures[name] for name in names}
         show(row | {"way": "made" if made else "real"}, len(found.words))
     result["questions"] = len(asked.questions)
@@ -461,18 +437,16 @@ def measured(model: MemoryModel, found: Real, given: argparse.Namespace) -> dict
             rows.append(asked.by(way))
             show(rows[-1], len(asked.among.keys))
 
-        for branches, sizes in LISTS.items():
-            for way in by_lists(asked.among, branches, sizes):
-                add(way)
         add(by_means(asked.among))
+        add(by_words(asked.among))
         for name in names:
             if find_spec(name.split()[0]) is None:
                 print(f"{name}: not installed", file=sys.stderr)
                 continue
             for near in given.near:
                 add(by_library(name, asked.among, near))
-    result["growing"] = growing(model, asked)
-    show(result["growing"] | {"way": "in a memory"}, len(asked.among.keys))
+    result["in_memory"] = in_memory(model, asked)
+    show(result["in_memory"] | {"way": "in a memory"}, len(asked.among.keys))
     return result
 
 
