@@ -108,7 +108,7 @@ class MemoryConfig:
         store_dtype: number format of long-term vectors; "int8" and "int4" are rounded with a scale for every 64
             numbers (`core/quantise.py`). With "tokens" no vectors are stored: the tokens are, and what is read of them
             is encoded again, each write behind the one before it.
-        key_dtype: number format of the retriever's keys; bfloat16 keys are searched faster (see `block_scores`).
+        key_dtype: number format of the retriever's keys; bfloat16 ones take half the room.
         keep_text: keep the text of each write, so that answers can name their sources.
 
     What the published code does otherwise (docs/method.md, "Published checkpoints"). The defaults are right for new

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..config import MemoryConfig
 from ..errors import IncompatibleMemory, MemoryCorrupt
+from .coarse import Coarse
 from .history import Writes
 from .ledger import Ledger
 from .quantise import decode, encode, quantised, row_bytes
@@ -89,6 +90,7 @@ class Memory:
         self.limits = Limits()
         self.has_ends = False  # whether a text of any write may expire by itself
         self._ends_W2 = torch.zeros(0, 2, dtype=torch.float64)  # see `expired`
+        self.coarse = Coarse()  # never saved, and new for a memory whose past is another
 
     def new_records(self) -> dict[str, Records]:
         """What is kept of every write from `base` on, by name, with nothing in it.
@@ -177,7 +179,7 @@ class Memory:
         """
         kept = {name: records.nbytes * records.size for name, records in self.records.items() if name != "vectors"}
         vectors = self.records["vectors"]
-        return self.pool_LnD.nbytes + sum(kept.values()) + vectors.nbytes * vectors.in_ram
+        return self.pool_LnD.nbytes + sum(kept.values()) + vectors.nbytes * vectors.in_ram + self.coarse.nbytes
 
     @property
     def bytes_per_write(self) -> int:
@@ -370,6 +372,10 @@ class Memory:
     def words(self) -> list[Tensor]:
         """The "words" (see `add`) of the tokens of the writes `first_write` .. W-1, in the same blocks, each [w, K]."""
         return self.records["words"].blocks(self.first_write - self._base)
+
+    def parts_stored(self) -> list[tuple[int, Memory]]:
+        """The memories that it is of, each with the place among `keys` of the first write in its long-term store."""
+        return [(0, self)]
 
     def ids(self, writes: Tensor) -> Tensor:
         """The tokens of writes [len(writes), K]; only with `store_dtype="tokens"`."""

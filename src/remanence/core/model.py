@@ -21,6 +21,7 @@ from transformers import LogitsProcessorList
 
 from ..errors import ConfigError, InputError
 from .cache import MemoryCache
+from .coarse import searched
 from .looking import Begun, Looked, SpanSlots, Verdict, candidates, look
 from .memory import Memory
 from .prompts import UNKNOWN
@@ -107,12 +108,21 @@ class MemoryDecoder(Writer):
         return ids_BT, asks_BT, Search.features([states[layer].to(device) for layer in layers])
 
     @torch.no_grad()
-    def search(self, memories: Sequence[Memory], questions: Sequence[list[int]]) -> list[Found]:
+    def search(
+        self,
+        memories: Sequence[Memory],
+        questions: Sequence[list[int]],
+        *,
+        force: Sequence[int | None] | None = None,
+    ) -> list[Found]:
         """The one search (`score_layers="one"`): how every write fits a question, before anything is read.
+
+        Of a memory of very many writes only the best have a score that is not -inf (`core/coarse.py`).
 
         Args:
             memories: one per question.
             questions: token ids of what is asked, without any template; the first 64 of each are looked at.
+            force: per memory, a write that has a score whatever it is.
         """
         ids_BT, asks_BT, features_BTF = self.asked(questions)
         queries_BTR = self.retriever.queries(features_BTF).float().cpu()
@@ -125,7 +135,8 @@ class MemoryDecoder(Writer):
                 words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
                 weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
                 question = Question(queries_BTR[b, asks_T.cpu()], words_T, weights_T, self.retriever.scale)
-                scores = memory.hide(question.scores(memory.keys(0), memory.words()))
+                forced = force[b] if force else None
+                scores = searched(memory, question, None if forced is None else forced - memory.first_write)
             slope = self.config.null_slope * math.log(max(1, memory.readable_count))
             found.append(Found(scores, null_B[b] + slope, needs_B[b], question))
         return found
@@ -238,7 +249,7 @@ class MemoryDecoder(Writer):
             ends = [
                 prompt[-min(len(prompt), n) :] for prompt, n in zip(prompts, asks or map(len, prompts), strict=True)
             ]
-            found = self.search(memories, ends)
+            found = self.search(memories, ends, force=force)
         with (
             torch.no_grad(),
             self.reading(
@@ -314,7 +325,7 @@ class MemoryDecoder(Writer):
         rows = range(len(questions))
         found: list[Found] | None = None
         if self.config.score_layers == "one":
-            found = self.search(memories, [self.encode(question.strip()) for question in questions])
+            found = self.search(memories, [self.encode(question.strip()) for question in questions], force=force)
         alone = [r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])]
         answers: dict[int, Answer] = {}
         for row in alone:

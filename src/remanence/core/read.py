@@ -252,14 +252,10 @@ class ReadSlots:
 
     def _best_and_pooled(self, memory: Memory, scores: Tensor, most: int) -> Tensor:
         """Writes with vectors in the pool of any layer, and the best of the others, by their place in `scores`."""
-        pooled = self._pooled(memory, slice(None))
+        pooled = torch.unique(memory.pool_rows_Ln // memory.config.K) - memory.first_write
+        pooled = pooled[pooled >= 0]
         others = scores.index_fill(0, pooled, -torch.inf)
         return torch.cat([pooled, others.topk(min(most, len(scores) - len(pooled))).indices])
-
-    def _pooled(self, memory: Memory, layers: int | slice) -> Tensor:
-        """Writes with vectors in the pool of these layers, by their place among the writes of the store."""
-        pooled = torch.unique(memory.pool_rows_Ln[layers] // memory.config.K) - memory.first_write
-        return pooled[pooled >= 0]
 
     def _own_scores(self, layer: int, row: int, hidden_TD: Tensor, among: Tensor | None) -> tuple[Tensor, float]:
         """A layer's own scores of all writes or of those named, and its score of "nothing relevant"."""
@@ -278,7 +274,7 @@ class ReadSlots:
         if among is not None:  # what is hidden has been left behind by the first layer
             scores = block_scores_of(among, queries, keys, scale)
         else:
-            scores = memory.hide(block_scores(queries, keys, scale, self._pooled(memory, layer)))
+            scores = memory.hide(block_scores(queries, keys, scale))
         null = model.retriever.null[layer].item()
         return scores, null + config.null_slope * math.log(max(1, memory.readable_count))
 

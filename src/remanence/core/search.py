@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .retriever import block_scores
+from .retriever import block_scores, block_scores_of, rows_of
 
 _MEANING, _WORDS = 4.0, 3.0  # bring the two parts of a score to the size of logits
 _WORD_START = -0.7  # logarithm of a word's weight before training
@@ -43,6 +43,11 @@ class Question:
     def scores(self, keys: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
         """Of every write (`block_scores`, `word_scores`) [W]."""
         return block_scores(self.queries, keys, self.scale) + word_scores(self.words, self.weights, words)
+
+    def scores_of(self, writes: Tensor, keys: Sequence[Tensor], words: Sequence[Tensor]) -> Tensor:
+        """Of the writes with these numbers alone [len(writes)]."""
+        meaning = block_scores_of(writes, self.queries, keys, self.scale)
+        return meaning + word_scores(self.words, self.weights, [rows_of(words, writes)])
 
 
 @dataclass(frozen=True)

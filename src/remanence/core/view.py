@@ -149,6 +149,10 @@ class View(Memory):
         """As of a memory."""
         return self._blocks(lambda memory: memory.words())
 
+    def parts_stored(self) -> list[tuple[int, Memory]]:
+        """As of a memory."""
+        return [(part.stored, part.memory) for part in self.parts]
+
     def _blocks(self, of: Callable[[Memory], list[Tensor]]) -> list[Tensor]:
         """What all memories have, in blocks of consecutive writes."""
         found, top = [of(part.memory) for part in self.parts], self.parts[-1]
