@@ -423,8 +423,9 @@ def measured(model: MemoryModel, found: Real, given: argparse.Namespace) -> dict
     for made in (False, True):
         asked = Asked(found, many(found, len(found.words), group, given.seed, made=made), scale, given.questions)
         figures = asked.exact
-        names = "right_in_best", "eighth_score"
-        row = result["fidelity"]["made" if made else "real"] = {name: figures[name] for name in names}
+        row = result["fidelity"]["made" if made else "real"] = {
+            name: figures[name] for name in ("right_in_best", "eighth_score")
+        }
         show(row | {"way": "made" if made else "real"}, len(found.words))
     result["questions"] = len(asked.questions)
     lots = (given.small, ["hnswlib", "usearch"]), (given.writes, ["faiss IVF", "faiss IVF of bytes"])

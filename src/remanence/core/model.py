@@ -906,8 +906,8 @@ class MemoryDecoder(nn.Module):
         rows = range(len(questions))
         found: list[Found] | None = None
         if self.config.score_layers == "one":
-            asked = [self.encode(question.strip()) for question in questions]
-            found = self.search(memories, asked, force=options.get("force"))
+            encoded = [self.encode(question.strip()) for question in questions]
+            found = self.search(memories, encoded, force=options.get("force"))
         alone = [r for r in rows if found is not None and self._base_answers(found[r])]
         answers: dict[int, Answer] = {}
         for row in alone:
