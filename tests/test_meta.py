@@ -168,7 +168,9 @@ def test_rooms_know_only_what_they_may() -> None:
 
 
 def test_memory_and_retriever_are_plain_tensor_code() -> None:
-    plain = ("memory", "records", "history", "ledger", "retriever", "retrieval", "search", "quantise", "writes")
+    plain = (
+        "memory", "records", "history", "ledger", "retriever", "retrieval", "search", "coarse", "quantise", "writes",
+    )  # fmt: skip
     for module in plain:
         assert third_parties(f"core.{module}") <= {"torch"}
         known = {"config", "errors", *(f"core.{name}" for name in plain)}

@@ -16,6 +16,7 @@ from remanence import MemoryModel, MemoryStore
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory
 from remanence.core.quantise import decode, encode, row_bytes
+from remanence.core.retriever import block_scores, block_scores_of, rows_of
 from remanence.core.search import Search, word_scores
 from remanence.errors import ConfigError, IncompatibleMemory
 from test_hf import plain_logits
@@ -115,6 +116,21 @@ def test_scores_are_those_of_the_definition(tokenizer: Any) -> None:
     expected = naive_scores(model, ids[: len(found.scores) * CHUNK], question)
     assert max(expected) - min(expected) > 0.1
     close(found.scores, torch.tensor(expected))
+
+
+def test_rounded_keys_are_scored_exactly() -> None:
+    """Every write, not only the best: the products are of float32, whatever the keys are kept in."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(600, 4, 48, generator=generator).to(torch.bfloat16)
+    queries = torch.randn(7, 48, generator=generator)
+    expected = torch.einsum("tr,wgr->twg", queries.double(), keys.double()).amax(2).mean(0) * 0.5
+    found = block_scores(queries, list(keys.split(250)), 0.5)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
+    some = torch.tensor([599, 3, 250, 3])
+    assert torch.equal(rows_of(list(keys.split(250)), some), keys[some])
+    torch.testing.assert_close(
+        block_scores_of(some, queries, list(keys.split(250)), 0.5).double(), expected[some], rtol=0, atol=1e-5
+    )
 
 
 @torch.no_grad()
