@@ -155,9 +155,8 @@ def profiled(model: MemoryModel, asked: list[tuple[Memory, str]], repeats: int, 
     }
 
 
-def measured(model: MemoryModel, repeats: int, new: int) -> dict[str, Any]:
-    """Answers a second, and what they are made of."""
-    asked = [person(model, number) for number in range(max(PEOPLE))]
+def measured(model: MemoryModel, asked: list[tuple[Memory, str]], repeats: int, new: int) -> dict[str, Any]:
+    """Answers a second, and their time to the first token and after it."""
 
     def one_by_one(count: int, new: int) -> list[Answer]:
         return [model.ask(memory, question, max_new_tokens=new) for memory, question in asked[:count]]
@@ -194,7 +193,6 @@ def measured(model: MemoryModel, repeats: int, new: int) -> dict[str, Any]:
         "ms of the tokens behind, of each in the batch": round(
             1000 * (seconds[f"batch {most}"] - seconds["first batch"]) / most, 1
         ),
-        "profile": profiled(model, asked, repeats, new),
     }
 
 
@@ -204,12 +202,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new", type=int, default=32, help="most tokens of an answer")
     parser.add_argument("--threads", type=int, help="torch threads; torch's default if not given")
+    parser.add_argument("--only-profile", action="store_true", help="only what an answer is made of")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    result = measured(MemoryModel.from_pretrained(arguments.model), arguments.repeats, arguments.new)
-    result = {"model": arguments.model, "threads": torch.get_num_threads()} | result
+    model = MemoryModel.from_pretrained(arguments.model)
+    asked = [person(model, number) for number in range(max(PEOPLE))]
+    result: dict[str, Any] = {"model": arguments.model, "threads": torch.get_num_threads()}
+    if arguments.only_profile:
+        together(model, asked[:1], arguments.new)  # to be warm
+    else:
+        result |= measured(model, asked, arguments.repeats, arguments.new)
+    result["profile"] = profiled(model, asked, arguments.repeats, arguments.new)
     if arguments.json:
         print(json.dumps(result))
         return
