@@ -210,8 +210,6 @@ async def soaked(url: str, server: subprocess.Popen[str], people: int, seconds: 
     async with load.client:
         await load.tell()
     began = time.perf_counter()
-    limits = httpx.Limits(max_connections=people, max_keepalive_connections=people)
-    web = httpx.AsyncClient(limits=limits, timeout=900)
 
     async def person(number: int, client: AsyncOpenAI) -> None:
         turn = number  # so that not everyone tells at the same time
@@ -237,7 +235,7 @@ async def soaked(url: str, server: subprocess.Popen[str], people: int, seconds: 
                 "loaded": await asyncio.to_thread(loaded, url), **count,
             })  # fmt: skip
 
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=web) as client:
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=900) as client:
         await asyncio.gather(look(), *(person(i, client) for i in range(people)))
     first, last = samples[1], samples[-1]
     return count | {

@@ -305,8 +305,8 @@ class Engine:
             if now > asked.until:
                 self.cancel(asked)
                 _tell(asked, TimeUp(f"the answer took longer than the {self.seconds:g} s that the server allows."))
-        while (asked := self._next(now)) is not None:
-            self._join(asked, now)
+        while (following := self._next(now)) is not None:
+            self._join(following, now)
         if not self._answering:
             return
         try:
