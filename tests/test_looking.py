@@ -19,7 +19,7 @@ from remanence.core.looking import _OF_WRITES, Looked, candidates, look, ranked
 from remanence.core.memory import Memory
 from remanence.core.prompts import UNKNOWN
 from remanence.core.spans import Span
-from remanence.errors import ConfigError
+from remanence.errors import ConfigError, InputError
 from remanence.train.reading import ReadingTrainer
 from test_hf import plain_logits
 from test_reading import few, trainer_of  # noqa: F401
@@ -140,6 +140,8 @@ def test_answers_come_from_one_write(family: str, tokenizer: Any) -> None:
     assert together[0].sources[0].where in ("long-term", "short-term") and together[0].sources[0].text
     [forced] = model.ask_batch(memories[:1], asked[:1], force=[2], max_new_tokens=4)
     assert [source.write for source in forced.sources] == [2]
+    with pytest.raises(InputError, match="cannot force write 6"):
+        model.ask_batch(memories[:1], asked[:1], force=[6])
     assert len(model.ask(memories[0], asked[0], max_new_tokens=4, num_beams=3).ids) <= 4
 
 

@@ -123,7 +123,7 @@ def test_answers_come_from_a_span(settings: dict[str, Any], tokenizer: Any) -> N
         assert len(set(writes)) == len(writes) and writes and answer.read[0] <= set(range(memory.write_count))
 
 
-@pytest.mark.parametrize(("looks", "left"), [(2, 12), (4, 6)])
+@pytest.mark.parametrize(("looks", "left"), [(1, 12), (2, 12), (4, 6)])
 def test_of_many_spans_some_are_read_together_first(looks: int, left: int, tokenizer: Any) -> None:
     """Then those of the best two groups by themselves, each as a look at it alone finds it."""
     model, prompt = model_of(tokenizer, looks=looks, look_at="sentences"), random_ids(5, 1)
@@ -138,7 +138,7 @@ def test_of_many_spans_some_are_read_together_first(looks: int, left: int, token
     assert len(looked.spans) == left and set(looked.spans) <= set(spans)
     close(torch.tensor(looked.likely), torch.tensor([alone[spans.index(span)] for span in looked.spans]), room=1e-4)
     groups = [{spans.index(span) for span in looked.spans if spans.index(span) % looks == i} for i in range(looks)]
-    assert sorted(map(len, groups), reverse=True)[:2] == [12 // looks] * 2
+    assert sorted(map(len, groups), reverse=True)[:2] == [12 // looks] * min(2, looks)
     assert looked.best is not None and begun.mask.sum() == 1 + looked.best.end - looked.best.first + len(prompt)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from ..errors import InputError
 from .cache import MemoryCache, Slots
 from .memory import Memory
 from .read import Reader, Source, StoredVectors, source
@@ -96,8 +97,13 @@ def candidates(model: Reader, memory: Memory, found: Found, chosen: int | None =
         memory: searched.
         found: what the search gave.
         chosen: a write; then this one alone.
+
+    Raises:
+        InputError: the long-term store does not hold the chosen write.
     """
     config = model.config
+    if chosen is not None and not (config.long_term and memory.first_write <= chosen < memory.write_count):
+        raise InputError(f"cannot force write {chosen}: the long-term store does not hold it.")
     most = config.looks if config.look_at == "writes" else 2 * config.looks
     scores, places = found.scores.topk(min(most, len(found.scores)))
     writes = [memory.first_write + place for place in places[scores > -torch.inf].tolist()]
@@ -134,7 +140,7 @@ def look(
     if count > looks:
         groups = [list(range(count))[i::looks] for i in range(looks)]
         odds = _Read(model, memory, prompt, [[some.spans[i] for i in group] for group in groups], unknown).odds
-        kept = [i for group in odds.topk(_GROUPS).indices.tolist() for i in groups[group]]
+        kept = [i for group in odds.topk(min(_GROUPS, looks)).indices.tolist() for i in groups[group]]
         some = Candidates([some.spans[i] for i in kept], some.searched[kept])
     read = _Read(model, memory, prompt, [[span] for span in some.spans], unknown)
     weight, margin = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES

@@ -64,8 +64,8 @@ def sentences(
     """The spans of some writes that fit a question best, best first, at most `count`; and their scores.
 
     A text of up to 40 tokens is one span. Of a longer one every sentence is, with as many of the sentences before it as
-    40 tokens have room for. A span is scored as a write is, by those keys and words
-    that are of its own tokens; and the score of its write is added, which knows what stands around it.
+    40 tokens have room for. A span is scored as a write is, by those keys and words that are of its own tokens; and the
+    score of its write is added, which knows what stands around it.
 
     Args:
         memory: read.
