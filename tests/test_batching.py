@@ -152,8 +152,8 @@ class BaseForSome:
     def __init__(self, model: MemoryModel) -> None:
         self.search = model.search
 
-    def __call__(self, memories: list[Memory], questions: list[list[int]]) -> Any:
-        found = self.search(memories, questions)
+    def __call__(self, memories: list[Memory], questions: list[list[int]], *, force: Any = None) -> Any:
+        found = self.search(memories, questions, force=force)
         for one, ids in zip(found, questions, strict=True):
             one.__dict__.update(needs=1.0 if len(ids) % 2 else -1.0, null=-99.0 if len(ids) % 2 else 99.0)
         return found

@@ -160,7 +160,11 @@ def test_what_has_expired_is_not_read(kind: str, tokenizer: Any, monkeypatch: py
         assert not gone & set((view.pool_rows_Ln // model.config.K).flatten().tolist())
         if model.config.score_layers == "one":
             [found] = model.search([view], [model.encode("what")])
-            assert not gone & set(candidates(view, found, 99))
+            scored = (found.scores > -torch.inf).nonzero()[:, 0] + view.first_write
+            assert len(scored) and not gone & set(scored.tolist())
+            spans = candidates(model, view, found).spans
+            assert bool(spans) == bool(model.config.looks)
+            assert not gone & {write for span in spans for write in span.writes(model.config.K)}
         swept = model.sweep(memory)
         assert swept.texts and model.readable([memory])[0] is memory
         assert model.sweep(memory).texts == []
