@@ -29,10 +29,8 @@ from .spans import Span, pairs, sentences
 
 # Weight of the search's score beside the reader's odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES = (0.4, 2.0), (0.3, 0.5)
-_TOGETHER, _GROUPS = (
-    3,
-    2,
-)  # sentences that a first look reads together; groups of which each is looked at by itself then
+_TOGETHER = 3  # sentences that a first look reads together
+_GROUPS = 2  # of these groups, the best whose sentences are then looked at by themselves
 _SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
 _SURE = 1e-6  # the reader's probabilities are not trusted beyond
 
