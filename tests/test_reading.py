@@ -31,8 +31,9 @@ from remanence.train import reading, reading_run
 from remanence.train.asking import PROMPT, Asking, without_preamble
 from remanence.train.lessons import _SHARES, Ask, Lesson, Lessons, Material, Passage, read_material
 from remanence.train.merged import Merged
-from remanence.train.reading import Past, ReadingTrainer, Turn, forbidden, search_scores, target
+from remanence.train.reading import ReadingTrainer, search_scores
 from remanence.train.settings import Lora, ReadingRun, changed
+from remanence.train.turns import Past, Turn, forbidden, target
 from remanence.train.written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, stream_of
 from test_cli import interrupt
 from test_cli import run as command
@@ -329,7 +330,8 @@ def test_a_bank_is_searched_as_memories_are(tokenizer: Any) -> None:
     model = model_of(tokenizer)
     bank = bank_of(model, 5, 4)
     turns = [turn_of(random_ids(length, length)) for length in (3, 9, 1)]
-    scores, null, needs = search_scores(model, bank, turns)
+    found = search_scores(model, bank, turns)
+    scores, null, needs = found.scores_QW, found.null_Q, found.needs_Q
     found = model.search([memory_of(model, bank, list(range(9)))] * 3, [turn.words for turn in turns])
     for row, expected in enumerate(found):
         close(scores[row].detach(), expected.scores)
@@ -358,7 +360,8 @@ def test_training_reads_as_use_does(family: str, recency: float, tokenizer: Any)
     bank = bank_of(model, 5, 4)
     turns = [turn_of(random_ids(6, seed)) for seed in range(len(READS))]
     with torch.no_grad():
-        scores_QW, null_Q, _ = search_scores(model, bank, turns)
+        found = search_scores(model, bank, turns)
+    scores_QW, null_Q = found.scores_QW, found.null_Q
     allowed = torch.zeros(len(READS), len(bank), dtype=torch.bool)
     for row, writes in enumerate(READS):
         allowed[row, writes] = True

@@ -102,12 +102,17 @@ def _runs(memory: Memory, writes: set[int]) -> list[list[int]]:
     return [run for run in runs if not writes.isdisjoint(run)]
 
 
+def sentence_starts(text: str) -> list[int]:
+    """The characters of a text at which a sentence or a line begins, but for the first."""
+    return [end.end() for end in _ENDS.finditer(text)]
+
+
 def _begins(memory: Memory, write: int, tokenizer: Any) -> dict[int, bool]:
     """The tokens of a write, from 0, at which a sentence begins; of each, whether a text does."""
     record, K = memory.writes[write], memory.config.K
     if record.text is None or not getattr(tokenizer, "is_fast", False):
         return {0: True}
-    places = {end.end(): False for end in _ENDS.finditer(record.text)}
+    places = dict.fromkeys(sentence_starts(record.text), False)
     at, last = 0, None if write == memory.first_write else [*memory.writes[write - 1].parts()][-1]
     for part in record.parts():
         if last is None or not part.continues(last):
@@ -156,18 +161,33 @@ def spans_of(begins: Mapping[int, bool], first: int, end: int) -> list[Span]:
 
 
 def scores_of(memory: Memory, spans: Sequence[Span], question: Question) -> Tensor:
-    """How well spans fit a question, as a search scores writes, float32 [S]."""
-    K, group = memory.config.K, memory.config.key_group
+    """How well spans of a memory fit a question, as a search scores writes, float32 [S]."""
+    K = memory.config.K
     numbers = torch.unique(torch.tensor([write for span in spans for write in span.writes(K)]))
-    keys_RX = rows_of(memory.keys(0), numbers - memory.first_write).flatten(0, 1).float().T
-    words_X = rows_of(memory.words(), numbers - memory.first_write).flatten()
-    products_TX = question.queries @ keys_RX * question.scale
+    keys_wGR = rows_of(memory.keys(0), numbers - memory.first_write)
+    words_wK = rows_of(memory.words(), numbers - memory.first_write)
+    return scores_among(numbers, keys_wGR, words_wK, spans, question)
+
+
+def scores_among(
+    numbers: Tensor, keys_wGR: Tensor, words_wK: Tensor, spans: Sequence[Span], question: Question
+) -> Tensor:
+    """How well spans of some writes fit a question, float32 [S].
+
+    Args:
+        numbers: of the writes, in order. keys_wGR, words_wK: theirs.
+        spans: of these writes alone.
+        question: what is searched for.
+    """
+    K, group = words_wK.shape[1], words_wK.shape[1] // keys_wGR.shape[1]
+    words_X = words_wK.flatten()
+    products_TX = question.queries @ keys_wGR.flatten(0, 1).float().T * question.scale
+    held_TX = question.words[:, None] == words_X
     scores = torch.zeros(len(spans))
     for place, span in enumerate(spans):
         # Its rows lie together here too: the writes of a span follow each other.
         first = int(torch.searchsorted(numbers, span.first // K)) * K + span.first % K
         end = first + span.end - span.first
-        held = torch.isin(question.words, words_X[first:end])
         best = products_TX[:, first // group : -(-end // group)].amax(1)
-        scores[place] = best.mean() + question.weights[held].sum()
+        scores[place] = best.mean() + question.weights[held_TX[:, first:end].any(1)].sum()
     return scores

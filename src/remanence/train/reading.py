@@ -44,16 +44,18 @@ from ..core.attachment import VectorSlots
 from ..core.cache import MemoryCache
 from ..core.model import MemoryDecoder
 from ..core.prompts import UNKNOWN
-from ..core.search import Search, word_scores
+from ..core.search import Question, Search, word_scores
 from ..errors import ConfigError
 from ..facts.everyday import lines
 from ..files import write_text, write_whole
 from .asking import Asking, replies
 from .lessons import Lessons
 from .log import logged
+from .looks import spans_of_turns, writes_of_turns
 from .merged import Merged
 from .settings import ReadingRun
-from .written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, pick_one, stream_of
+from .turns import Past, Turn
+from .written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, stream_of
 
 CHECKPOINT, REPLIES = "checkpoint.safetensors", "replies.json"
 Show = Callable[[dict[str, Any]], None]
@@ -62,21 +64,17 @@ _NEVER = -1e4  # the score of what is not in the memory
 _WEIGHTS = {"passage": 0.5, "self": 1.6, "other": 1.2, "thing": 1.1}  # how often a question of a kind is asked
 _UNKNOWN_WEIGHT = 0.75  # and one that was never told
 _GENERAL_SHARE = 0.65  # of turns without need of memory; the others tell something
-_OWN_POOL = 0.4  # share of turns whose pool is of their own lesson
-_EMPTY = 0.03  # share of turns without need that read an empty memory
 _FORCE_END = 0.1
 _REPLY_TOKENS = 40
 _PROSE = 128, 800, 32  # tokens of prose that are read, the characters they are taken of, and the least
 _PROSE_EVERY = 3  # steps
 _ALL_EVERY = 3  # steps; in the others half as many writes are read, which takes less time
 _MISSED_READ = 0.6  # share of the right writes the search missed that are read all the same
-_RIGHT = 0.65  # where writes are looked at one by one: how often it is the right one
-_BEHIND = 0.15  # and of these, how often the one behind it, which is read together with it
-_OTHER_TEXT = 0.5  # how often the end of another text stands before the beginning of one
 _SHORTEST = 500  # characters of a lesson
 _TRIES = 200  # lessons that may be too short, a stream
 _SAMPLE = 500  # lessons by which it is told how rare words are
 _PIECE = 16  # tokens before a chunk that are told with it again
+_LINES = 0.5  # of the lessons whose lines are looked at as texts of their own
 _NOTED = (
     "Noted, thanks for telling me.", "That's good to know!", "Got it.", "Thanks for sharing.",
     "Great, I will keep that in mind.", "Okay!",
@@ -84,114 +82,22 @@ _NOTED = (
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What is put to the reader.
+class Searched:
+    """What `MemoryDecoder.search` finds, on the CPU.
 
-    words: the tokens that are searched with. prompt, answer: tokens. stream: the place in the bank of the lesson that
-    is in its memory. asked: the question about it, if it is one. kind: as `Ask.kind`; "chat" needs no memory. seen:
-    the answer stands in the prompt. withheld: what answers it is left out of its memory, so that it was never told.
+    With their gradient: scores of all writes [Q, W], null and need [Q]. Without: what was compared, questions and the
+    keys of writes [W, G, R].
     """
 
-    text: str
-    words: list[int]
-    prompt: list[int]
-    answer: list[int]
-    stream: int
-    asked: Asked | None
-    kind: str
-    seen: bool = False
-    withheld: bool = False
-
-    @property
-    def told(self) -> bool:
-        """Whether its answer was told."""
-        return self.asked is not None and self.asked.at is not None and not self.withheld
+    scores_QW: Tensor
+    null_Q: Tensor
+    needs_Q: Tensor
+    keys_WGR: Tensor
+    questions: list[Question]
 
 
-def forbidden(turn: Turn, bank: Bank) -> set[int]:
-    """Writes that must not be in the memory of a turn: they answer it too, or what is to be unknown."""
-    if turn.asked is None:
-        return set()
-    said, own = bank.said.get(turn.asked.ask.key, set()), bank.streams[turn.stream].writes
-    if turn.withheld and turn.asked.chunk is not None:  # and what is beside it: a passage goes on there
-        at = turn.asked.chunk
-        return said | set(own[max(0, at - 1) : at + 2])
-    return said - set(bank.streams[turn.stream].writes) if turn.told else said
-
-
-def target(turn: Turn, bank: Bank, older: float) -> dict[int, float]:
-    """What the search should find, by write; -1 is nothing. Empty where either is right: the answer is in the window.
-
-    Args:
-        turn, bank: the question, and what it is asked about.
-        older: the share of older answers.
-    """
-    if not turn.told or turn.asked is None:
-        return {-1: 1.0}
-    if turn.asked.chunk is None:
-        return {}
-    writes, others = bank.streams[turn.stream].writes, turn.asked.older
-    shares = {writes[chunk]: older / len(others) for chunk in others}
-    return shares | {writes[turn.asked.chunk]: 1 - older if others else 1.0}
-
-
-@dataclass(frozen=True)
-class Past:
-    """The memory of every turn.
-
-    allowed_QW: writes that are in it. pools: those that are in its pool. empty_Q: nothing of it is read.
-    targets_QX: what the search should find [Q, 1 + W], nothing first. counted_Q: which of them count. gold_Q: the right
-    write, or -1.
-    """
-
-    allowed_QW: Tensor
-    pools: list[list[int]]
-    empty_Q: Tensor
-    targets_QX: Tensor
-    counted_Q: Tensor
-    gold_Q: Tensor
-
-    @classmethod
-    def draw(
-        cls, turns: Sequence[Turn], bank: Bank, rng: random.Random, generator: torch.Generator, *, pooled: int,
-        older: float,
-    ) -> Past:  # fmt: skip
-        """Memories of the turn's own lesson and of others, more often few than many, without what is forbidden.
-
-        Args:
-            turns, bank: what is asked, about what.
-            rng, generator: all choices come from them.
-            pooled: writes of a pool, N / K.
-            older: as in `target`.
-        """
-        count, writes = len(turns), len(bank)
-        allowed, targets = torch.zeros(count, writes, dtype=torch.bool), torch.zeros(count, 1 + writes)
-        counted, gold = torch.ones(count, dtype=torch.bool), torch.full((count,), -1)
-        empty, pools = torch.zeros(count, dtype=torch.bool), []
-        for row, turn in enumerate(turns):
-            own = bank.streams[turn.stream]
-            share = rng.random() ** 1.5
-            seen = torch.rand(len(bank.streams), generator=generator) < share
-            seen[turn.stream] = True
-            allowed[row] = seen[bank.owner_W]
-            banned = forbidden(turn, bank)
-            newest = own if rng.random() < _OWN_POOL else rng.choice(bank.streams)
-            pool = [write for write in newest.writes[-pooled:] if write not in banned]
-            allowed[row, pool] = True
-            allowed[row, list(banned)] = False
-            pools.append(pool)
-            empty[row] = turn.asked is None and rng.random() < _EMPTY
-            wanted = target(turn, bank, older)
-            counted[row] = bool(wanted)
-            for write, part in wanted.items():
-                targets[row, 1 + write] = part
-            if turn.told and turn.asked is not None and turn.asked.chunk is not None:
-                gold[row] = own.writes[turn.asked.chunk]
-        return cls(allowed, pools, empty, targets, counted, gold)
-
-
-def search_scores(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> tuple[Tensor, Tensor, Tensor]:
-    """What `MemoryDecoder.search` finds, with its gradient, on the CPU: scores of all writes [Q, W], null and need [Q].
+def search_scores(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> Searched:
+    """Search for turns.
 
     Args:
         model, bank: the reader, and what is searched.
@@ -201,17 +107,21 @@ def search_scores(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> tu
     ids_QT, asks_QT, features_QTF = model.asked([turn.words for turn in turns])
     keys_WGR = search.keys(bank.features(), model.config.key_group)
     asked = asks_QT.nonzero(as_tuple=True)
-    products = search.queries(features_QTF[asked]) @ keys_WGR.flatten(0, 1).T
+    queries_AR = search.queries(features_QTF[asked])
+    products = queries_AR @ keys_WGR.flatten(0, 1).T
     best_AW = products.unflatten(1, keys_WGR.shape[:2]).amax(-1).float() * search.scale
     weight_A = 1 / asks_QT.sum(1)[asked[0]].float()
     meaning_QW = best_AW.new_zeros(len(turns), len(bank)).index_add(0, asked[0], best_AW * weight_A[:, None])
-    words_WK, words_QW = bank.words(), []
+    words_WK, words_QW, questions = bank.words(), [], list[Question]()
+    of_turns = queries_AR.detach().float().cpu().split(asks_QT.sum(1).tolist())
     with torch.autocast(ids_QT.device.type, enabled=False):  # little work, and scores are compared with each other
         null_Q, needs_Q = search.verdicts(features_QTF, asks_QT)
-        for ids_T, asks_T, features_TF in zip(ids_QT, asks_QT, features_QTF, strict=True):
-            weights = search.word_weights(ids_T[asks_T], features_TF[asks_T])
-            words_QW.append(word_scores(search.words(ids_T[asks_T]), weights, [words_WK]))
-    return (meaning_QW + torch.stack(words_QW)).cpu(), null_Q.float().cpu(), needs_Q.float().cpu()
+        for ids_T, asks_T, features_TF, queries in zip(ids_QT, asks_QT, features_QTF, of_turns, strict=True):
+            weights, words = search.word_weights(ids_T[asks_T], features_TF[asks_T]), search.words(ids_T[asks_T])
+            words_QW.append(word_scores(words, weights, [words_WK]))
+            questions.append(Question(queries, words.cpu(), weights.detach().cpu(), search.scale))
+    scores_QW = (meaning_QW + torch.stack(words_QW)).cpu()
+    return Searched(scores_QW, null_Q.float().cpu(), needs_Q.float().cpu(), keys_WGR.detach().float().cpu(), questions)
 
 
 @torch.no_grad()
@@ -290,7 +200,7 @@ class ReadingTrainer:
 
     def _replies(self, waiting: Callable[[int, int], None] | None) -> dict[str, list[int]]:
         """What the base says by itself to what needs no memory; made once a run, by the first process."""
-        if not self.asking.chat:
+        if not (self.asking.chat and self.settings.chat):
             return {}
         path, prompts = self.folder / REPLIES, (*lines("general"), *lines("statements"))
         if self.rank == 0 and not path.exists():
@@ -308,7 +218,8 @@ class ReadingTrainer:
         for _ in range(_TRIES * self.settings.streams):
             lesson = self.lessons.draw(rng)
             if len(lesson.text) > _SHORTEST:
-                stream = stream_of(lesson, self.model, self.settings.chunks)
+                lines = self.model.config.look_at == "sentences" and rng.random() < _LINES
+                stream = stream_of(lesson, self.model, self.settings.chunks, lines)
                 if stream.chunks:
                     streams.append(stream)
             if len(streams) == self.settings.streams:
@@ -395,11 +306,11 @@ class ReadingTrainer:
         config = self.model.config
         pooled = config.N // config.K
         past = Past.draw(turns, self.bank, rng, generator, pooled=pooled, older=run.older)
-        scores_QW, null_Q, figures = self._search(turns, past)
+        searched, figures = self._search(turns, past)
         if config.looks:
-            turns, picked = self._looked_at(turns, past, scores_QW, rng)
+            turns, picked = self._looked_at(turns, past, searched, rng)
         else:
-            turns, picked = self._together(turns, past, scores_QW, null_Q, generator)
+            turns, picked = self._together(turns, past, searched, generator)
         figures |= self._read(turns, picked)
         if step % _PROSE_EVERY == 0 and run.prose_weight:
             figures |= self._prose(rng)
@@ -415,45 +326,22 @@ class ReadingTrainer:
         }  # fmt: skip
 
     def _looked_at(
-        self, turns: Sequence[Turn], past: Past, scores_QW: Tensor, rng: random.Random
+        self, turns: Sequence[Turn], past: Past, searched: Searched, rng: random.Random
     ) -> tuple[list[Turn], Picked]:
-        """The turns as they are learnt from where each looks at one write (`MemoryConfig.looks`), and at which.
-
-        It is the right one, or one of those that the search takes for the best and that do not answer: then nothing is
-        known. So the reader learns both to read one write, and to tell whether it answers.
-        """
+        """The turns as they are learnt from where few things are looked at by themselves (`looked.py`), and at what."""
         unknown, looks = self.asking.answer(UNKNOWN), self.model.config.looks
-        learnt, chosen = list(turns), list[tuple[int, ...]]()
-        for row, turn in enumerate(turns):
-            own, gold = self.bank.streams[turn.stream].writes, int(past.gold_Q[row])
-            wrong = scores_QW[row].masked_fill(~past.allowed_QW[row], -torch.inf)
-            if gold >= 0 and turn.asked is not None:
-                for answers in (gold, *(own[chunk] for chunk in turn.asked.older)):
-                    wrong[answers : answers + 2] = -torch.inf  # the write behind it is read together with it
-            best = wrong.topk(min(looks, len(wrong)))
-            others = best.indices[best.values > -torch.inf].tolist()
-            if gold >= 0 and (not others or rng.random() < _RIGHT):
-                write = gold + 1 if gold + 1 in own and rng.random() < _BEHIND else gold
-            elif others and not bool(past.empty_Q[row]):
-                write = rng.choice(others)
-                if turn.asked is not None and not turn.seen:
-                    learnt[row] = replace(turn, answer=unknown, asked=None)
-            else:
-                chosen.append(())
-                continue
-            before = write - 1
-            if write == self.bank.streams[int(self.bank.owner_W[write])].first:  # another text came before it
-                before = rng.choice(others) if others and rng.random() < _OTHER_TEXT else -1
-            elif write != gold + 1 and not past.allowed_QW[row, before]:
-                before = -1
-            chosen.append((write,) if before < 0 else (before, write))
-        return learnt, pick_one(chosen)
+        if self.model.config.look_at == "sentences":
+            return spans_of_turns(
+                self.bank, turns, past, searched.scores_QW, searched.questions, searched.keys_WGR, unknown, looks, rng
+            )  # fmt: skip
+        return writes_of_turns(self.bank, turns, past, searched.scores_QW, unknown, looks, rng)
 
     def _together(
-        self, turns: list[Turn], past: Past, scores_QW: Tensor, null_Q: Tensor, generator: torch.Generator
+        self, turns: list[Turn], past: Past, searched: Searched, generator: torch.Generator
     ) -> tuple[list[Turn], Picked]:
         """The turns as they are learnt from where the best writes are read together, and what is read."""
         run, step, config = self.settings, self.step, self.model.config
+        scores_QW, null_Q = searched.scores_QW, searched.null_Q
         pooled = config.N // config.K
         force = max(_FORCE_END, run.force - (run.force - _FORCE_END) * step / run.force_steps)
         forced = (torch.rand(len(turns), generator=generator) < force) & (past.gold_Q >= 0)
@@ -493,10 +381,12 @@ class ReadingTrainer:
                 learnt[row] = replace(turns[row], answer=unknown, asked=None)
         return learnt
 
-    def _search(self, turns: list[Turn], past: Past) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Search for all turns and learn from it; scores and null without gradient, and figures."""
-        with self._learning():
-            scores_QW, null_Q, needs_Q = search_scores(self.model, self.bank, turns)
+    def _search(self, turns: list[Turn], past: Past) -> tuple[Searched, dict[str, Any]]:
+        """Search for all turns and learn from it; what was found, without gradient, and figures."""
+        learns = self.settings.lr_search > 0
+        with self._learning(), torch.set_grad_enabled(learns):
+            searched = search_scores(self.model, self.bank, turns)
+        scores_QW, null_Q, needs_Q = searched.scores_QW, searched.null_Q, searched.needs_Q
         logits = torch.cat([null_Q[:, None], scores_QW.masked_fill(~past.allowed_QW, _NEVER)], 1)
         losses = -(past.targets_QX * logits.log_softmax(1)).sum(1)
         loss = losses[past.counted_Q].mean() if past.counted_Q.any() else losses.sum() * 0
@@ -506,7 +396,8 @@ class ReadingTrainer:
         need = needs_Q.sum() * 0
         if use.any():
             need = F.binary_cross_entropy_with_logits(needs_Q[use], wanted[use])
-        (loss + self.settings.need_weight * need).backward()
+        if learns:
+            (loss + self.settings.need_weight * need).backward()
         figures: dict[str, Any] = {"retriever": loss.item(), "need": need.item()}
         with torch.no_grad():
             if use.any():
@@ -522,7 +413,7 @@ class ReadingTrainer:
             nothing = past.targets_QX[:, 0] == 1
             if nothing.any():
                 figures["nothing_right"] = (logits.argmax(1) == 0)[nothing].float().mean().item()
-        return scores_QW.detach(), null_Q.detach(), figures
+        return replace(searched, scores_QW=scores_QW.detach(), null_Q=null_Q.detach()), figures
 
     def _lots(self, turns: list[Turn]) -> list[list[int]]:
         """Turns that are read at once: `lot` of them, of about the same length."""

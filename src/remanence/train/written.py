@@ -5,7 +5,7 @@ asked about those of the last steps together. A text is written exactly as in us
 at once.
 
 Legend:  B texts at once   W writes in the bank   K vectors a write   L layers   X numbers of a vector   F features
-         Q questions   S writes that a question reads
+         Q questions   S places that a question reads: writes, or single vectors
 """
 
 from __future__ import annotations
@@ -15,26 +15,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.cache import Slots
 from ..core.model import MemoryDecoder
 from ..core.retrieval import best_allowed, bias_of_slots, superseded
 from ..core.search import Search
+from ..core.spans import Span, sentence_starts, spans_of
 from ..errors import ConfigError
 from .lessons import Ask, Lesson
 
 _NEVER = -1e4  # a logit bias that hides a slot
+_WIDTH = 16  # single vectors that are read: their number is a multiple, so that there are few shapes
 IN_WINDOW = -1  # the place of an answer that is in the text that still waits to be written
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a stream. at: the chunk that holds the answer, `IN_WINDOW`, or None. older: of older answers."""
+    """A question about a stream.
+
+    at: the chunk that holds the answer, `IN_WINDOW`, or None. older: those of older answers. token, older_tokens: the
+    tokens of the stream at which these answers end.
+    """
 
     ask: Ask
     at: int | None
     older: frozenset[int] = frozenset()
+    token: int | None = None
+    older_tokens: frozenset[int] = frozenset()
 
     @property
     def chunk(self) -> int | None:
@@ -46,13 +55,15 @@ class Asked:
 class Stream:
     """A lesson as tokens: whole chunks, and what is left, which waits in the window.
 
-    says: by key, the chunks that say it. first: the place of the first chunk in the bank's table.
+    says: by key, the chunks that say it. spans: what may be looked at by itself, by token of the stream. first: the
+    place of the first chunk in the bank's table.
     """
 
     chunks: list[list[int]]
     rest: list[int]
     asks: list[Asked] = field(default_factory=list)
     says: dict[str, set[int]] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
     first: int = 0
 
     @property
@@ -61,8 +72,14 @@ class Stream:
         return range(self.first, self.first + len(self.chunks))
 
 
-def stream_of(lesson: Lesson, model: MemoryDecoder, most: int) -> Stream:
-    """A lesson cut into at most so many chunks; what comes after them and could not wait in the window is left out."""
+def stream_of(lesson: Lesson, model: MemoryDecoder, most: int, lines: bool = False) -> Stream:
+    """A lesson cut into at most so many chunks; what comes after them and could not wait in the window is left out.
+
+    Args:
+        lesson, model: what is cut, for whom.
+        most: chunks.
+        lines: each line is a text of its own, as messages of a conversation are; this matters for its spans.
+    """
     tokenizer, size = model.tokenizer, model.config.chunk_tokens
     try:
         encoded = tokenizer(
@@ -75,12 +92,17 @@ def stream_of(lesson: Lesson, model: MemoryDecoder, most: int) -> Stream:
     ends = [end for _, end in encoded.offset_mapping[:kept]]
     count = min(len(ids) // size, most)
 
+    def token(character: int) -> int | None:
+        """The token that holds a character, if it is among those that will be written."""
+        found = bisect_right(ends, character)
+        return found if found < count * size else None
+
     def chunk(character: int) -> int | None:
         """The chunk that holds a character."""
-        token = bisect_right(ends, character)
-        if token >= len(ids):
+        if bisect_right(ends, character) >= len(ids):
             return None
-        return token // size if token < count * size else IN_WINDOW
+        at = token(character)
+        return IN_WINDOW if at is None else at // size
 
     def written(characters: Sequence[int]) -> set[int]:
         return {at for c in characters if (at := chunk(c)) is not None and at != IN_WINDOW}
@@ -89,9 +111,16 @@ def stream_of(lesson: Lesson, model: MemoryDecoder, most: int) -> Stream:
     for ask in lesson.asks:
         at = None if ask.at is None else chunk(ask.at)
         if ask.at is None or at is not None:
-            asks.append(Asked(ask, at, frozenset(written(ask.older) - {at})))
+            asks.append(
+                Asked(
+                    ask, at, frozenset(written(ask.older) - {at}), None if ask.at is None else token(ask.at),
+                    frozenset(found for c in ask.older if (found := token(c)) is not None),
+                )
+            )  # fmt: skip
     chunks = [ids[i * size : (i + 1) * size] for i in range(count)]
-    return Stream(chunks, ids[count * size :], asks, {key: written(at) for key, at in lesson.says.items()})
+    starts = {bisect_right(ends, c): lines and lesson.text[c - 1] == "\n" for c in sentence_starts(lesson.text)}
+    spans = spans_of(starts, 0, count * size) if count else []
+    return Stream(chunks, ids[count * size :], asks, {key: written(at) for key, at in lesson.says.items()}, spans)
 
 
 class Bank:
@@ -183,23 +212,35 @@ class Bank:
         """Vectors of a layer by write [..., K, X]."""
         return self._vectors[layer][self._rows_W[writes].to(self._device)]
 
+    def vectors_at(self, layer: int, tokens: Tensor) -> Tensor:
+        """Vectors of a layer by token: write * K and its place in the write [..., 1, X]."""
+        K = self.model.config.K
+        rows = self._rows_W[tokens // K] * K + tokens % K
+        return self._vectors[layer].flatten(0, 1)[rows.to(self._device)][..., None, :]
+
 
 @dataclass(frozen=True)
 class Picked:
     """What questions read: writes in reading order, those that are not there in front.
 
-    writes_QS: places in the bank's table. there_QS: which of them are read. bias_QS: what is added to the attention
-    logits of the start vector, and of the vectors of each write [Q, 1 + S].
+    writes_QS: places in the bank's table; with `single`, of vectors: write * K and the place in the write. there_QS:
+    which of them are read. bias_QS: what is added to the attention logits of the start vector, and of the vectors of
+    each write [Q, 1 + S].
     """
 
     writes_QS: Tensor
     there_QS: Tensor
     bias_QS: Tensor
+    single: bool = False
 
     def of(self, rows: Sequence[int]) -> Picked:
-        """Of some of the questions."""
-        some = list(rows)
-        return Picked(self.writes_QS[some], self.there_QS[some], self.bias_QS[some])
+        """Of some of the questions; of single vectors, without the columns that none of them reads."""
+        some, spare = list(rows), 0
+        if self.single and (there := self.there_QS[some]).shape[1]:
+            spare = int((~there).sum(1).min())
+            spare -= spare % _WIDTH
+        bias = torch.cat([self.bias_QS[some, :1], self.bias_QS[some, 1 + spare :]], 1)
+        return Picked(self.writes_QS[some, spare:], self.there_QS[some, spare:], bias, self.single)
 
 
 def pick(
@@ -248,6 +289,18 @@ def pick_one(chosen: Sequence[tuple[int, ...]]) -> Picked:
     return Picked(writes, there, torch.zeros(len(chosen), 3))
 
 
+def pick_spans(chosen: Sequence[Sequence[Span]]) -> Picked:
+    """What is read where each question looks at spans, by token of the bank: these in order, or none."""
+    tokens = [
+        torch.cat([torch.arange(0), *(torch.arange(s.first, s.end) for s in sorted(some, key=lambda s: s.first))])
+        for some in chosen
+    ]
+    most = -(-max(map(len, tokens)) // _WIDTH) * _WIDTH
+    places = torch.stack([F.pad(row, (most - len(row), 0)) for row in tokens])
+    there = torch.stack([torch.arange(most) >= most - len(row) for row in tokens])
+    return Picked(places, there, torch.zeros(len(tokens), 1 + most), single=True)
+
+
 class LessonSlots:
     """The `SlotProvider` of questions that read a bank: per row [nothing; start vector; writes], as `ReadSlots` has it.
 
@@ -258,7 +311,7 @@ class LessonSlots:
 
     def __init__(self, bank: Bank, picked: Picked) -> None:
         self.bank, self.picked = bank, picked
-        self.model, K = bank.model, bank.model.config.K
+        self.model, K = bank.model, 1 if picked.single else bank.model.config.K
         device = self.model.attachment.device
         questions, most = picked.writes_QS.shape
         self.length = 1 + most * K
@@ -279,8 +332,9 @@ class LessonSlots:
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """Keys and values of a layer; nothing of them learns."""
         with torch.no_grad(), torch.autocast(hidden_BTD.device.type, enabled=False):
-            vectors = self.bank.vectors(layer, self.picked.writes_QS).flatten(1, 2)
-            whole = torch.cat([vectors[:, :1], vectors], 1)
+            of = self.bank.vectors_at if self.picked.single else self.bank.vectors
+            vectors = of(layer, self.picked.writes_QS).flatten(1, 2)
+            whole = F.pad(vectors, (0, 0, 1, 0))
             whole[self._rows, self._start_Q] = self._starts[layer].to(whole)
             device = hidden_BTD.device
             made = self.model.attachment.slots(layer, whole.to(device), self._positions.to(device), whole=True)
