@@ -15,12 +15,14 @@ from torch import Tensor
 from conftest import BOS, close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
+from remanence.core.cache import MemoryCache
 from remanence.core.looking import _OF_WRITES, Looked, candidates, look, ranked
 from remanence.core.memory import Memory
 from remanence.core.prompts import UNKNOWN
 from remanence.core.spans import Span
 from remanence.errors import ConfigError, InputError
 from remanence.train.reading import ReadingTrainer
+from remanence.train.written import Bank, LessonSlots, Stream, pick_spans
 from test_hf import plain_logits
 from test_reading import few, trainer_of  # noqa: F401
 from test_search import CHUNK, model_of
@@ -176,8 +178,8 @@ def test_what_is_learnt_is_read_or_unknown(
     trainer.model.config = trainer.model.config.replace(looks=3)
     unknown, seen, checked = trainer.asking.answer(UNKNOWN), {True: 0, False: 0}, trainer._looked_at
 
-    def check(turns: Any, past: Any, scores: Tensor, rng: Any) -> Any:
-        learnt, picked = checked(turns, past, scores, rng)
+    def check(turns: Any, past: Any, searched: Any, rng: Any) -> Any:
+        learnt, picked = checked(turns, past, searched, rng)
         for row, (turn, now) in enumerate(zip(turns, learnt, strict=True)):
             read = set(picked.writes_QS[row][picked.there_QS[row]].tolist())
             gold = int(past.gold_Q[row])
@@ -196,3 +198,63 @@ def test_what_is_learnt_is_read_or_unknown(
     monkeypatch.setattr(trainer, "_looked_at", check)
     figures = [trainer.train_step() for _ in range(3)]
     assert all(0 < one["loss"] < 20 for one in figures) and min(seen.values()) > 5
+
+
+def test_what_is_learnt_of_spans_is_read_or_unknown(
+    trainer_of: Callable[..., ReadingTrainer],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A question is learnt with a span in which its answer ends; and without, then nothing is known."""
+    trainer = trainer_of(tmp_path, asks=40)
+    trainer.model.config = trainer.model.config.replace(looks=3, look_at="sentences")
+    unknown, seen, checked = trainer.asking.answer(UNKNOWN), {True: 0, False: 0}, trainer._looked_at
+
+    def check(turns: Any, past: Any, searched: Any, rng: Any) -> Any:
+        learnt, picked = checked(turns, past, searched, rng)
+        bank, K, at = trainer.bank, trainer.model.config.K, 0
+        for row, turn in enumerate(turns):
+            said = turn.asked is not None and past.gold_Q[row] >= 0
+            token = bank.streams[turn.stream].first * K + turn.asked.token if said else None
+            older = {bank.streams[turn.stream].first * K + old for old in turn.asked.older_tokens} if said else set()
+            for _ in range(2):
+                if at == len(learnt) or learnt[at].prompt is not turn.prompt:
+                    break
+                rows = picked.writes_QS[at][picked.there_QS[at]].tolist()
+                assert all(past.allowed_QW[row, one // K] for one in rows)
+                if turn.kind == "chat" or turn.seen:
+                    assert learnt[at] == turn
+                elif learnt[at].answer != unknown:
+                    assert token in rows and learnt[at] == turn
+                    seen[True] += 1
+                elif said:
+                    assert token not in rows and older.isdisjoint(rows) and learnt[at].asked is None
+                    seen[False] += 1
+                at += 1
+        assert at == len(learnt) and picked.single and not picked.bias_QS.any()
+        return learnt, picked
+
+    monkeypatch.setattr(trainer, "_looked_at", check)
+    figures = [trainer.train_step() for _ in range(3)]
+    assert all(0 < one["loss"] < 20 for one in figures) and min(seen.values()) > 5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_training_reads_spans_as_use_does(family: str, tokenizer: Any) -> None:
+    """The law: a bank's slots give the logits that `SpanSlots` gives for the same spans, all questions at once."""
+    model, K = model_of(tokenizer, family, looks=2), CHUNK
+    text = bytes(random_ids(5 * K, 3)).decode()
+    memory = model.new_memory()
+    model.memorize(memory, text)
+    bank = Bank(model, steps=1, streams=1, chunks=5)
+    ids = model.encode(text)
+    bank.add([Stream([ids[i * K : (i + 1) * K] for i in range(5)], [])])
+    spans = [[Span(3, 7)], [Span(K - 1, K + 2), Span(3 * K, 3 * K + 5)], []]
+    prompts = [random_ids(5, 50 + row) for row in range(3)]
+    picked = pick_spans(spans).of([2, 0, 1])
+    with torch.no_grad(), model.attachment.hooks(), model.adapter("read"):
+        cache = MemoryCache(LessonSlots(bank, picked), len(model.attachment.layers))
+        ids_BT = torch.tensor([prompts[row] for row in (2, 0, 1)])
+        logits = model.base(ids_BT, past_key_values=cache, use_cache=True).logits
+    for place, row in enumerate((2, 0, 1)):
+        close(logits[place], read_spans(model, [memory], [spans[row]], prompts[row])[0])
