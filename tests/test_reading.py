@@ -29,7 +29,7 @@ from remanence.errors import ConfigError, InputError
 from remanence.facts.everyday import Topic, ask, lines, tell, topics
 from remanence.train import reading, reading_run
 from remanence.train.asking import PROMPT, Asking, without_preamble
-from remanence.train.lessons import _SHARES, Ask, Lesson, Lessons, Material, Passage, read_material
+from remanence.train.lessons import SHARES, Ask, Lesson, Lessons, Material, Passage, read_material
 from remanence.train.merged import Merged
 from remanence.train.reading import ReadingTrainer, search_scores
 from remanence.train.settings import Lora, ReadingRun, changed
@@ -167,7 +167,7 @@ def material() -> Material:
     return Material([[one, two]], [parts], [PROSE])
 
 
-@pytest.mark.parametrize("kind", _SHARES)
+@pytest.mark.parametrize("kind", SHARES)
 def test_lessons_say_where_their_answers_are(kind: str) -> None:
     """The answer ends at the character that is told, older ones before; what was not told is asked too."""
     lessons, unknown, older = Lessons(material()), 0, 0
@@ -197,7 +197,7 @@ def test_the_same_seed_draws_the_same_lesson_and_all_kinds_are_drawn() -> None:
     lessons = Lessons(material())
     assert lessons.draw(random.Random(4)) == lessons.draw(random.Random(4))
     for whole, kinds in ((material(), 5), (Material(prose=[PROSE]), 3)):
-        names = {kind: lambda self, rng, kind=kind: kind for kind in _SHARES}
+        names = {kind: lambda self, rng, kind=kind: kind for kind in SHARES}
         with mock.patch.multiple(Lessons, **names):
             drawn = Counter(Lessons(whole).draw(random.Random(seed)) for seed in range(300))
         assert len(drawn) == kinds
@@ -457,7 +457,7 @@ def test_a_model_that_is_trained_on_learns_other_lessons(
 ) -> None:
     """Those of a new model follow from the seed; those of a trained one also from what it has learnt."""
     first, second = (trainer_of(tmp_path / name) for name in "ab")
-    assert first._streams(3)[0].chunks == second._streams(3)[0].chunks
+    assert first.streams(3)[0].chunks == second.streams(3)[0].chunks
 
     def trained_on(by: float) -> ReadingTrainer:
         model = trainer_of(tmp_path / "c").model
@@ -466,8 +466,8 @@ def test_a_model_that_is_trained_on_learns_other_lessons(
                 parameter.data += by
         return ReadingTrainer(model, first.lessons, first.settings, tmp_path / "d", fresh=False)
 
-    drawn = [trained_on(by)._streams(3)[0].chunks for by in (0.1, 0.1, 0.2)]
-    assert drawn[0] == drawn[1] != drawn[2] and first._streams(3)[0].chunks not in drawn
+    drawn = [trained_on(by).streams(3)[0].chunks for by in (0.1, 0.1, 0.2)]
+    assert drawn[0] == drawn[1] != drawn[2] and first.streams(3)[0].chunks not in drawn
 
 
 def test_what_the_search_missed_is_read_or_unknown(

@@ -46,6 +46,8 @@ READING = (
     "base_answers",
     "looks",
     "look_at",
+    "judge_layers",
+    "judge_hidden",
     "doubt",
 )
 
@@ -100,6 +102,10 @@ class MemoryConfig:
             (`core/looking.py`); 0 reads the best together (the papers). Needs `score_layers="one"`.
         look_at: with `looks`, what is read by itself: "writes", each with the one before it; or the best "sentences" of
             them (`core/spans.py`), which asks for K = chunk_tokens.
+        judge_layers: with `looks`, the layers whose incoming states tell a trained judge whether what was looked at
+            answers (`core/judge.py`), in rising order; the number of layers means behind the last. Without, it is how
+            unlikely the reader is to say "I don't know."
+        judge_hidden: width of the judge's inner layer.
         doubt: with `looks`, how much better than even the odds must be that the best write answers, as a logarithm;
             below that "I don't know." is the answer.
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
@@ -159,6 +165,8 @@ class MemoryConfig:
     base_answers: bool = False
     looks: int = 0
     look_at: str = "writes"
+    judge_layers: tuple[int, ...] = ()
+    judge_hidden: int = 64
     doubt: float = 0.0
     null_slope: float = 0.0
 
@@ -178,8 +186,11 @@ class MemoryConfig:
     retriever_depth: int = 2
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "search_layers", tuple(self.search_layers))  # a list, read from JSON
-        for name in ("K", "N", "chunk_tokens", "window_tokens", "retriever_dim", "key_group", "search_hidden"):
+        for name in ("search_layers", "judge_layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))  # a list, read from JSON
+        for name in (
+            "K", "N", "chunk_tokens", "window_tokens", "retriever_dim", "key_group", "search_hidden", "judge_hidden",
+        ):  # fmt: skip
             if not (isinstance(getattr(self, name), int) and getattr(self, name) > 0):
                 raise ConfigError(f"{name} must be a positive whole number, not {getattr(self, name)!r}.")
         if not isinstance(self.K0, int):
@@ -246,6 +257,11 @@ class MemoryConfig:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
         if self.looks and not (one and self.long_term and self.start):
             raise ConfigError('looks needs score_layers = "one", long_term = True and start = True; use 0.')
+        rising = all(a < b for a, b in zip((-1, *self.judge_layers), self.judge_layers, strict=False))
+        if not rising or (self.judge_layers and not self.looks):
+            raise ConfigError(
+                f"judge_layers = {list(self.judge_layers)} need looks, and are rising numbers of layers; use none."
+            )
         if self.look_at == "sentences" and self.chunk_tokens != self.K:
             raise ConfigError('look_at = "sentences" needs a vector for every token, K = chunk_tokens; use "writes".')
         if self.kept == "keys_values" and (self.tap != "input" or self.offset or self.keeps_ledger):
@@ -334,7 +350,8 @@ class MemoryConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for JSON."""
-        return {**dataclasses.asdict(self), "search_layers": list(self.search_layers)}
+        lists = {name: list(getattr(self, name)) for name in ("search_layers", "judge_layers")}
+        return dataclasses.asdict(self) | lists
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MemoryConfig:

@@ -169,6 +169,55 @@ def train_reading(
     _tell(result, as_json)
 
 
+@app.command("judge")
+def train_judge(
+    model: Annotated[str, typer.Option(help="Folder or hub id of a model whose reading was trained, or smollm2.")],
+    lessons: Annotated[
+        list[Path] | None,
+        typer.Option(help="A .jsonl file of passages or stories with questions. May be repeated."),
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="A .jsonl file of texts or dialogues, or a .txt file. May be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for what was read, and the model.")] = Path("runs/judge"),
+    changes: Changes = None,
+    show: Annotated[bool, typer.Option("--show", help="Only print the run's settings as JSON.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Teach a model that looks at sentences to tell which of them answers a question, and when none does.
+
+    Nothing else of it changes, so memories stay as they are. Killed at any moment it goes on from what it has read when
+    started again. Settings are changed with --set, such as questions=2000, hidden=128, lessons.queue=20.
+
+    Example: remanence train judge --model smollm2 --lessons squad.jsonl.gz --text books.jsonl.zst
+    """
+    _trainable()
+    from ..train.judging import judge_run, launch
+
+    if not text:
+        raise ConfigError("say what text lessons are told in with --text: a file of prose or conversations.")
+    run = judge_run(model, [*(lessons or []), *text], changes or [])
+    if show:
+        put(json.dumps(dataclasses.asdict(run), indent=2))
+        return
+    with stoppable() as stop:
+        stop.later = True
+        result = launch(run, out, quiet=as_json, stop=lambda: stop.asked is not None)
+    if stop.asked is not None and result["model"] is None:
+        stop.asked.line = f"stopped after {result['questions']:,} questions; the same command goes on from there."
+        raise stop.asked
+    if as_json:
+        put(json.dumps(result))
+    else:
+        figures = result["figures"]
+        say(
+            f"The model with its judge is in {result['model']}. On {figures['questions']} questions that it was not "
+            f"taught: a sentence that answers is above one that does not in {100 * figures['auc']:.1f} % of all pairs "
+            f"(by the reader alone: {100 * figures['auc_before']:.1f} %), and the best sentence answers "
+            f"{100 * figures['first']:.0f} % of what was told."
+        )
+
+
 @app.command("plot")
 def train_plot(
     runs: Annotated[list[Path], typer.Argument(help="Folders of training runs.")],

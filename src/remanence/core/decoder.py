@@ -20,6 +20,7 @@ from ..config import LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory
 from .adapters import ROLES, Adapters
 from .attachment import Attachment
+from .judge import Judge
 from .memory import Memory
 from .placement import device_of, stored
 from .prompts import Prompts
@@ -75,6 +76,11 @@ class AttachedDecoder(nn.Module):
             raise ConfigError(
                 f"search_layers = {list(config.search_layers)}: this model has {layers} layers, from 0 on."
             )
+        if config.judge_layers and config.judge_layers[-1] > layers:
+            raise ConfigError(
+                f"judge_layers = {list(config.judge_layers)}: this model has {layers} layers, from 0 on; {layers} is "
+                "behind the last."
+            )
         limit, slots = self.attachment.position_limit, config.slots
         if limit is not None and slots + config.window_tokens > limit:
             raise ConfigError(
@@ -95,6 +101,9 @@ class AttachedDecoder(nn.Module):
                 for layer, module in enumerate(self.attachment.layers):  # each where its layer computes
                     self.retriever.query[layer].to(device_of(module) or device)
                     self.retriever.key[layer].to(device_of(module) or device)
+            self.judge: Judge | None = None
+            if config.judge_layers:
+                self.judge = Judge(width, len(config.judge_layers), config.judge_hidden).to(device)
         if self.start is not None:
             self._start_as_bos()
         self.shipped: Memory | None = None  # what a published checkpoint comes with; new memories begin as it
@@ -173,7 +182,8 @@ class AttachedDecoder(nn.Module):
     def fingerprint(self) -> str:
         """Tells this model's memories from other models': a hash over its settings and samples of its weights.
 
-        Where no adapter writes, the one that reads does not count: what it learns leaves memories as they are.
+        The judge does not count, nor does the adapter for reading where none writes: what they learn leaves memories as
+        they are.
         """
         if not self._fingerprint:
             settings, default = self.config.to_dict(), MemoryConfig().to_dict()
@@ -181,7 +191,7 @@ class AttachedDecoder(nn.Module):
             settings = {k: v for k, v in settings.items() if k not in apart}
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for key, value in self.state_dict().items():
-                if self.adapters == ("read",) and "lora_" in key and ".read." in key:
+                if key.startswith("judge.") or (self.adapters == ("read",) and "lora_" in key and ".read." in key):
                     continue
                 flat = stored(self, key, value).detach().flatten()
                 sample = flat[:: max(1, len(flat) // 256)].float().cpu()

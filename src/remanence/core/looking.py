@@ -48,8 +48,8 @@ class Looked:
     """What looking at spans gave, best first.
 
     spans: what was looked at. scores: of each, above zero if it is taken for one that answers: the logarithm of the
-    odds that the reader does not say "I don't know.", and a part of how well the search found it, less `doubt`. likely:
-    how likely the reader is to say "I don't know." to each. K: vectors a write.
+    odds that it answers, and a part of how well the search found it, less `doubt`. likely: how likely the reader is to
+    begin with "I don't know." K: vectors a write.
     """
 
     spans: list[Span]
@@ -148,9 +148,10 @@ def look(
 
 
 class _Read:
-    """A prompt that was read once for each of some groups of spans, and "I don't know." behind it.
+    """A prompt that was read once for each of some groups of spans.
 
-    ignorant: how likely the reader is to say that [C]. odds: the logarithm of the odds that it does not.
+    odds: the logarithm of the odds that a group answers [C], as the judge tells; without one, that the reader does not
+    say "I don't know." ignorant: how likely the reader is to begin with it [C].
     """
 
     def __init__(
@@ -161,19 +162,25 @@ class _Read:
         groups: Sequence[Sequence[Span]],
         unknown: Sequence[int],
     ) -> None:
+        judge = model.judge
         slots, device = SpanSlots(model, [memory] * len(groups), groups), model.attachment.device
-        ids_BT = torch.tensor([[*prompt, *unknown[:-1]]] * len(groups), device=device)
+        behind = [] if judge is not None else unknown[:-1]
+        ids_BT = torch.tensor([[*prompt, *behind]] * len(groups), device=device)
         self._mask = torch.cat([slots.mask(), torch.ones_like(ids_BT)], 1)
         places = self._mask.sum(1, keepdim=True) - ids_BT.shape[1] + torch.arange(ids_BT.shape[1], device=device)
         self._cache = MemoryCache(slots, len(model.attachment.layers))
-        hidden = model.attachment.decoder(
-            ids_BT, attention_mask=self._mask, position_ids=places, past_key_values=self._cache, use_cache=True
-        ).last_hidden_state[:, len(prompt) - 1 :]
-        logits = model.attachment.logits(hidden).float().log_softmax(-1).cpu()
-        told = torch.tensor(unknown)[None, :, None].expand(len(groups), -1, 1)
+        read = model.attachment.decoder(
+            ids_BT, attention_mask=self._mask, position_ids=places, past_key_values=self._cache, use_cache=True,
+            output_hidden_states=judge is not None,
+        )  # fmt: skip
+        logits = model.attachment.logits(read.last_hidden_state[:, len(prompt) - 1 :]).float().log_softmax(-1).cpu()
+        told = torch.tensor(unknown[: logits.shape[1]])[None, :, None].expand(len(groups), -1, 1)
         self.ignorant = logits.gather(-1, told)[..., 0].sum(1).exp().clamp(_SURE, 1 - _SURE)
         self.odds = torch.log((1 - self.ignorant) / self.ignorant)
-        self._behind, self._columns = len(unknown), slots.length + len(prompt)
+        if judge is not None:
+            states = [read.hidden_states[layer][:, -1].to(device) for layer in model.config.judge_layers]
+            self.odds = judge(judge.features(states), self.odds).cpu()
+        self._behind, self._columns = len(behind) + 1, slots.length + len(prompt)
 
     def begun(self, row: int) -> Begun:
         """The prompt as it was read with one of the groups; the others are gone."""

@@ -53,8 +53,8 @@ class Source:
 class Reader(Protocol):
     """What reading needs of a `MemoryModel`.
 
-    whole: whether vectors are keys and values. pools: by memory and layer, keys and values of its pool, kept between
-    questions.
+    judge: tells whether what was looked at answers, or None. whole: whether vectors are keys and values. pools: by
+    memory and layer, keys and values of its pool, kept between questions.
     """
 
     base: Any
@@ -62,6 +62,7 @@ class Reader(Protocol):
     config: MemoryConfig
     attachment: Attachment
     retriever: Any
+    judge: Any
     whole: bool
     pools: Any
 

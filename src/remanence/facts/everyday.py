@@ -4,6 +4,9 @@ What can be told stands in `everyday/*.toml`: about 180 relations, each with man
 wording may be short or long, and may tell the fact in passing; a question shares few words with some. `maker.py`
 makes facts of another kind: of few wordings, with names and values that are made up.
 
+`messages.jsonl` holds messages that were written one by one, each with a fact in it, with questions that ask for it in
+other words, and with questions that it only seems to answer.
+
 Beside the relations lie what people write to an assistant that has nothing to do with what they told it
 (`general.txt`), statements that a reply is given to (`statements.txt`), and questions about the person who asks, which
 can only be answered by what was told (`personal_unknown.txt`). One a line.
@@ -13,6 +16,7 @@ All of this is for training. What models are measured with must not be here.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import tomllib
@@ -63,6 +67,36 @@ class Told:
     text: str
     value: str
     end: int
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that somebody wrote.
+
+    writer: no message answers a question about another one of the same writer. text: the message. answer: a part of it.
+    end: the place of the answer's last character. asked: questions with this answer. near: questions that no message of
+    this writer answers.
+    """
+
+    writer: str
+    text: str
+    answer: str
+    end: int
+    asked: tuple[str, ...]
+    near: tuple[str, ...]
+
+
+@cache
+def messages() -> dict[str, tuple[Message, ...]]:
+    """All messages, by writer."""
+    found = dict[str, list[Message]]()
+    for line in (_HERE / "messages.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        end = row["told"].rindex(row["answer"]) + len(row["answer"]) - 1
+        found.setdefault(row["writer"], []).append(
+            Message(row["writer"], row["told"], row["answer"], end, tuple(row["asked"]), tuple(row["near"]))
+        )
+    return {writer: tuple(wrote) for writer, wrote in found.items()}
 
 
 @cache

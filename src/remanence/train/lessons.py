@@ -1,7 +1,8 @@
 """Lessons: texts that are to be remembered, and questions about them, for training what reads a memory.
 
-A lesson is one of: facts of everyday life, told in prose, one after the other, in a conversation or as notes; made-up
-facts of few wordings; passages with questions (as SQuAD has them); a part of a story with questions (as FairytaleQA);
+A lesson is one of: facts of everyday life, told in prose, one after the other, in a conversation or as notes; messages
+that were written one by one; made-up facts of few wordings; passages with questions (as SQuAD has them); a part of a
+story with questions (as FairytaleQA);
 prose. Each is drawn anew from what files hold (`read_material`) and what is made up (`facts/`).
 
 Every question says what it asks for by a *key*, such as "other|Anna|home/pet_name", and every lesson at which places it
@@ -17,7 +18,7 @@ import json
 import lzma
 import random
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
@@ -26,11 +27,12 @@ import zstandard
 
 from ..core.prompts import UNKNOWN
 from ..errors import InputError
-from ..facts.everyday import ask, casual, tell, topics, typed
+from ..facts.everyday import ask, casual, messages, tell, topics, typed
 from ..facts.maker import RELATIONS, Fact, FactMaker, Subject
 
 # How often each kind of lesson is drawn, of the kinds that there is material for.
-_SHARES = {"everyday": 0.40, "made_up": 0.06, "passages": 0.36, "story": 0.08, "prose": 0.10}
+SHARES = {"everyday": 0.26, "messages": 0.26, "made_up": 0.04, "passages": 0.28, "story": 0.06, "prose": 0.10}
+MESSAGE, TEXT = "m|", ("p|", "s|")  # how the keys of messages begin, and those of passages and stories
 _CARELESS = 0.15  # share of the lessons of everyday life that are typed without care
 _LONG = 1900  # characters from which on no passage is added
 _PROSE = 2300  # characters of prose
@@ -57,7 +59,7 @@ class Ask:
     """A question about a lesson.
 
     key: what is asked for. at: the character of the lesson's text at which the answer ends; None if it is not told.
-    older: the same for older answers. kind: "passage", or whom it is about: "self", "other" or "thing".
+    older: the same for older answers. kind: "passage", "message", or whom it is about: "self", "other" or "thing".
     """
 
     question: str
@@ -225,19 +227,20 @@ class Lessons:
 
     Args:
         material: what the files hold.
+        shares: how often each kind is drawn, where it is not as usual.
     """
 
-    def __init__(self, material: Material) -> None:
-        self.material = material
-        self.topics = topics()
+    def __init__(self, material: Material, shares: Mapping[str, float] | None = None) -> None:
+        self.material, self._shares = material, {**SHARES, **(shares or {})}
+        self.topics, self.written = topics(), messages()
         self._of_persons = [name for name, topic in self.topics.items() if not topic.of_things]
         self._of_things = [name for name, topic in self.topics.items() if topic.of_things]
         there = {"passages": bool(material.passages), "story": bool(material.stories)}
-        self._kinds = [kind for kind in _SHARES if there.get(kind, True)]
+        self._kinds = [kind for kind in SHARES if there.get(kind, True)]
 
     def draw(self, rng: random.Random) -> Lesson:
         """A lesson; all choices come from `rng`."""
-        [kind] = rng.choices(self._kinds, [_SHARES[kind] for kind in self._kinds])
+        [kind] = rng.choices(self._kinds, [self._shares[kind] for kind in self._kinds])
         lesson: Lesson = getattr(self, kind)(rng)
         return lesson
 
@@ -316,6 +319,28 @@ class Lessons:
         """A question about an everyday fact; `at`: where it is told, the newest last."""
         question = ask(self.topics[topic], rng, name)
         return Ask(question, answer, f"{who}|{name}|{topic}", at[-1] if at else None, tuple(at[:-1]), who)
+
+    def messages(self, rng: random.Random) -> Lesson:
+        """Messages of one writer, some with prose between them; asked is also what they only seem to answer."""
+        wrote = self.written[rng.choice(list(self.written))]
+        page, asks, between = _Page(), list[Ask](), rng.choice([0.0, 0.0, 0.3, 0.8])
+        chosen = rng.sample(wrote, min(len(wrote), 16))
+        for place, message in enumerate(chosen):
+            if len(page.text) > _LONG:
+                chosen = chosen[:place]
+                break
+            if rng.random() < between:
+                page.add(self._filler(rng) + "\n")
+            key, at = f"{MESSAGE}{message.writer}|{message.text}", len(page.text) + message.end
+            page.add(message.text + "\n", key, message.end)
+            asks += [Ask(question, message.answer, key, at, kind="message") for question in message.asked]
+            asks.append(Ask(rng.choice(message.near), UNKNOWN, key + "|near", None, kind="message"))
+        others = [message for message in wrote if message not in chosen]
+        for message in rng.sample(others, min(len(others), 3)):
+            key = f"{MESSAGE}{message.writer}|{message.text}"
+            asks.append(Ask(rng.choice(message.asked), UNKNOWN, key, None, kind="message"))
+        rng.shuffle(asks)
+        return Lesson(page.text, asks, page.says)
 
     def made_up(self, rng: random.Random) -> Lesson:
         """Facts of few wordings, with names and values that are made up."""

@@ -83,7 +83,7 @@ def spans_of_turns(
             learnt.append(turn)
             chosen.append([])
             continue
-        right, wrong = _sorted_out(
+        right, wrong = sorted_out(
             bank,
             keys_WGR,
             words_WK,
@@ -108,7 +108,7 @@ def spans_of_turns(
     return learnt, pick_spans(chosen)
 
 
-def _sorted_out(
+def sorted_out(
     bank: Bank, keys_WGR: Tensor, words_WK: Tensor, turn: Turn, allowed_W: Tensor, gold: int, scores_W: Tensor,
     question: Question, looks: int,
 ) -> tuple[list[Span], list[Span]]:  # fmt: skip

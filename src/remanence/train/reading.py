@@ -61,7 +61,13 @@ CHECKPOINT, REPLIES = "checkpoint.safetensors", "replies.json"
 Show = Callable[[dict[str, Any]], None]
 
 _NEVER = -1e4  # the score of what is not in the memory
-_WEIGHTS = {"passage": 0.5, "self": 1.6, "other": 1.2, "thing": 1.1}  # how often a question of a kind is asked
+_WEIGHTS = {
+    "passage": 0.5,
+    "message": 1.2,
+    "self": 1.6,
+    "other": 1.2,
+    "thing": 1.1,
+}  # how often a question of a kind is asked
 _UNKNOWN_WEIGHT = 0.75  # and one that was never told
 _GENERAL_SHARE = 0.65  # of turns without need of memory; the others tell something
 _FORCE_END = 0.1
@@ -212,7 +218,7 @@ class ReadingTrainer:
         found: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
-    def _streams(self, step: int) -> list[Stream]:
+    def streams(self, step: int) -> list[Stream]:
         """The lessons of a step."""
         rng, streams = random.Random(f"{self._seed}.lessons.{step}.{self.rank}"), list[Stream]()
         for _ in range(_TRIES * self.settings.streams):
@@ -277,7 +283,7 @@ class ReadingTrainer:
         if self.merged is not None:
             self.merged.refresh()
         for step in range(max(-self.settings.before, self.step - self.settings.queue + 1), self.step):
-            self.bank.add(self._streams(step))
+            self.bank.add(self.streams(step))
         self._filled = True
 
     @property
@@ -300,7 +306,7 @@ class ReadingTrainer:
         began, run, step = time.perf_counter(), self.settings, self.step
         rng = random.Random(f"{self._seed}.asks.{step}.{self.rank}")
         generator = torch.Generator().manual_seed((self._seed << 32) + step * self.world + self.rank)
-        streams = self._streams(step)
+        streams = self.streams(step)
         self.bank.add(streams)
         turns = self.draw(rng)
         config = self.model.config

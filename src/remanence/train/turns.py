@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .lessons import MESSAGE, TEXT
 from .written import Asked, Bank
 
 _OWN_POOL = 0.4  # share of turns whose pool is of their own lesson
@@ -47,11 +48,32 @@ def forbidden(turn: Turn, bank: Bank) -> set[int]:
     """Writes that must not be in the memory of a turn: they answer it too, or what is to be unknown."""
     if turn.asked is None:
         return set()
-    said, own = bank.said.get(turn.asked.ask.key, set()), bank.streams[turn.stream].writes
-    if turn.withheld and turn.asked.chunk is not None:  # and what is beside it: a passage goes on there
-        at = turn.asked.chunk
+    return _answering(turn, turn.asked, bank) | _unsure(turn, turn.asked, bank)
+
+
+def _answering(turn: Turn, asked: Asked, bank: Bank) -> set[int]:
+    """Writes that are known to answer it, but for those that shall."""
+    said, own = bank.said.get(asked.ask.key, set()), bank.streams[turn.stream].writes
+    if turn.withheld and asked.chunk is not None:  # and what is beside it: a passage goes on there
+        at = asked.chunk
         return said | set(own[max(0, at - 1) : at + 2])
     return said - set(bank.streams[turn.stream].writes) if turn.told else said
+
+
+def _unsure(turn: Turn, asked: Asked, bank: Bank) -> set[int]:
+    """Writes that may answer it, as nobody knows what else a message tells: of messages and made-up facts the others'.
+
+    A question about a message is put to it and to texts alone; one about made-up facts to no message.
+    """
+    found = set[int]()
+    if asked.ask.key.startswith(TEXT):
+        return found
+    of_message = asked.ask.key.startswith(MESSAGE)
+    for place, stream in enumerate(bank.streams):
+        tells = [key for key in stream.says if not key.startswith(TEXT)]
+        if place != turn.stream and any(of_message or key.startswith(MESSAGE) for key in tells):
+            found.update(stream.writes)
+    return found
 
 
 def target(turn: Turn, bank: Bank, older: float) -> dict[int, float]:

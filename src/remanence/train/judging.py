@@ -1,0 +1,322 @@
+"""Teaching a judge (`core/judge.py`) which of the things that were looked at answer a question.
+
+Nothing else changes, so everything is read once: lessons are written and asked as in training of reading, what would be
+looked at in use is read, each by itself, and the states in which the reader is about to answer are kept in files
+("examples-0001.safetensors"). On them the judge is then fitted, in a minute. An interrupted run goes on from its files.
+
+Two losses are added. One asks of each span whether it answers; one which of a question's spans does, or none.
+
+Legend:  E examples, each a question with one span   J layers that the judge sees   D hidden size
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..core.cache import MemoryCache
+from ..core.judge import Judge
+from ..core.prompts import UNKNOWN
+from ..core.spans import Span
+from ..errors import ConfigError
+from ..files import write_text, write_whole
+from .lessons import Lessons, read_material
+from .looks import sorted_out
+from .reading import ReadingTrainer, search_scores
+from .reading_run import build, number_format, reading_run
+from .settings import ReadingRun, changed
+from .turns import Past, Turn
+from .written import LessonSlots, pick_spans
+
+_SHARES = {"everyday": 0.14, "messages": 0.58, "made_up": 0.0, "passages": 0.2, "story": 0.03, "prose": 0.05}
+_LESSONS = ("streams=1", "queue=40", "before=12", "chat=0", "waiting=0", "told=0", "withheld=0.25", "lr_search=0.0")
+_SECOND = 0.3  # how often two spans that answer are read
+_HELD = 10  # every so many questions one is left for measuring
+_AT_ONCE = 32  # questions of a step of fitting
+_LISTWISE = 0.5  # weight of the loss that compares the spans of a question
+_SURE = 1e-6
+
+
+@dataclass(frozen=True)
+class JudgeRun:
+    """A run that teaches a judge.
+
+    lessons: what is asked about what; see `ReadingRun`. shares: of the kinds of lessons.
+    questions: that are read. spans: that each is read with.
+    layers: whose incoming states the judge sees; empty are three of the upper half. hidden: width of its inner layer.
+    epochs, lr, weight_decay, dropout: of fitting. seed: of weights and data.
+    """
+
+    lessons: ReadingRun
+    shares: dict[str, float] = field(default_factory=lambda: dict(_SHARES))
+    questions: int = 4000
+    spans: int = 6
+    layers: tuple[int, ...] = ()
+    hidden: int = 64
+    epochs: int = 10
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    dropout: float = 0.2
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise `ConfigError` unless all of it fits together."""
+        for name in ("questions", "spans", "hidden", "epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1.")
+        memory = self.lessons.memory
+        if not memory.looks or memory.look_at != "sentences":
+            raise ConfigError(
+                "a judge is for a model that looks at sentences; use --set lessons.memory.look_at=sentences."
+            )
+
+
+def judge_run(model: str, data: Sequence[str | Path], changes: Sequence[str] = ()) -> JudgeRun:
+    """The run that teaches a judge to a model whose reading was trained.
+
+    Args:
+        model: its folder or hub id, or a name such as smollm2.
+        data: files of lessons and texts.
+        changes: "key=value"; of the lessons, "lessons.key=value".
+
+    Raises:
+        ConfigError: no such model, or a change that cannot be.
+    """
+    run = changed(JudgeRun(reading_run(model, data, steps=1, changes=_LESSONS)), changes)
+    run.check()
+    return run
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What was read.
+
+    states_EJD: bfloat16. says_E: the logarithm of the odds that the reader does not begin with "I don't know." right_E:
+    whether the span answers. question_E: number of the question.
+    """
+
+    states_EJD: Tensor
+    says_E: Tensor
+    right_E: Tensor
+    question_E: Tensor
+
+    @classmethod
+    def joined(cls, some: Sequence[Examples]) -> Examples:
+        """One after the other; questions are numbered on."""
+        begins, begin = [], 0
+        for one in some:
+            begins.append(one.question_E + begin)
+            begin += int(one.question_E.max()) + 1
+        parts = zip(*((one.states_EJD, one.says_E, one.right_E) for one in some), strict=True)
+        states, says, right = (torch.cat(part) for part in parts)
+        return cls(states, says, right, torch.cat(begins))
+
+
+class Collector:
+    """Reads questions with what would be looked at, and keeps the states.
+
+    Args:
+        run: its settings.
+        folder: for the files.
+    """
+
+    def __init__(self, run: JudgeRun, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        self.model, _ = build(run.lessons, number_format(run.lessons.precision, torch.device("cpu")))
+        self.layers = run.layers or layers_of(len(self.model.attachment.layers))
+        lessons = Lessons(read_material(run.lessons.data), run.shares)
+        self.trainer = ReadingTrainer(self.model, lessons, run.lessons, folder, fresh=False)
+        self.model.requires_grad_(False)
+        self._unknown = self.trainer.asking.answer(UNKNOWN)[0]
+
+    def found(self) -> list[Examples]:
+        """What was read before; a file that was cut short is read anew, and what came after it."""
+        read = list[Examples]()
+        while (path := self._path(len(read))).exists():
+            try:
+                parts = load_file(path)
+                read.append(Examples(parts["states"], parts["says"], parts["right"], parts["question"]))
+            except (SafetensorError, KeyError, OSError):
+                break
+        self.trainer.step = len(read)
+        return read
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"examples-{step:04}.safetensors"
+
+    @torch.no_grad()
+    def step(self) -> Examples:
+        """Write a lesson, ask about it and those before it, and read."""
+        trainer, step = self.trainer, self.trainer.step
+        if not len(trainer.bank):
+            trainer.fill()
+        rng = random.Random(f"{self.run.seed}.judge.{step}")
+        generator = torch.Generator().manual_seed((self.run.seed << 32) + step)
+        trainer.bank.add(trainer.streams(step))
+        turns = [turn for turn in trainer.draw(rng) if turn.kind != "chat" and not turn.seen]
+        past = Past.draw(turns, trainer.bank, rng, generator, pooled=1, older=self.run.lessons.older)
+        read = list[Examples]()
+        with self.model.adapter("read"):
+            searched = search_scores(self.model, trainer.bank, turns)
+            words = trainer.bank.words().cpu()
+            for row, turn in enumerate(turns):
+                right, wrong = sorted_out(
+                    trainer.bank, searched.keys_WGR, words, turn, past.allowed_QW[row], int(past.gold_Q[row]),
+                    searched.scores_QW[row], searched.questions[row], self.model.config.looks,
+                )  # fmt: skip
+                if turn.told and not right:
+                    continue
+                right = right[: 1 + int(rng.random() < _SECOND)]
+                most = self.run.spans - len(right)
+                others = wrong[: most - 1] + rng.sample(wrong[most - 1 :], min(1, len(wrong[most - 1 :])))
+                if right or others:
+                    read.append(self._read(turn, [*right, *others], len(right), len(read)))
+        trainer.step = step + 1
+        examples = Examples(
+            *(torch.cat([getattr(one, name) for one in read]) for name in Examples.__dataclass_fields__)
+        )  # fmt: skip
+        parts = {
+            "states": examples.states_EJD, "says": examples.says_E, "right": examples.right_E,
+            "question": examples.question_E,
+        }  # fmt: skip
+        write_whole(self._path(step), lambda path: save_file(parts, path))
+        return examples
+
+    def _read(self, turn: Turn, spans: Sequence[Span], right: int, number: int) -> Examples:
+        """The states behind a question, with each span."""
+        attachment, ids = self.model.attachment, [turn.prompt] * len(spans)
+        with attachment.hooks():
+            slots = LessonSlots(self.trainer.bank, pick_spans([[span] for span in spans]))
+            cache = MemoryCache(slots, len(attachment.layers))
+            tokens = torch.tensor(ids, device=attachment.device)
+            read = attachment.decoder(tokens, past_key_values=cache, use_cache=True, output_hidden_states=True)
+        logits = attachment.logits(read.last_hidden_state[:, -1]).float().log_softmax(-1)
+        ignorant = logits[:, self._unknown].exp().clamp(_SURE, 1 - _SURE).cpu()
+        states = torch.stack([read.hidden_states[layer][:, -1].cpu() for layer in self.layers], 1)
+        return Examples(
+            states.to(torch.bfloat16),
+            torch.log((1 - ignorant) / ignorant),
+            torch.arange(len(spans)) < right,
+            torch.full((len(spans),), number),
+        )
+
+
+def layers_of(layers: int) -> tuple[int, ...]:
+    """The layers whose incoming states a judge sees in a decoder of so many: three of the upper half."""
+    return tuple(sorted({layers // 2, round(0.7 * layers), round(0.9 * layers)}))
+
+
+def fit(examples: Examples, run: JudgeRun) -> tuple[Judge, dict[str, float]]:
+    """A judge, and figures of the questions that it was not fitted to.
+
+    Returns:
+        The judge in float32; and {"questions": how many were kept apart, "auc", "auc_before": how often a span that
+        answers is above one that does not, by the judge and by the reader's own word, "first": how often the best span
+        of a question that was told answers it}.
+    """
+    torch.manual_seed(run.seed)
+    states = examples.states_EJD
+    judge = Judge(states.shape[2], states.shape[1], run.hidden)
+    features = Judge.features(list(states.unbind(1)))
+    right, questions = examples.right_E.float(), examples.question_E
+    rows = {int(number): (questions == number).nonzero()[:, 0] for number in questions.unique()}
+    learnt = [number for number in rows if number % _HELD]
+    steps = run.epochs * math.ceil(len(learnt) / _AT_ONCE)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=run.lr, weight_decay=run.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    rng = random.Random(run.seed)
+    for _ in range(run.epochs):
+        order = rng.sample(learnt, len(learnt))
+        for begin in range(0, len(order), _AT_ONCE):
+            some = [rows[number] for number in order[begin : begin + _AT_ONCE]]
+            at = torch.cat(some)
+            odds = judge(F.dropout(features[at], run.dropout), examples.says_E[at])
+            loss = F.binary_cross_entropy_with_logits(odds, right[at])
+            for own, told in zip(odds.split([len(one) for one in some]), (right[one] for one in some), strict=True):
+                wanted = torch.cat([1 - told.amax()[None], told / told.sum().clamp_min(1)])
+                which = F.cross_entropy(torch.cat([own.new_zeros(1), own]), wanted)
+                loss = loss + _LISTWISE * which / len(some)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        odds = judge(features, examples.says_E)
+    held = questions % _HELD == 0
+    answered = [own for number, own in rows.items() if not number % _HELD and right[own].any()]
+    first = [bool(right[own[odds[own].argmax()]]) for own in answered]
+    return judge.eval(), {
+        "questions": len(rows) - len(learnt),
+        "auc": _above(odds[held], right[held]),
+        "auc_before": _above(examples.says_E[held], right[held]),
+        "first": sum(first) / max(1, len(first)),
+    }
+
+
+def launch(run: JudgeRun, out: Path, *, quiet: bool = False, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+    """Teach a judge, or go on with what the folder has.
+
+    Args:
+        run: its settings.
+        out: folder of the run.
+        quiet: no progress bar.
+        stop: whether to end after what is being read.
+
+    Returns:
+        {"model": folder that `from_pretrained` takes, or None if the run was ended before, "questions": that were read,
+        "figures": as of `fit`, or None}.
+
+    Raises:
+        ConfigError: the folder holds another run; or settings that do not fit.
+        InputError: files that cannot be read.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    path = out / "config.json"
+    if path.exists():
+        try:
+            same = TypeAdapter(JudgeRun).validate_json(path.read_text(encoding="utf-8")) == run
+        except ValueError:
+            same = False
+        if not same:
+            raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asdict(run), indent=2) + "\n")
+    collector = Collector(run, out)
+    read = collector.found()
+    with Progress(console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task("reading questions", total=run.questions)
+        while (done := sum(int(one.question_E.max()) + 1 for one in read)) < run.questions:
+            progress.update(bar, completed=done)
+            if stop is not None and stop():
+                return {"model": None, "questions": done, "figures": None}
+            read.append(collector.step())
+        progress.update(bar, completed=run.questions)
+    judge, figures = fit(Examples.joined(read), run)
+    write_text(out / "figures.json", json.dumps({"read": done} | figures, indent=2) + "\n")
+    model, _ = build(run.lessons)  # the base as it is stored, whatever it was read in
+    model.config = model.config.replace(judge_layers=collector.layers, judge_hidden=run.hidden)
+    model.judge = judge.to(model.base.dtype)
+    model.save_pretrained(out / "model", base=model.base_name is None)
+    return {"model": str(out / "model"), "questions": done, "figures": figures}
+
+
+def _above(scores: Tensor, right: Tensor) -> float:
+    """How often one that is right scores above one that is not; the area under the curve."""
+    yes, no = scores[right > 0], scores[right == 0]
+    if not (len(yes) and len(no)):
+        return math.nan
+    return float((yes[:, None] > no).float().mean() + (yes[:, None] == no).float().mean() / 2)
