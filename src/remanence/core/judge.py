@@ -29,7 +29,6 @@ class Judge(nn.Module):
     def __init__(self, width: int, layers: int, hidden: int) -> None:
         super().__init__()
         self.inner, self.odds = nn.Linear(layers * width, hidden), nn.Linear(hidden, 1)
-        self.trust = nn.Parameter(torch.ones(()))  # in the reader's own word
         nn.init.zeros_(self.odds.weight)
         nn.init.zeros_(self.odds.bias)
 
@@ -38,13 +37,8 @@ class Judge(nn.Module):
         """States of some layers, each [C, D] -> features [C, J * D], float32."""
         return torch.cat([F.rms_norm(state.float(), state.shape[-1:]) for state in states], -1)
 
-    def forward(self, features: Tensor, says: Tensor) -> Tensor:
-        """The logarithm of the odds that the answer was read, float32 [C].
-
-        Args:
-            features: of the reader's states [C, J * D].
-            says: the logarithm of the odds that the reader does not begin with "I don't know." [C].
-        """
+    def forward(self, features: Tensor) -> Tensor:
+        """The logarithm of the odds that the answer was read [C, J * D] -> float32 [C]."""
         inner = F.silu(self.inner(features.to(self.inner.weight.dtype)))
-        odds: Tensor = self.odds(inner)[..., 0].float() + self.trust.float() * says.to(self.trust.device)
+        odds: Tensor = self.odds(inner)[..., 0].float()
         return odds

@@ -179,7 +179,7 @@ class _Read:
         self.odds = torch.log((1 - self.ignorant) / self.ignorant)
         if judge is not None:
             states = [read.hidden_states[layer][:, -1].to(device) for layer in model.config.judge_layers]
-            self.odds = judge(judge.features(states), self.odds).cpu()
+            self.odds = judge(judge.features(states)).cpu()
         self._behind, self._columns = len(behind) + 1, slots.length + len(prompt)
 
     def begun(self, row: int) -> Begun:

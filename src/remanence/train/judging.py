@@ -242,7 +242,7 @@ def fit(examples: Examples, run: JudgeRun) -> tuple[Judge, dict[str, float]]:
         for begin in range(0, len(order), _AT_ONCE):
             some = [rows[number] for number in order[begin : begin + _AT_ONCE]]
             at = torch.cat(some)
-            odds = judge(F.dropout(features[at], run.dropout), examples.says_E[at])
+            odds = judge(F.dropout(features[at], run.dropout))
             loss = F.binary_cross_entropy_with_logits(odds, right[at])
             for own, told in zip(odds.split([len(one) for one in some]), (right[one] for one in some), strict=True):
                 wanted = torch.cat([1 - told.amax()[None], told / told.sum().clamp_min(1)])
@@ -253,7 +253,7 @@ def fit(examples: Examples, run: JudgeRun) -> tuple[Judge, dict[str, float]]:
             optimizer.step()
             schedule.step()
     with torch.no_grad():
-        odds = judge(features, examples.says_E)
+        odds = judge(features)
     held = questions % _HELD == 0
     answered = [own for number, own in rows.items() if not number % _HELD and right[own].any()]
     first = [bool(right[own[odds[own].argmax()]]) for own in answered]

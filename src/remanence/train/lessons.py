@@ -2,8 +2,8 @@
 
 A lesson is one of: facts of everyday life, told in prose, one after the other, in a conversation or as notes; messages
 that were written one by one; made-up facts of few wordings; passages with questions (as SQuAD has them); a part of a
-story with questions (as FairytaleQA);
-prose. Each is drawn anew from what files hold (`read_material`) and what is made up (`facts/`).
+story with questions (as FairytaleQA); prose. Each is drawn anew from what files hold (`read_material`) and what is made
+up (`facts/`).
 
 Every question says what it asks for by a *key*, such as "other|Anna|home/pet_name", and every lesson at which places it
 says what. A memory is shared by many lessons; with the keys it can be told which other lessons answer a question too,
