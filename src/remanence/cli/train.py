@@ -180,6 +180,7 @@ def train_judge(
         list[Path] | None, typer.Option(help="A .jsonl file of texts or dialogues, or a .txt file. May be repeated.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for what was read, and the model.")] = Path("runs/judge"),
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share the reading.")] = 1,
     changes: Changes = None,
     show: Annotated[bool, typer.Option("--show", help="Only print the run's settings as JSON.")] = False,
     as_json: Json = False,
@@ -201,8 +202,9 @@ def train_judge(
         put(json.dumps(dataclasses.asdict(run), indent=2))
         return
     with stoppable() as stop:
-        stop.later = True
-        result = launch(run, out, quiet=as_json, stop=lambda: stop.asked is not None)
+        stop.later = processes == 1
+        ends = (lambda: stop.asked is not None) if stop.later else None
+        result = launch(run, out, processes=processes, quiet=as_json, stop=ends)
     if stop.asked is not None and result["model"] is None:
         stop.asked.line = f"stopped after {result['questions']:,} questions; the same command goes on from there."
         raise stop.asked

@@ -2,7 +2,7 @@
 
 Nothing else changes, so everything is read once: lessons are written and asked as in training of reading, what would be
 looked at in use is read, each by itself, and the states in which the reader is about to answer are kept in files
-("examples-0001.safetensors"). On them the judge is then fitted, in a minute. An interrupted run goes on from its files.
+("examples-0-0001.safetensors"). On them the judge is then fitted, in a minute. An interrupted run goes on from its files.
 
 Two losses are added. One asks of each span whether it answers; one which of a question's spans does, or none.
 
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +38,7 @@ from .lessons import Lessons, read_material
 from .looks import sorted_out
 from .reading import ReadingTrainer, search_scores
 from .reading_run import build, number_format, reading_run
+from .run import quieten, spawn, work
 from .settings import ReadingRun, changed
 from .turns import Past, Turn
 from .written import LessonSlots, pick_spans
@@ -112,13 +115,18 @@ class Examples:
     right_E: Tensor
     question_E: Tensor
 
+    @property
+    def count(self) -> int:
+        """Of questions."""
+        return int(self.question_E.max()) + 1
+
     @classmethod
     def joined(cls, some: Sequence[Examples]) -> Examples:
         """One after the other; questions are numbered on."""
         begins, begin = [], 0
         for one in some:
             begins.append(one.question_E + begin)
-            begin += int(one.question_E.max()) + 1
+            begin += one.count
         parts = zip(*((one.states_EJD, one.says_E, one.right_E) for one in some), strict=True)
         states, says, right = (torch.cat(part) for part in parts)
         return cls(states, says, right, torch.cat(begins))
@@ -129,32 +137,19 @@ class Collector:
 
     Args:
         run: its settings.
-        folder: for the files.
+        folder: for the files; it goes on behind those that are there.
+        rank: which of the processes that read it is.
     """
 
-    def __init__(self, run: JudgeRun, folder: Path) -> None:
-        self.run, self.folder = run, folder
+    def __init__(self, run: JudgeRun, folder: Path, rank: int = 0) -> None:
+        self.run, self.folder, self.rank = run, folder, rank
         self.model, _ = build(run.lessons, number_format(run.lessons.precision, torch.device("cpu")))
         self.layers = run.layers or layers_of(len(self.model.attachment.layers))
         lessons = Lessons(read_material(run.lessons.data), run.shares)
-        self.trainer = ReadingTrainer(self.model, lessons, run.lessons, folder, fresh=False)
+        self.trainer = ReadingTrainer(self.model, lessons, run.lessons, folder, fresh=False, rank=rank)
+        self.trainer.step = len(kept(folder, rank))
         self.model.requires_grad_(False)
         self._unknown = self.trainer.asking.answer(UNKNOWN)[0]
-
-    def found(self) -> list[Examples]:
-        """What was read before; a file that was cut short is read anew, and what came after it."""
-        read = list[Examples]()
-        while (path := self._path(len(read))).exists():
-            try:
-                parts = load_file(path)
-                read.append(Examples(parts["states"], parts["says"], parts["right"], parts["question"]))
-            except (SafetensorError, KeyError, OSError):
-                break
-        self.trainer.step = len(read)
-        return read
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"examples-{step:04}.safetensors"
 
     @torch.no_grad()
     def step(self) -> Examples:
@@ -162,8 +157,8 @@ class Collector:
         trainer, step = self.trainer, self.trainer.step
         if not len(trainer.bank):
             trainer.fill()
-        rng = random.Random(f"{self.run.seed}.judge.{step}")
-        generator = torch.Generator().manual_seed((self.run.seed << 32) + step)
+        rng = random.Random(f"{self.run.seed}.judge.{step}.{self.rank}")
+        generator = torch.Generator().manual_seed((self.run.seed << 32) + (step << 8) + self.rank)
         trainer.bank.add(trainer.streams(step))
         turns = [turn for turn in trainer.draw(rng) if turn.kind != "chat" and not turn.seen]
         past = Past.draw(turns, trainer.bank, rng, generator, pooled=1, older=self.run.lessons.older)
@@ -191,7 +186,7 @@ class Collector:
             "states": examples.states_EJD, "says": examples.says_E, "right": examples.right_E,
             "question": examples.question_E,
         }  # fmt: skip
-        write_whole(self._path(step), lambda path: save_file(parts, path))
+        write_whole(_path(self.folder, self.rank, step), lambda path: save_file(parts, path))
         return examples
 
     def _read(self, turn: Turn, spans: Sequence[Span], right: int, number: int) -> Examples:
@@ -211,6 +206,22 @@ class Collector:
             torch.arange(len(spans)) < right,
             torch.full((len(spans),), number),
         )
+
+
+def kept(folder: Path, rank: int) -> list[Examples]:
+    """What one process has read; of a file that was cut short, and of those behind it, nothing."""
+    read = list[Examples]()
+    while (path := _path(folder, rank, len(read))).exists():
+        try:
+            parts = load_file(path)
+            read.append(Examples(parts["states"], parts["says"], parts["right"], parts["question"]))
+        except (SafetensorError, KeyError, OSError):
+            break
+    return read
+
+
+def _path(folder: Path, rank: int, step: int) -> Path:
+    return folder / f"examples-{rank}-{step:04}.safetensors"
 
 
 def layers_of(layers: int) -> tuple[int, ...]:
@@ -265,14 +276,17 @@ def fit(examples: Examples, run: JudgeRun) -> tuple[Judge, dict[str, float]]:
     }
 
 
-def launch(run: JudgeRun, out: Path, *, quiet: bool = False, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+def launch(
+    run: JudgeRun, out: Path, *, processes: int = 1, quiet: bool = False, stop: Callable[[], bool] | None = None
+) -> dict[str, Any]:
     """Teach a judge, or go on with what the folder has.
 
     Args:
         run: its settings.
         out: folder of the run.
+        processes: that read, each lessons of its own.
         quiet: no progress bar.
-        stop: whether to end after what is being read.
+        stop: with one process, whether to end after what is being read.
 
     Returns:
         {"model": folder that `from_pretrained` takes, or None if the run was ended before, "questions": that were read,
@@ -281,37 +295,70 @@ def launch(run: JudgeRun, out: Path, *, quiet: bool = False, stop: Callable[[], 
     Raises:
         ConfigError: the folder holds another run; or settings that do not fit.
         InputError: files that cannot be read.
+        RemanenceError: a process failed; its last words are on stderr.
     """
+    path = out / "config.json"
+    if path.exists() and load_run(out) != run:
+        raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asdict(run), indent=2) + "\n")
+    done = True
+    if processes > 1:
+        spawn("remanence.train.judging", out, processes, quiet)
+    else:
+        done = _collect(run, out, 0, 1, quiet, stop)
+    read = [one for rank in range(processes) for one in kept(out, rank)]
+    questions = sum(one.count for one in read)
+    if not done:
+        return {"model": None, "questions": questions, "figures": None}
+    judge, figures = fit(Examples.joined(read), run)
+    write_text(out / "figures.json", json.dumps({"read": questions} | figures, indent=2) + "\n")
+    model, _ = build(run.lessons)  # the base as it is stored, whatever it was read in
+    layers = run.layers or layers_of(len(model.attachment.layers))
+    model.config = model.config.replace(judge_layers=layers, judge_hidden=run.hidden)
+    model.judge = judge.to(model.base.dtype)
+    model.save_pretrained(out / "model", base=model.base_name is None)
+    return {"model": str(out / "model"), "questions": questions, "figures": figures}
+
+
+def load_run(out: Path) -> JudgeRun:
+    """Read `config.json`.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind of run.
+    """
+    try:
+        return TypeAdapter(JudgeRun).validate_json((out / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{out} holds no run that teaches a judge: {str(error).splitlines()[0]}") from error
+
+
+def _collect(
+    run: JudgeRun, out: Path, rank: int, processes: int, quiet: bool, stop: Callable[[], bool] | None = None
+) -> bool:
+    """Read the share of one process; whether all of it was read."""
     from rich.console import Console
     from rich.progress import Progress
 
-    path = out / "config.json"
-    if path.exists():
-        try:
-            same = TypeAdapter(JudgeRun).validate_json(path.read_text(encoding="utf-8")) == run
-        except ValueError:
-            same = False
-        if not same:
-            raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(asdict(run), indent=2) + "\n")
-    collector = Collector(run, out)
-    read = collector.found()
-    with Progress(console=Console(stderr=True), disable=quiet) as progress:
-        bar = progress.add_task("reading questions", total=run.questions)
-        while (done := sum(int(one.question_E.max()) + 1 for one in read)) < run.questions:
+    quieten()
+    wanted = -(-run.questions // processes)
+    done = sum(one.count for one in kept(out, rank))
+    if done >= wanted:
+        return True
+    if processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    parent, collector = os.getppid(), Collector(run, out, rank)
+    with Progress(console=Console(stderr=True), disable=quiet or rank > 0) as progress:
+        bar = progress.add_task("reading questions", total=wanted)
+        while done < wanted:
             progress.update(bar, completed=done)
             if stop is not None and stop():
-                return {"model": None, "questions": done, "figures": None}
-            read.append(collector.step())
-        progress.update(bar, completed=run.questions)
-    judge, figures = fit(Examples.joined(read), run)
-    write_text(out / "figures.json", json.dumps({"read": done} | figures, indent=2) + "\n")
-    model, _ = build(run.lessons)  # the base as it is stored, whatever it was read in
-    model.config = model.config.replace(judge_layers=collector.layers, judge_hidden=run.hidden)
-    model.judge = judge.to(model.base.dtype)
-    model.save_pretrained(out / "model", base=model.base_name is None)
-    return {"model": str(out / "model"), "questions": done, "figures": figures}
+                return False
+            if os.getppid() != parent:
+                raise SystemExit("the process that started this one is gone")
+            done += collector.step().count
+        progress.update(bar, completed=wanted)
+    return True
 
 
 def _above(scores: Tensor, right: Tensor) -> float:
@@ -320,3 +367,16 @@ def _above(scores: Tensor, right: Tensor) -> float:
     if not (len(yes) and len(no)):
         return math.nan
     return float((yes[:, None] > no).float().mean() + (yes[:, None] == no).float().mean() / 2)
+
+
+def main(arguments: list[str]) -> None:
+    """One process of the run, as `spawn` starts it."""
+    out, rank, world = Path(arguments[0]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        work(out, lambda: _collect(load_run(out), out, rank, world, "--quiet" in arguments))
+    except KeyboardInterrupt:  # the process that started this one says so
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
