@@ -211,13 +211,18 @@ def train_judge(
     if as_json:
         put(json.dumps(result))
     else:
-        figures = result["figures"]
-        say(
-            f"The model with its judge is in {result['model']}. On {figures['questions']} questions that it was not "
-            f"taught: a sentence that answers is above one that does not in {100 * figures['auc']:.1f} % of all pairs "
-            f"(by the reader alone: {100 * figures['auc_before']:.1f} %), and the best sentence answers "
-            f"{100 * figures['first']:.0f} % of what was told."
-        )
+        say(f"The model with its judge is in {result['model']}.{_how_well(result['figures'])}")
+
+
+def _how_well(figures: dict[str, Any]) -> str:
+    """What a judge was measured with, in words."""
+    if any(value is None for value in figures.values()):
+        return ""
+    return (
+        f" On {figures['questions']} questions that it was not taught: a sentence that answers is above one that does not "
+        f"in {100 * figures['auc']:.1f} % of all pairs (by the reader alone: {100 * figures['auc_before']:.1f} %), and "
+        f"the best sentence answers {100 * figures['first']:.0f} % of what was told."
+    )
 
 
 @app.command("plot")

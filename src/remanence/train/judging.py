@@ -2,7 +2,7 @@
 
 Nothing else changes, so everything is read once: lessons are written and asked as in training of reading, what would be
 looked at in use is read, each by itself, and the states in which the reader is about to answer are kept in files
-("examples-0-0001.safetensors"). On them the judge is then fitted, in a minute. An interrupted run goes on from its files.
+("examples-0-0001.safetensors"). On them the judge is then fitted, in a minute. An interrupted run goes on from these.
 
 Two losses are added. One asks of each span whether it answers; one which of a question's spans does, or none.
 
@@ -178,6 +178,8 @@ class Collector:
                 others = wrong[: most - 1] + rng.sample(wrong[most - 1 :], min(1, len(wrong[most - 1 :])))
                 if right or others:
                     read.append(self._read(turn, [*right, *others], len(right), len(read)))
+        if not read:
+            raise ConfigError("the lessons ask nothing that was written to memory; give --lessons with questions.")
         trainer.step = step + 1
         examples = Examples(
             *(torch.cat([getattr(one, name) for one in read]) for name in Examples.__dataclass_fields__)
@@ -229,13 +231,13 @@ def layers_of(layers: int) -> tuple[int, ...]:
     return tuple(sorted({layers // 2, round(0.7 * layers), round(0.9 * layers)}))
 
 
-def fit(examples: Examples, run: JudgeRun) -> tuple[Judge, dict[str, float]]:
+def fit(examples: Examples, run: JudgeRun) -> tuple[Judge, dict[str, float | None]]:
     """A judge, and figures of the questions that it was not fitted to.
 
     Returns:
         The judge in float32; and {"questions": how many were kept apart, "auc", "auc_before": how often a span that
         answers is above one that does not, by the judge and by the reader's own word, "first": how often the best span
-        of a question that was told answers it}.
+        of a question that was told answers it}. None where there were too few to tell.
     """
     torch.manual_seed(run.seed)
     states = examples.states_EJD
@@ -272,7 +274,7 @@ def fit(examples: Examples, run: JudgeRun) -> tuple[Judge, dict[str, float]]:
         "questions": len(rows) - len(learnt),
         "auc": _above(odds[held], right[held]),
         "auc_before": _above(examples.says_E[held], right[held]),
-        "first": sum(first) / max(1, len(first)),
+        "first": sum(first) / len(first) if first else None,
     }
 
 
@@ -361,11 +363,11 @@ def _collect(
     return True
 
 
-def _above(scores: Tensor, right: Tensor) -> float:
-    """How often one that is right scores above one that is not; the area under the curve."""
+def _above(scores: Tensor, right: Tensor) -> float | None:
+    """How often one that is right scores above one that is not, the area under the curve; None if there is no pair."""
     yes, no = scores[right > 0], scores[right == 0]
     if not (len(yes) and len(no)):
-        return math.nan
+        return None
     return float((yes[:, None] > no).float().mean() + (yes[:, None] == no).float().mean() / 2)
 
 

@@ -1,0 +1,193 @@
+"""The judge: what it sees, what its word changes, and how it is taught."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import close, random_ids
+from remanence import MemoryModel
+from remanence.config import MemoryConfig
+from remanence.core.judge import Judge
+from remanence.core.looking import candidates, look
+from remanence.core.prompts import UNKNOWN
+from remanence.errors import ConfigError
+from remanence.train import reading_run
+from remanence.train.judging import Collector, Examples, JudgeRun, fit, judge_run, kept, launch, layers_of
+from remanence.train.settings import ReadingRun
+from test_cli import run as command
+from test_looking import read_spans
+from test_reading import TINY, base, few  # noqa: F401
+from test_search import ONE, model_of
+from test_spans import TEXTS, told_texts
+
+LOOKING = {"looks": 3, "look_at": "sentences"}
+
+
+def judged(tokenizer: Any, seed: int = 0, **changes: Any) -> MemoryModel:
+    """A tiny model with a judge that has an opinion."""
+    model = model_of(tokenizer, judge_layers=(1, 2), judge_hidden=8, **(LOOKING | changes))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.judge.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def states(model: MemoryModel, memory: Any, span: Any, prompt: list[int]) -> list[Tensor]:
+    """What enters every layer at the end of a prompt behind a span, and what leaves the last one."""
+    with torch.no_grad(), model.reading([memory], spans=[[span]]) as cache:
+        ids = torch.tensor([prompt])
+        found = model.base.model(ids, past_key_values=cache, use_cache=True, output_hidden_states=True)
+    return [state[:, -1] for state in found.hidden_states]
+
+
+def test_it_sees_the_states_in_which_the_reader_is_about_to_speak(tokenizer: Any) -> None:
+    """Its odds are those of the span alone; what search says is added, and the answer goes on from there."""
+    model, prompt = judged(tokenizer), random_ids(5, 1)
+    memory = told_texts(model, TEXTS)
+    found = model.search([memory], [prompt])[0]
+    some = candidates(model, memory, found)
+    some = type(some)(some.spans[:3], some.searched[:3])
+    with model.attachment.hooks():
+        looked, begun = look(model, memory, prompt, some, model.encode(UNKNOWN))
+    for span, score in zip(looked.spans, looked.scores, strict=True):
+        seen = states(model, memory, span, prompt)
+        with torch.no_grad():
+            odds = model.judge(Judge.features([seen[1], seen[2]]))
+        close(torch.tensor([score]), odds + 0.3 * some.searched[some.spans.index(span)], room=1e-3)
+    assert begun.cache.get_seq_length() + 1 == begun.mask.shape[1]
+    best = read_spans(model, [memory], [[looked.spans[0]]], prompt)[0, -1]
+    with torch.no_grad(), model.attachment.hooks():
+        went_on = model.base(
+            torch.tensor([prompt[-1:]]), attention_mask=begun.mask, past_key_values=begun.cache, use_cache=True
+        ).logits[0, -1]  # fmt: skip
+    close(went_on, best, room=1e-3)
+
+
+def test_its_word_decides(tokenizer: Any) -> None:
+    """Whether there is an answer, and from which span; alone as together."""
+    model = judged(tokenizer)
+    memory = told_texts(model, TEXTS * 3)
+    first = model.ask(memory, "Where do I live?", max_new_tokens=4)
+    assert [a.ids for a in model.ask_batch([memory] * 2, ["Where do I live?"] * 2, max_new_tokens=4)] == [first.ids] * 2
+    others = [judged(tokenizer, seed=seed) for seed in range(6)]
+    assert len({other.ask(memory, "Where do I live?", max_new_tokens=4).sources[0].write for other in others}) > 1
+    with torch.no_grad():
+        for odds, unknown in ((-50.0, True), (50.0, False)):
+            model.judge.odds.weight.zero_()
+            model.judge.odds.bias.fill_(odds)
+            answer = model.ask(memory, "Where do I live?", max_new_tokens=len(UNKNOWN))
+            assert (answer.text == UNKNOWN) == unknown == (answer.score < 0)
+
+
+def test_it_is_saved_and_changes_no_memory(tokenizer: Any, tmp_path: Path) -> None:
+    """Loaded it says the same; the fingerprint is that of the model without it."""
+    model, plain = judged(tokenizer), model_of(tokenizer, **LOOKING)
+    assert model.fingerprint == plain.fingerprint
+    memory = told_texts(model, TEXTS)
+    answer = model.ask(memory, "Where do I live?", max_new_tokens=4)
+    model.save_pretrained(tmp_path)
+    again = MemoryModel.from_pretrained(tmp_path)
+    assert again.config.judge_layers == (1, 2) and again.fingerprint == model.fingerprint
+    said = again.ask(memory, "Where do I live?", max_new_tokens=4)
+    assert said.ids == answer.ids and [s.write for s in said.sources] == [s.write for s in answer.sources]
+    close(torch.tensor(said.score), torch.tensor(answer.score), room=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"judge_layers": (2, 1)}, {"judge_layers": (99,)}, {"judge_layers": (1,), "looks": 0}, {"judge_hidden": 0}],
+)
+def test_settings_that_cannot_be(wrong: dict[str, Any], tokenizer: Any) -> None:
+    """Each is named."""
+    with pytest.raises(ConfigError, match="judge_"):
+        model_of(tokenizer, **(LOOKING | wrong))
+
+
+def test_layers() -> None:
+    """Three of the upper half, as far as there are so many."""
+    assert layers_of(30) == (15, 21, 27)
+    assert layers_of(2) == (1, 2) and layers_of(1) == (0, 1)
+
+
+def test_it_learns_what_the_states_tell() -> None:
+    """Where one direction of the states tells, and the reader's own word does not."""
+    generator = torch.Generator().manual_seed(0)
+    right = torch.rand(1200, generator=generator) < 0.2
+    states = torch.randn(1200, 2, 16, generator=generator)
+    states[:, 1, 3] += 3.0 * right
+    examples = Examples(
+        states.bfloat16(), torch.randn(1200, generator=generator), right, torch.arange(1200) // 4
+    )  # fmt: skip
+    run = JudgeRun(ReadingRun(model="none", data=(), memory=MemoryConfig.verbatim(**ONE), steps=1))
+    judge, figures = fit(examples, run)
+    assert figures["questions"] == 30 and figures["auc"] > 0.9 > 0.6 > figures["auc_before"]
+    assert 0.8 < figures["first"] <= 1
+    again, _ = fit(examples, run)
+    assert all(torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
+
+
+SMALL = ["questions=24", "spans=3", "epochs=2", "hidden=4", "lessons.queue=3", "lessons.before=1", "lessons.asks=12"]
+
+
+@pytest.fixture
+def reader(base: Path, few: None, tmp_path: Path) -> str:  # noqa: F811
+    """A model whose reading was trained for a step."""
+    changes = [*TINY, "memory.looks=2", "memory.look_at=sentences"]
+    run = reading_run.reading_run(str(base), [tmp_path / "book.txt"], steps=1, changes=changes)
+    done: str = reading_run.launch(run, tmp_path / "reader", quiet=True)["model"]
+    return done
+
+
+def test_from_lessons_to_a_model_with_a_judge(reader: str, tmp_path: Path) -> None:
+    """Stopped and cut short it reads on as if never stopped; the model has it and answers; another run is refused."""
+    run = judge_run(reader, [tmp_path / "book.txt"], SMALL)
+    ends = iter([False, True])
+    stopped = launch(run, tmp_path / "out", quiet=True, stop=lambda: next(ends))
+    assert stopped["model"] is None and 0 < stopped["questions"] < 24
+    for file in sorted((tmp_path / "out").glob("examples-*"))[-1:]:
+        file.write_bytes(file.read_bytes()[:-5])
+    done, whole = (launch(run, tmp_path / name, quiet=True) for name in ("out", "whole"))
+    assert done["questions"] >= 24 and done["figures"] == whole["figures"]
+    for one, other in zip(kept(tmp_path / "out", 0), kept(tmp_path / "whole", 0), strict=True):
+        assert torch.equal(one.states_EJD, other.states_EJD) and torch.equal(one.right_E, other.right_E)
+        assert 0 < int(one.right_E.sum()) < len(one.right_E)
+    model, before = MemoryModel.from_pretrained(done["model"]), MemoryModel.from_pretrained(reader)
+    assert model.judge is not None and model.fingerprint == before.fingerprint
+    memory = model.new_memory()
+    model.memorize(memory, "The spare key is under the blue pot. " * 20)
+    assert model.ask(memory, "Where is the spare key?", max_new_tokens=3).sources
+    with pytest.raises(ConfigError, match="another run"):
+        launch(judge_run(reader, [tmp_path / "book.txt"], [*SMALL, "seed=1"]), tmp_path / "out")
+
+
+def test_what_is_read_is_what_would_be_looked_at(reader: str, tmp_path: Path) -> None:
+    """At most so many spans a question, of which at most two answer; of every one the states and the reader's word."""
+    (tmp_path / "out").mkdir()
+    collector = Collector(judge_run(reader, [tmp_path / "book.txt"], SMALL), tmp_path / "out")
+    examples = collector.step()
+    for number in examples.question_E.unique():
+        own = examples.question_E == number
+        assert 0 < int(own.sum()) <= 3 and int(examples.right_E[own].sum()) <= 2
+    assert examples.states_EJD.shape[1:] == (len(collector.layers), collector.model.attachment.width)
+    assert torch.isfinite(examples.says_E).all()
+
+
+def test_the_command(reader: str, tmp_path: Path) -> None:
+    """It teaches with several processes and says how well; misuse is one line with exit code 2."""
+    usual = ["train", "judge", "--model", reader, "--text", str(tmp_path / "book.txt"), "--out", str(tmp_path / "out")]
+    changes = [part for change in SMALL for part in ("--set", change)]
+    done = command("unused", *usual, *changes, "--processes", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["questions"] >= 24 and MemoryModel.from_pretrained(result["model"]).judge is not None
+    assert "with its judge" in command("unused", *usual, *changes).stderr
+    for wrong in ([*usual, "--set", "questions=0"], [*usual, "--set", "lessons.memory.look_at=writes"], usual[:4]):
+        refused = command("unused", *wrong)
+        assert refused.returncode == 2 and "Traceback" not in refused.stderr
