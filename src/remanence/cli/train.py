@@ -219,8 +219,8 @@ def _how_well(figures: dict[str, Any]) -> str:
     if any(value is None for value in figures.values()):
         return ""
     return (
-        f" On {figures['questions']} questions that it was not taught: a sentence that answers is above one that does not "
-        f"in {100 * figures['auc']:.1f} % of all pairs (by the reader alone: {100 * figures['auc_before']:.1f} %), and "
+        f" On {figures['questions']} questions that it was not taught: a sentence that answers is above one that does "
+        f"not in {100 * figures['auc']:.1f} % of all pairs (by the reader alone: {100 * figures['auc_before']:.1f} %), and "
         f"the best sentence answers {100 * figures['first']:.0f} % of what was told."
     )
 
