@@ -218,10 +218,11 @@ def _how_well(figures: dict[str, Any]) -> str:
     """What a judge was measured with, in words."""
     if any(value is None for value in figures.values()):
         return ""
+    above, before, first = (100 * figures[name] for name in ("auc", "auc_before", "first"))
     return (
         f" On {figures['questions']} questions that it was not taught: a sentence that answers is above one that does "
-        f"not in {100 * figures['auc']:.1f} % of all pairs (by the reader alone: {100 * figures['auc_before']:.1f} %), and "
-        f"the best sentence answers {100 * figures['first']:.0f} % of what was told."
+        f"not in {above:.1f} % of all pairs (by the reader alone {before:.1f}), and the best sentence answers "
+        f"{first:.0f} % of what was told."
     )
 
 
