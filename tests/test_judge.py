@@ -14,7 +14,7 @@ from conftest import close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
 from remanence.core.judge import Judge
-from remanence.core.looking import candidates, look
+from remanence.core.looking import _JUDGED, candidates, look
 from remanence.core.prompts import UNKNOWN
 from remanence.errors import ConfigError
 from remanence.train import reading_run
@@ -60,7 +60,7 @@ def test_it_sees_the_states_in_which_the_reader_is_about_to_speak(tokenizer: Any
         seen = states(model, memory, span, prompt)
         with torch.no_grad():
             odds = model.judge(Judge.features([seen[1], seen[2]]))
-        close(torch.tensor([score]), odds + 0.3 * some.searched[some.spans.index(span)], room=1e-3)
+        close(torch.tensor([score]), odds + _JUDGED[0] * some.searched[some.spans.index(span)], room=1e-3)
     assert begun.cache.get_seq_length() + 1 == begun.mask.shape[1]
     best = read_spans(model, [memory], [[looked.spans[0]]], prompt)[0, -1]
     with torch.no_grad(), model.attachment.hooks():

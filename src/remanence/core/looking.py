@@ -2,8 +2,8 @@
 
 A search knows a write by a few keys, which were made before anybody asked. A reader that has it before it tells much
 better whether it answers. So the best writes, or the best sentences of them (`spans.py`), are read side by side, each
-alone, and compared by how likely the reader is not to say "I don't know."; the question is then answered from the one
-that is most likely to answer it. Where two are about as likely, the newer one is taken: what was told last counts.
+alone, and compared by how likely they are to answer: by a judge (`judge.py`), or without one by how likely the reader
+is not to say "I don't know." The question is then answered from the one that is most likely to answer it. Where two are about as likely, the newer one is taken: what was told last counts.
 
 This is not in the papers. M+ reads all it retrieves together (`looks = 0`), and leaves the choice to attention, which a
 small model is bad at.
@@ -27,8 +27,8 @@ from .read import Reader, Source, StoredVectors, source
 from .search import Found
 from .spans import Span, pairs, sentences
 
-# Weight of the search's score beside the reader's odds; how far below the best one a newer one may be to be taken.
-_OF_WRITES, _OF_SENTENCES = (0.4, 2.0), (0.3, 0.5)
+# Weight of the search's score beside the odds; how far below the best one a newer one may be to be taken.
+_OF_WRITES, _OF_SENTENCES, _JUDGED = (0.4, 2.0), (0.3, 0.5), (0.1, 0.5)
 _TOGETHER = 3  # sentences that a first look reads together
 _GROUPS = 2  # of these groups, the best whose sentences are then looked at by themselves
 _SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
@@ -141,7 +141,8 @@ def look(
         kept = [i for group in odds.topk(min(_GROUPS, looks)).indices.tolist() for i in groups[group]]
         some = Candidates([some.spans[i] for i in kept], some.searched[kept])
     read = _Read(model, memory, prompt, [[span] for span in some.spans], unknown)
-    weight, margin = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
+    of_reader = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
+    weight, margin = of_reader if model.judge is None else _JUDGED
     scores = read.odds + weight * some.searched - model.config.doubt
     looked = ranked(scores.tolist(), some.spans, read.ignorant.tolist(), model.config.K, margin)
     return looked, read.begun(some.spans.index(looked.spans[0]))
