@@ -3,7 +3,8 @@
 A search knows a write by a few keys, which were made before anybody asked. A reader that has it before it tells much
 better whether it answers. So the best writes, or the best sentences of them (`spans.py`), are read side by side, each
 alone, and compared by how likely they are to answer: by a judge (`judge.py`), or without one by how likely the reader
-is not to say "I don't know." The question is then answered from the one that is most likely to answer it. Where two are about as likely, the newer one is taken: what was told last counts.
+is not to say "I don't know." The question is then answered from the one that is most likely to answer it. Where two are
+about as likely, the newer one is taken: what was told last counts.
 
 This is not in the papers. M+ reads all it retrieves together (`looks = 0`), and leaves the choice to attention, which a
 small model is bad at.
