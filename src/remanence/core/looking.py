@@ -30,6 +30,7 @@ from .spans import Span, pairs, sentences
 
 # Weight of the search's score beside the odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES, _JUDGED = (0.4, 2.0), (0.3, 0.5), (0.1, 0.5)
+_SAID = 0.3, 6.0  # weight of the reader's own word beside the judge's, and its most
 _TOGETHER = 3  # sentences that a first look reads together
 _GROUPS = 2  # of these groups, the best whose sentences are then looked at by themselves
 _SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
@@ -48,9 +49,9 @@ class Candidates:
 class Looked:
     """What looking at spans gave, best first.
 
-    spans: what was looked at. scores: of each, above zero if it is taken for one that answers: the logarithm of the
-    odds that it answers, and a part of how well the search found it, less `doubt`. likely: how likely the reader is to
-    begin with "I don't know." K: vectors a write.
+    spans: what was looked at; an empty one is what waits in the window. scores: of each, above zero if it is taken for
+    one that answers: the logarithm of the odds that it answers, and a part of how well the search found it, less
+    `doubt`. likely: how likely the reader is to begin with "I don't know." K: vectors a write.
     """
 
     spans: list[Span]
@@ -73,7 +74,8 @@ class Looked:
         pooled = set((memory.pool_rows_Ln // self.K).flatten().tolist())
         best = dict[int, float]()
         for span, score in zip(self.spans, self.scores, strict=True):
-            best.setdefault(span.write(self.K), score)
+            if span.end > span.first:
+                best.setdefault(span.write(self.K), score)
         return [source(memory, write, score, memory.layers, write in pooled) for write, score in best.items()]
 
 
@@ -119,41 +121,60 @@ def candidates(model: Reader, memory: Memory, found: Found, chosen: int | None =
 
 @torch.no_grad()
 def look(
-    model: Reader, memory: Memory, prompt: Sequence[int], some: Candidates, unknown: Sequence[int]
+    model: Reader,
+    memory: Memory,
+    waiting: Sequence[int],
+    asked: Sequence[int],
+    some: Candidates,
+    unknown: Sequence[int],
 ) -> tuple[Looked, Begun]:
-    """Read a prompt with each of some spans, inside `attachment.hooks()` and with the adapter for reading.
+    """Read a question with each of some spans, inside `attachment.hooks()` and with the adapter for reading.
 
     Of more spans than there are `looks`, several are read together first; then those of the best of these groups alone.
+    What waits in the window is looked at too, as text before the question, and counts as newer than all of them.
 
     Args:
         model: reads.
-        memory: holds them.
-        prompt: tokens.
-        some: spans; at least one.
+        memory: holds the spans.
+        waiting: tokens in the window; or none.
+        asked: tokens of the question.
+        some: spans; at least one if nothing waits.
         unknown: the tokens of "I don't know."
 
     Returns:
-        What it gave, and the prompt as it was read with the best of the spans.
+        What it gave, and the question as it was read with the best of it.
     """
     looks, count = model.config.looks, len(some.spans)
     if count > looks:
         groups = [list(range(count))[i::looks] for i in range(looks)]
-        odds = _Read(model, memory, prompt, [[some.spans[i] for i in group] for group in groups], unknown).odds
+        odds = _Read(model, memory, asked, [[some.spans[i] for i in group] for group in groups], unknown).odds
         kept = [i for group in odds.topk(min(_GROUPS, looks)).indices.tolist() for i in groups[group]]
         some = Candidates([some.spans[i] for i in kept], some.searched[kept])
-    read = _Read(model, memory, prompt, [[span] for span in some.spans], unknown)
     of_reader = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
     weight, margin = of_reader if model.judge is None else _JUDGED
-    scores = read.odds + weight * some.searched - model.config.doubt
-    looked = ranked(scores.tolist(), some.spans, read.ignorant.tolist(), model.config.K, margin)
-    return looked, read.begun(some.spans.index(looked.spans[0]))
+    reads, spans, scores, likely = list[_Read](), list(some.spans), list[float](), list[float]()
+    if some.spans:
+        reads.append(_Read(model, memory, asked, [[span] for span in some.spans], unknown))
+        scores += (reads[0].odds + weight * some.searched).tolist()
+        likely += reads[0].ignorant.tolist()
+    if waiting:
+        reads.append(_Read(model, memory, [*waiting, *asked], [[]], unknown))
+        end = memory.write_count * model.config.K
+        spans.append(Span(end, end))
+        scores += reads[-1].odds.tolist()
+        likely += reads[-1].ignorant.tolist()
+    doubt, K = model.config.doubt, model.config.K
+    looked = ranked([score - doubt for score in scores], spans, likely, K, margin)
+    best = spans.index(looked.spans[0])
+    return looked, reads[0].begun(best) if best < len(some.spans) else reads[-1].begun(0)
 
 
 class _Read:
     """A prompt that was read once for each of some groups of spans.
 
-    odds: the logarithm of the odds that a group answers [C], as the judge tells; without one, that the reader does not
-    say "I don't know." ignorant: how likely the reader is to begin with it [C].
+    odds: the logarithm of the odds that the reader does not say "I don't know."; with a judge, of those that a group
+    answers, and a part of the reader's [C]. ignorant: how likely the reader is to say it; with a judge, to begin with it
+    [C].
     """
 
     def __init__(
@@ -181,7 +202,8 @@ class _Read:
         self.odds = torch.log((1 - self.ignorant) / self.ignorant)
         if judge is not None:
             states = [read.hidden_states[layer][:, -1].to(device) for layer in model.config.judge_layers]
-            self.odds = judge(judge.features(states)).cpu()
+            weight, most = _SAID
+            self.odds = judge(judge.features(states)).cpu() + weight * self.odds.clamp(-most, most)
         self._behind, self._columns = len(behind) + 1, slots.length + len(prompt)
 
     def begun(self, row: int) -> Begun:

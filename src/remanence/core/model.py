@@ -332,7 +332,7 @@ class MemoryDecoder(Writer):
             answers[row] = self.answer_alone(questions[row], histories[row], max_new_tokens=max_new_tokens, **options)
         rest = [r for r in rows if r not in answers]
         if rest and found is not None and self.config.looks:
-            answers |= self._answer_looking(memories, prompts, found, rest, force, max_new_tokens, options)
+            answers |= self._answer_looking(memories, prompts, asks, found, rest, force, max_new_tokens, options)
         elif rest:
             out, read = self.generate(
                 [memories[r] for r in rest],
@@ -354,35 +354,43 @@ class MemoryDecoder(Writer):
         self,
         memories: Sequence[Memory],
         prompts: Sequence[list[int]],
+        asks: Sequence[int],
         found: Sequence[Found],
         rows: Sequence[int],
         force: Sequence[int | None],
         max_new_tokens: int,
         options: dict[str, Any],
     ) -> dict[int, Answer]:
-        """Answers of those rows, each from the span that is most likely to answer it (`looking.py`)."""
-        unknown, looked, begun = self.encode(UNKNOWN), list[Looked](), list[Begun]()
+        """Answers of those rows, each from the span that is most likely to answer it, or what waits (`looking.py`).
+
+        asks: how many of each prompt's last tokens are the question; what waits in the window is before them.
+        """
+        unknown, looked, begun, read_last = self.encode(UNKNOWN), list[Looked](), list[Begun](), list[list[int]]()
         with self.attachment.hooks(), self.adapter("read"):
             for row in rows:
-                memory, chosen = memories[row], force[row]
+                memory, chosen, prompt = memories[row], force[row], prompts[row]
                 self.check(memory)
                 some = candidates(self, memory, found[row], chosen)
-                if some.spans:
-                    one, read_once = look(self, memory, prompts[row], some, unknown)
-                    looked.append(one)
+                waits, asked = prompt[: -asks[row]], prompt[-asks[row] :]
+                if chosen is not None:
+                    waits = []
+                if some.spans or waits:
+                    one, read_once = look(self, memory, waits, asked, some, unknown)
                     begun.append(read_once)
                 else:
-                    looked.append(Looked([], [], [], self.config.K))
+                    one = Looked([], [], [], self.config.K)
+                looked.append(one)
+                read_last.append(prompt if one.best is not None and not one.best.writes(self.config.K) else asked)
         # One question that was read with its write already goes on from there.
         alone = len(rows) == len(begun) == 1 and options.get("num_beams", 1) == 1
-        verdict = Verdict(looked, unknown, 1 if alone else max(len(prompts[r]) for r in rows))
+        verdict = Verdict(looked, unknown, 1 if alone else max(map(len, read_last)))
         options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", ()), verdict])
         options["max_new_tokens"] = max_new_tokens
         if alone:
-            out = self._go_on(begun[0], prompts[rows[0]][-1], options)
+            out = self._go_on(begun[0], read_last[0][-1], options)
         else:
-            best = [() if one.best is None else (one.best,) for one in looked]
-            out, _ = self.generate([memories[r] for r in rows], [prompts[r] for r in rows], spans=best, **options)
+            best = [() if one.best is None or not one.best.writes(self.config.K) else (one.best,) for one in looked]
+            out, _ = self.generate([memories[r] for r in rows], read_last, spans=best, **options)
         answers = {}
         for row, one, ids in zip(rows, looked, out.tolist(), strict=True):
             memory = memories[row]

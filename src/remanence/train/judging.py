@@ -4,6 +4,8 @@ Nothing else changes, so everything is read once: lessons are written and asked 
 looked at in use is read, each by itself, and the states in which the reader is about to answer are kept in files
 ("examples-0-0001.safetensors"). On them the judge is then fitted, in a minute. An interrupted run goes on from these.
 
+What waits in the window is looked at too, in use: so parts of lessons are also read as text before the question.
+
 Two losses are added. One asks of each span whether it answers; one which of a question's spans does, or none.
 
 Legend:  E examples, each a question with one span   J layers that the judge sees   D hidden size
@@ -16,7 +18,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,11 @@ from .settings import ReadingRun, changed
 from .turns import Past, Turn
 from .written import LessonSlots, pick_spans
 
-_SHARES = {"everyday": 0.14, "messages": 0.58, "made_up": 0.0, "passages": 0.2, "story": 0.03, "prose": 0.05}
+_SHARES = {"everyday": 0.27, "messages": 0.45, "made_up": 0.0, "passages": 0.18, "story": 0.03, "prose": 0.07}
 _LESSONS = ("streams=1", "queue=40", "before=12", "chat=0", "waiting=0", "told=0", "withheld=0.25", "lr_search=0.0")
 _SECOND = 0.3  # how often two spans that answer are read
+_WAITING = 0.5  # how often text before the question, as it waits in the window, is looked at too
+_TRIES = 8  # places for it
 _HELD = 10  # every so many questions one is left for measuring
 _AT_ONCE = 32  # questions of a step of fitting
 _LISTWISE = 0.5  # weight of the loss that compares the spans of a question
@@ -64,7 +68,7 @@ class JudgeRun:
 
     lessons: ReadingRun
     shares: dict[str, float] = field(default_factory=lambda: dict(_SHARES))
-    questions: int = 4000
+    questions: int = 2000
     spans: int = 6
     layers: tuple[int, ...] = ()
     hidden: int = 64
@@ -162,7 +166,7 @@ class Collector:
         trainer.bank.add(trainer.streams(step))
         turns = [turn for turn in trainer.draw(rng) if turn.kind != "chat" and not turn.seen]
         past = Past.draw(turns, trainer.bank, rng, generator, pooled=1, older=self.run.lessons.older)
-        read = list[Examples]()
+        numbered = list[list[Examples]]()
         with self.model.adapter("read"):
             searched = search_scores(self.model, trainer.bank, turns)
             words = trainer.bank.words().cpu()
@@ -176,8 +180,13 @@ class Collector:
                 right = right[: 1 + int(rng.random() < _SECOND)]
                 most = self.run.spans - len(right)
                 others = wrong[: most - 1] + rng.sample(wrong[most - 1 :], min(1, len(wrong[most - 1 :])))
-                if right or others:
-                    read.append(self._read(turn, [*right, *others], len(right), len(read)))
+                number = len(numbered)
+                some = [self._read(turn.prompt, [*right, *others], len(right), number)] if right or others else []
+                if rng.random() < _WAITING:
+                    for text, answers in self._texts(turn, right[:1], rng):
+                        some.append(self._read(text + turn.prompt, [None], int(answers), number))
+                numbered += [some] if some else []
+        read = [one for some in numbered for one in some]
         if not read:
             raise ConfigError("the lessons ask nothing that was written to memory; give --lessons with questions.")
         trainer.step = step + 1
@@ -191,13 +200,31 @@ class Collector:
         write_whole(_path(self.folder, self.rank, step), lambda path: save_file(parts, path))
         return examples
 
-    def _read(self, turn: Turn, spans: Sequence[Span], right: int, number: int) -> Examples:
-        """The states behind a question, with each span."""
-        attachment, ids = self.model.attachment, [turn.prompt] * len(spans)
+    def _texts(self, turn: Turn, right: Sequence[Span], rng: random.Random) -> Iterator[tuple[list[int], bool]]:
+        """Parts of the turn's lesson as they may wait in the window, and whether they answer: one that does, if any."""
+        stream, size = self.trainer.bank.streams[turn.stream], self.model.config.chunk_tokens
+        ids, first = [token for chunk in stream.chunks for token in chunk], stream.first * size
+        for span in right:
+            length = rng.randint(min(span.end - span.first, size - 1), size - 1)
+            begin = rng.randint(max(0, span.end - first - length), span.first - first)
+            yield ids[begin : begin + length], True
+        asked, banned = turn.asked, set[int]()
+        if asked is not None and asked.token is not None:
+            banned = {asked.token, *asked.older_tokens}
+        for _ in range(_TRIES):
+            length = rng.randint(4, size - 1)
+            begin = rng.randrange(max(1, len(ids) - length))
+            if banned.isdisjoint(range(begin, begin + length + size)):  # what answers may go on behind it
+                yield ids[begin : begin + length], False
+                return
+
+    def _read(self, prompt: list[int], spans: Sequence[Span | None], right: int, number: int) -> Examples:
+        """The states behind a prompt, with each span or nothing; the first ones answer it."""
+        attachment = self.model.attachment
         with attachment.hooks():
-            slots = LessonSlots(self.trainer.bank, pick_spans([[span] for span in spans]))
+            slots = LessonSlots(self.trainer.bank, pick_spans([[] if span is None else [span] for span in spans]))
             cache = MemoryCache(slots, len(attachment.layers))
-            tokens = torch.tensor(ids, device=attachment.device)
+            tokens = torch.tensor([prompt] * len(spans), device=attachment.device)
             read = attachment.decoder(tokens, past_key_values=cache, use_cache=True, output_hidden_states=True)
         logits = attachment.logits(read.last_hidden_state[:, -1]).float().log_softmax(-1)
         ignorant = logits[:, self._unknown].exp().clamp(_SURE, 1 - _SURE).cpu()
