@@ -14,7 +14,7 @@ from conftest import close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
 from remanence.core.judge import Judge
-from remanence.core.looking import _JUDGED, candidates, look
+from remanence.core.looking import _JUDGED, _SAID, candidates, look
 from remanence.core.prompts import UNKNOWN
 from remanence.errors import ConfigError
 from remanence.train import reading_run
@@ -55,12 +55,15 @@ def test_it_sees_the_states_in_which_the_reader_is_about_to_speak(tokenizer: Any
     some = candidates(model, memory, found)
     some = type(some)(some.spans[:3], some.searched[:3])
     with model.attachment.hooks():
-        looked, begun = look(model, memory, prompt, some, model.encode(UNKNOWN))
+        looked, begun = look(model, memory, [], prompt, some, model.encode(UNKNOWN))
     for span, score in zip(looked.spans, looked.scores, strict=True):
         seen = states(model, memory, span, prompt)
         with torch.no_grad():
             odds = model.judge(Judge.features([seen[1], seen[2]]))
-        close(torch.tensor([score]), odds + _JUDGED[0] * some.searched[some.spans.index(span)], room=1e-3)
+            says = float(model.base.lm_head(seen[-1])[0].softmax(-1)[model.encode(UNKNOWN)[0]])
+        word = torch.log(torch.tensor((1 - says) / max(says, 1e-6))).clamp(-_SAID[1], _SAID[1])
+        expected = odds + _SAID[0] * word + _JUDGED[0] * some.searched[some.spans.index(span)]
+        close(torch.tensor([score]), expected, room=1e-3)
     assert begun.cache.get_seq_length() + 1 == begun.mask.shape[1]
     best = read_spans(model, [memory], [[looked.spans[0]]], prompt)[0, -1]
     with torch.no_grad(), model.attachment.hooks():
@@ -84,6 +87,46 @@ def test_its_word_decides(tokenizer: Any) -> None:
             model.judge.odds.bias.fill_(odds)
             answer = model.ask(memory, "Where do I live?", max_new_tokens=len(UNKNOWN))
             assert (answer.text == UNKNOWN) == unknown == (answer.score < 0)
+
+
+def test_what_waits_is_looked_at_by_itself(tokenizer: Any) -> None:
+    """As text before the question, with nothing remembered; a span is read without it."""
+    model, prompt, rest = judged(tokenizer), random_ids(5, 1), random_ids(4, 2)
+    memory, unknown = told_texts(model, TEXTS), model.encode(UNKNOWN)
+    some = candidates(model, memory, model.search([memory], [prompt])[0])
+    some = type(some)(some.spans[:3], some.searched[:3])
+    nothing = type(some)([], torch.zeros(0))
+    with model.attachment.hooks():
+        both, _ = look(model, memory, rest, prompt, some, unknown)
+        spans, _ = look(model, memory, [], prompt, some, unknown)
+        waits, begun = look(model, memory, rest, prompt, nothing, unknown)
+    scores = dict(zip(both.spans, both.scores, strict=True))
+    [window] = waits.spans
+    assert window.first == window.end == memory.write_count * model.config.K
+    expected = dict(zip([*spans.spans, window], [*spans.scores, *waits.scores], strict=True))
+    assert scores.keys() == expected.keys()
+    close(torch.tensor([scores[span] for span in expected]), torch.tensor(list(expected.values())), room=1e-3)
+    assert both.sources(memory) and not waits.sources(memory)
+    assert begun.mask.shape[1] == 1 + len(rest) + len(prompt)
+
+
+def test_it_answers_from_what_waits(tokenizer: Any) -> None:
+    """Where the judge likes that best; alone and beside a question that is answered from a span."""
+    model = judged(tokenizer)
+    with torch.no_grad():
+        model.judge.odds.weight.zero_()
+        model.judge.odds.bias.fill_(9.0)  # all are about as likely: the newest counts, which is what waits
+    waits, told = told_texts(model, ("Tea?",)), told_texts(model, TEXTS)
+    told.pending = []
+    answers = model.ask_batch([waits, told], ["What?", "Where do I live?"], max_new_tokens=4)
+    assert waits.pending and not waits.write_count
+    assert answers[0].read[0] == set() and answers[0].sources[0].where == "window"
+    assert answers[1].read[0]
+    alone = [
+        model.ask(memory, question, max_new_tokens=4)
+        for memory, question in ((waits, "What?"), (told, "Where do I live?"))
+    ]
+    assert [answer.ids for answer in alone] == [answer.ids for answer in answers]
 
 
 def test_it_is_saved_and_changes_no_memory(tokenizer: Any, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_looking_is_reading_each_and_asking_whether_it_answers(tokenizer: Any) -
     writes = [span.write(CHUNK) for span in some.spans]
     assert len(writes) == 4 and found.scores[writes].min() >= found.scores.topk(4).values.min()
     with model.attachment.hooks():
-        looked, begun = look(model, memory, prompt, some, unknown)
+        looked, begun = look(model, memory, [], prompt, some, unknown)
     assert begun.cache.get_seq_length() + 1 == begun.mask.shape[1]
     for span, score in zip(looked.spans, looked.scores, strict=True):
         write = span.write(CHUNK)
@@ -138,7 +138,7 @@ def test_answers_come_from_one_write(family: str, tokenizer: Any) -> None:
         assert all(0 <= write < memory.write_count for write in looked)
         assert ("window" in [source.where for source in answer.sources]) == bool(memory.pending)
         expected = {looked[0], max(0, looked[0] - 1)} if looked else set()
-        assert answer.read == [expected] * memory.layers
+        assert answer.read == [expected] * memory.layers or (memory.pending and answer.read == [set()] * memory.layers)
     assert together[0].sources[0].where in ("long-term", "short-term") and together[0].sources[0].text
     [forced] = model.ask_batch(memories[:1], asked[:1], force=[2], max_new_tokens=4)
     assert [source.write for source in forced.sources] == [2]

@@ -133,8 +133,8 @@ def test_of_many_spans_some_are_read_together_first(looks: int, left: int, token
     spans = sentences(memory, writes, model.tokenizer, found.question, 12)[0]
     assert len(spans) == 12
     with model.attachment.hooks():
-        looked, begun = look(model, memory, prompt, Candidates(spans, torch.zeros(12)), unknown)
-        alone = [look(model, memory, prompt, Candidates([s], torch.zeros(1)), unknown)[0].likely[0] for s in spans]
+        looked, begun = look(model, memory, [], prompt, Candidates(spans, torch.zeros(12)), unknown)
+        alone = [look(model, memory, [], prompt, Candidates([s], torch.zeros(1)), unknown)[0].likely[0] for s in spans]
     assert len(looked.spans) == left and set(looked.spans) <= set(spans)
     close(torch.tensor(looked.likely), torch.tensor([alone[spans.index(span)] for span in looked.spans]), room=1e-4)
     groups = [{spans.index(span) for span in looked.spans if spans.index(span) % looks == i} for i in range(looks)]

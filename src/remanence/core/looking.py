@@ -173,8 +173,8 @@ class _Read:
     """A prompt that was read once for each of some groups of spans.
 
     odds: the logarithm of the odds that the reader does not say "I don't know."; with a judge, of those that a group
-    answers, and a part of the reader's [C]. ignorant: how likely the reader is to say it; with a judge, to begin with it
-    [C].
+    answers, and a part of the reader's [C]. ignorant: how likely the reader is to say it [C]; with a judge, to begin
+    with it.
     """
 
     def __init__(
