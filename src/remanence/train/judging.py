@@ -45,7 +45,7 @@ from .settings import ReadingRun, changed
 from .turns import Past, Turn
 from .written import LessonSlots, pick_spans
 
-_SHARES = {"everyday": 0.27, "messages": 0.45, "made_up": 0.0, "passages": 0.18, "story": 0.03, "prose": 0.07}
+_SHARES = {"everyday": 0.14, "messages": 0.58, "made_up": 0.0, "passages": 0.2, "story": 0.03, "prose": 0.05}
 _LESSONS = ("streams=1", "queue=40", "before=12", "chat=0", "waiting=0", "told=0", "withheld=0.25", "lr_search=0.0")
 _SECOND = 0.3  # how often two spans that answer are read
 _WAITING = 0.5  # how often text before the question, as it waits in the window, is looked at too
@@ -68,7 +68,7 @@ class JudgeRun:
 
     lessons: ReadingRun
     shares: dict[str, float] = field(default_factory=lambda: dict(_SHARES))
-    questions: int = 2000
+    questions: int = 4000
     spans: int = 6
     layers: tuple[int, ...] = ()
     hidden: int = 64
