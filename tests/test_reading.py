@@ -26,7 +26,7 @@ from remanence.config import MemoryConfig
 from remanence.core.memory import Memory, Write
 from remanence.core.prompts import UNKNOWN
 from remanence.errors import ConfigError, InputError
-from remanence.facts.everyday import Topic, ask, lines, tell, topics
+from remanence.facts.everyday import Topic, ask, lines, messages, tell, topics
 from remanence.train import reading, reading_run
 from remanence.train.asking import PROMPT, Asking, without_preamble
 from remanence.train.lessons import SHARES, Ask, Lesson, Lessons, Material, Passage, read_material
@@ -151,9 +151,36 @@ def test_what_people_write_is_there() -> None:
         "study",
         "tastes",
     }
-    own = relations | {"things", "work", "general", "statements", "personal_unknown"}
+    own = relations | {"things", "work", "general", "statements", "personal_unknown", "messages"}
     assert {path.stem for path in folder.iterdir()} == own
     assert len(topics()) > 500
+
+
+def test_messages_hold_their_answers_and_nothing_that_is_measured_with() -> None:
+    """Each once, with questions; none of what the persons of the figures say or are asked."""
+    wrote = [message for own in messages().values() for message in own]
+    assert len(wrote) > 4000 and len({message.text for message in wrote}) == len(wrote) and len(messages()) > 60
+    for message in wrote:
+        assert message.text[message.end + 1 - len(message.answer) : message.end + 1] == message.answer
+        assert message.asked and message.near and not set(message.asked) & set(message.near)
+    held = json.loads((Path(reading.__file__).parents[1] / "arena" / "data" / "persons.json").read_text("utf-8"))
+    told = {fact[part].lower() for person in held for fact in person["facts"] for part in ("told", "asked")}
+    told |= {question.lower() for person in held for question in person["never_told"]}
+    for message in wrote:
+        assert told.isdisjoint({text.lower() for text in (message.text, *message.asked, *message.near)}), message
+
+
+def test_questions_about_messages_are_put_to_no_other_facts(tokenizer: Any) -> None:
+    """Who knows what else a message tells: other lessons of facts are left out; texts stay, and are asked with all."""
+    model = model_of(tokenizer)
+    bank = Bank(model, steps=1, streams=4, chunks=2)
+    keys = ({"m|a|x": {0}}, {"self||home/pet_name": {1}}, {"p|Towers|1": {0}}, {"m|b|y": {0}})
+    bank.add([Stream([random_ids(CHUNK, seed) for seed in (i, 9 + i)], [], [], says) for i, says in enumerate(keys)])
+    for stream, key, left_out in (
+        (0, "m|a|x", {2, 3, 6, 7}), (1, "self||home/pet_name", {0, 1, 6, 7}), (2, "p|Towers|1", set())
+    ):  # fmt: skip
+        turn = replace(turn_of([1]), stream=stream, asked=Asked(Ask("?", "!", key, 3), 0))
+        assert forbidden(turn, bank) == left_out
 
 
 # Lessons --------------------------------------------------------------------------------------------------------------
@@ -188,15 +215,15 @@ def test_lessons_say_where_their_answers_are(kind: str) -> None:
                 assert lesson.says[asked.key] == [*asked.older, asked.at]
             assert all(at < asked.at for at in asked.older)
             older += bool(asked.older)
-    told = kind in ("everyday", "made_up")
-    assert (unknown > 10) == told and (older > 10) == told
+    assert (unknown > 10) == (kind in ("everyday", "messages", "made_up"))
+    assert (older > 10) == (kind in ("everyday", "made_up"))
 
 
 def test_the_same_seed_draws_the_same_lesson_and_all_kinds_are_drawn() -> None:
     """Kinds without material are left out."""
     lessons = Lessons(material())
     assert lessons.draw(random.Random(4)) == lessons.draw(random.Random(4))
-    for whole, kinds in ((material(), 5), (Material(prose=[PROSE]), 3)):
+    for whole, kinds in ((material(), 6), (Material(prose=[PROSE]), 4)):
         names = {kind: lambda self, rng, kind=kind: kind for kind in SHARES}
         with mock.patch.multiple(Lessons, **names):
             drawn = Counter(Lessons(whole).draw(random.Random(seed)) for seed in range(300))
