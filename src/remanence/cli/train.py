@@ -17,6 +17,13 @@ from .stopping import Stopped, stoppable
 
 app = typer.Typer(help="Train the built-in model, or give any decoder an M+ memory.", no_args_is_help=True)
 
+LessonFiles = Annotated[
+    list[Path] | None, typer.Option(help="A .jsonl file of passages or stories with questions. May be repeated.")
+]
+TextFiles = Annotated[
+    list[Path] | None, typer.Option(help="A .jsonl file of texts or dialogues, or a .txt file. May be repeated.")
+]
+
 
 @app.command("builtin")
 def train_builtin(
@@ -122,13 +129,8 @@ _stage_command(
 @app.command("reading")
 def train_reading(
     model: Annotated[str, typer.Option(help="Folder or hub id of a decoder, or of a model whose reading was trained.")],
-    lessons: Annotated[
-        list[Path] | None,
-        typer.Option(help="A .jsonl file of passages or stories with questions. May be repeated."),
-    ] = None,
-    text: Annotated[
-        list[Path] | None, typer.Option(help="A .jsonl file of texts or dialogues, or a .txt file. May be repeated.")
-    ] = None,
+    lessons: LessonFiles = None,
+    text: TextFiles = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoint, log and the model.")] = Path("runs/reading"),
     hours: Annotated[
         float | None, typer.Option(help="How long to train, without the time before the first step.")
@@ -172,13 +174,8 @@ def train_reading(
 @app.command("judge")
 def train_judge(
     model: Annotated[str, typer.Option(help="Folder or hub id of a model whose reading was trained, or smollm2.")],
-    lessons: Annotated[
-        list[Path] | None,
-        typer.Option(help="A .jsonl file of passages or stories with questions. May be repeated."),
-    ] = None,
-    text: Annotated[
-        list[Path] | None, typer.Option(help="A .jsonl file of texts or dialogues, or a .txt file. May be repeated.")
-    ] = None,
+    lessons: LessonFiles = None,
+    text: TextFiles = None,
     out: Annotated[Path, typer.Option(help="Folder for what was read, and the model.")] = Path("runs/judge"),
     processes: Annotated[int, typer.Option(min=1, help="Processes that share the reading.")] = 1,
     changes: Changes = None,
