@@ -211,13 +211,13 @@ def test_from_lessons_to_a_model_with_a_judge(reader: str, tmp_path: Path) -> No
 
 
 def test_what_is_read_is_what_would_be_looked_at(reader: str, tmp_path: Path) -> None:
-    """At most so many spans a question, of which at most two answer; of every one the states and the reader's word."""
+    """At most so many spans a question, of which at most two answer, and two texts that wait, of which one may."""
     (tmp_path / "out").mkdir()
     collector = Collector(judge_run(reader, [tmp_path / "book.txt"], SMALL), tmp_path / "out")
     examples = collector.step()
     for number in examples.question_E.unique():
         own = examples.question_E == number
-        assert 0 < int(own.sum()) <= 3 and int(examples.right_E[own].sum()) <= 2
+        assert 0 < int(own.sum()) <= 3 + 2 and int(examples.right_E[own].sum()) <= 2 + 1
     assert examples.states_EJD.shape[1:] == (len(collector.layers), collector.model.attachment.width)
     assert torch.isfinite(examples.says_E).all()
 

@@ -205,7 +205,9 @@ class Collector:
         stream, size = self.trainer.bank.streams[turn.stream], self.model.config.chunk_tokens
         ids, first = [token for chunk in stream.chunks for token in chunk], stream.first * size
         for span in right:
-            length = rng.randint(min(span.end - span.first, size - 1), size - 1)
+            if span.end - span.first >= size:
+                continue
+            length = rng.randint(span.end - span.first, size - 1)
             begin = rng.randint(max(0, span.end - first - length), span.first - first)
             yield ids[begin : begin + length], True
         asked, banned = turn.asked, set[int]()
