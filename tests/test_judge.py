@@ -138,6 +138,8 @@ def test_it_is_saved_and_changes_no_memory(tokenizer: Any, tmp_path: Path) -> No
     model.save_pretrained(tmp_path)
     again = MemoryModel.from_pretrained(tmp_path)
     assert again.config.judge_layers == (1, 2) and again.fingerprint == model.fingerprint
+    without = MemoryModel.from_pretrained(tmp_path, memory=plain.config)
+    assert without.judge is None and without.fingerprint == model.fingerprint
     said = again.ask(memory, "Where do I live?", max_new_tokens=4)
     assert said.ids == answer.ids and [s.write for s in said.sources] == [s.write for s in answer.sources]
     close(torch.tensor(said.score), torch.tensor(answer.score), room=1e-3)

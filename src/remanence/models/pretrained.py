@@ -253,6 +253,8 @@ class MemoryModel(MemoryDecoder):
         own = load_file(folder / WEIGHTS)
         if config.retriever == "attention":  # the trained one, if any, is left aside
             own = {k: v for k, v in own.items() if not k.startswith("retriever.")}
+        if not config.judge_layers:  # other settings than it was saved with
+            own = {k: v for k, v in own.items() if not k.startswith("judge.")}
         known = self.state_dict()
         missing = sorted(k for k in known.keys() - own.keys() if not k.startswith("base.") or "lora_" in k)
         unexpected = sorted(own.keys() - known.keys())
