@@ -241,8 +241,7 @@ class MemoryConfig:
     def _check_search(self) -> None:
         """Check the settings of one search for all layers, and of kept keys and values."""
         one = self.score_layers == "one"
-        rising = all(a < b for a, b in zip((-1, *self.search_layers), self.search_layers, strict=False))
-        if not rising or one != bool(self.search_layers):
+        if not _rising(self.search_layers) or one != bool(self.search_layers):
             raise ConfigError(
                 f"search_layers = {list(self.search_layers)} does not go with score_layers = {self.score_layers!r}; "
                 'give "one" rising numbers of layers, and none otherwise.'
@@ -257,8 +256,7 @@ class MemoryConfig:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
         if self.looks and not (one and self.long_term and self.start):
             raise ConfigError('looks needs score_layers = "one", long_term = True and start = True; use 0.')
-        rising = all(a < b for a, b in zip((-1, *self.judge_layers), self.judge_layers, strict=False))
-        if not rising or (self.judge_layers and not self.looks):
+        if not _rising(self.judge_layers) or (self.judge_layers and not self.looks):
             raise ConfigError(
                 f"judge_layers = {list(self.judge_layers)} need looks, and are rising numbers of layers; use none."
             )
@@ -363,3 +361,8 @@ class MemoryConfig:
                 hint = f"; did you mean {close[0]!r}?" if close else "."
                 raise ConfigError(f"unknown memory setting {name!r}{hint}")
         return cls(**values)
+
+
+def _rising(layers: tuple[int, ...]) -> bool:
+    """Whether these are numbers of layers, each above the one before."""
+    return all(a < b for a, b in zip((-1, *layers), layers, strict=False))

@@ -365,7 +365,8 @@ class MemoryDecoder(Writer):
 
         asks: how many of each prompt's last tokens are the question; what waits in the window is before them.
         """
-        unknown, looked, begun, read_last = self.encode(UNKNOWN), list[Looked](), list[Begun](), list[list[int]]()
+        unknown, looked, begun = self.encode(UNKNOWN), list[Looked](), list[Begun]()
+        best, read_last = list[tuple[Span, ...]](), list[list[int]]()  # the span that is answered from; and the prompt
         with self.attachment.hooks(), self.adapter("read"):
             for row in rows:
                 memory, chosen, prompt = memories[row], force[row], prompts[row]
@@ -380,7 +381,8 @@ class MemoryDecoder(Writer):
                 else:
                     one = Looked([], [], [], self.config.K)
                 looked.append(one)
-                read_last.append(prompt if one.best is not None and not one.best.writes(self.config.K) else asked)
+                best.append((one.best,) if one.best is not None and one.best.writes(self.config.K) else ())
+                read_last.append(asked if best[-1] else prompt)
         # One question that was read with its write already goes on from there.
         alone = len(rows) == len(begun) == 1 and options.get("num_beams", 1) == 1
         verdict = Verdict(looked, unknown, 1 if alone else max(map(len, read_last)))
@@ -389,12 +391,11 @@ class MemoryDecoder(Writer):
         if alone:
             out = self._go_on(begun[0], read_last[0][-1], options)
         else:
-            best = [() if one.best is None or not one.best.writes(self.config.K) else (one.best,) for one in looked]
             out, _ = self.generate([memories[r] for r in rows], read_last, spans=best, **options)
         answers = {}
-        for row, one, ids in zip(rows, looked, out.tolist(), strict=True):
+        for row, one, spans, ids in zip(rows, looked, best, out.tolist(), strict=True):
             memory = memories[row]
-            read = set() if one.best is None else set(one.best.writes(self.config.K))
+            read = {write for span in spans for write in span.writes(self.config.K)}
             sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)
             answers[row] = Answer(self.said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
         return answers

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,7 +38,7 @@ from ..files import write_text, write_whole
 from .lessons import Lessons, read_material
 from .looks import sorted_out
 from .reading import ReadingTrainer, search_scores
-from .reading_run import build, number_format, reading_run
+from .reading_run import build, number_format, reading_run, saved_run
 from .run import quieten, spawn, work
 from .settings import ReadingRun, changed
 from .turns import Past, Turn
@@ -358,10 +357,7 @@ def load_run(out: Path) -> JudgeRun:
     Raises:
         ConfigError: there is none, or it is of another kind of run.
     """
-    try:
-        return TypeAdapter(JudgeRun).validate_json((out / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{out} holds no run that teaches a judge: {str(error).splitlines()[0]}") from error
+    return saved_run(out, JudgeRun, "teaches a judge")
 
 
 def _collect(

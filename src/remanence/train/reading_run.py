@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,8 @@ from .lessons import Lessons, read_material
 from .reading import ReadingTrainer, learning, steps_done
 from .run import begun, lora_for, quieten, spawn, work
 from .settings import ReadingRun, changed
+
+T = TypeVar("T")
 
 _CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
 _PATIENCE = timedelta(hours=12)  # of processes that wait for what the first one does alone
@@ -105,10 +107,19 @@ def load_run(out: Path) -> ReadingRun:
     Raises:
         ConfigError: there is none, or it is of another kind of run.
     """
+    return saved_run(out, ReadingRun, "trains reading")
+
+
+def saved_run(out: Path, kind: type[T], does: str) -> T:
+    """The settings of a run of some kind, from its folder's `config.json`; does: what such a run does, for the error.
+
+    Raises:
+        ConfigError: there is none, or it is of another kind of run.
+    """
     try:
-        return TypeAdapter(ReadingRun).validate_json((out / "config.json").read_text(encoding="utf-8"))
+        return TypeAdapter(kind).validate_json((out / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{out} holds no run that trains reading: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{out} holds no run that {does}: {str(error).splitlines()[0]}") from error
 
 
 def build(run: ReadingRun, dtype: torch.dtype | None = None) -> tuple[MemoryModel, bool]:
