@@ -34,6 +34,7 @@ from ..facts.maker import RELATIONS, Fact, FactMaker, Subject
 SHARES = {"everyday": 0.26, "messages": 0.26, "made_up": 0.04, "passages": 0.28, "story": 0.06, "prose": 0.10}
 MESSAGE, TEXT = "m|", ("p|", "s|")  # how the keys of messages begin, and those of passages and stories
 _CARELESS = 0.15  # share of the lessons of everyday life that are typed without care
+_LINES, _MESSAGES = 0.5, 0.9  # of the lessons of facts, and of messages, whose lines are texts of their own
 _LONG = 1900  # characters from which on no passage is added
 _PROSE = 2300  # characters of prose
 _PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
@@ -72,11 +73,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A text, questions about it, and by key the characters at which it says something."""
+    """A text, questions about it, and by key the characters at which it says something.
+
+    lines: each line is a text of its own, as messages of a conversation are; this matters for what is looked at alone.
+    """
 
     text: str
     asks: list[Ask] = field(default_factory=list)
     says: dict[str, list[int]] = field(default_factory=dict)
+    lines: bool = False
 
 
 # Material from files --------------------------------------------------------------------------------------------------
@@ -303,7 +308,7 @@ class Lessons:
         rng.shuffle(asks)
         if careless:
             asks = [replace(asked, question=typed(asked.question, short)) for asked in asks]
-        return Lesson(page.text, asks, page.says)
+        return Lesson(page.text, asks, page.says, rng.random() < _LINES)
 
     def _subject(self, who: str, rng: random.Random, people: list[str], few: list[str]) -> tuple[str, str]:
         """Whom or what a fact is about, and what it tells; the speaker has no name."""
@@ -340,7 +345,7 @@ class Lessons:
             key = f"{MESSAGE}{message.writer}|{message.text}"
             asks.append(Ask(rng.choice(message.asked), UNKNOWN, key, None, kind="message"))
         rng.shuffle(asks)
-        return Lesson(page.text, asks, page.says)
+        return Lesson(page.text, asks, page.says, rng.random() < _MESSAGES)
 
     def made_up(self, rng: random.Random) -> Lesson:
         """Facts of few wordings, with names and values that are made up."""
@@ -369,7 +374,7 @@ class Lessons:
         if key not in facts:
             asks.append(Ask(maker.question(subject, relation), UNKNOWN, key, None, kind=_kind(subject)))
         rng.shuffle(asks)
-        return Lesson(page.text, asks, page.says)
+        return Lesson(page.text, asks, page.says, rng.random() < _LINES)
 
     def passages(self, rng: random.Random) -> Lesson:
         """Passages about one thing, or about several."""

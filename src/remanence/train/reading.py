@@ -80,7 +80,6 @@ _SHORTEST = 500  # characters of a lesson
 _TRIES = 200  # lessons that may be too short, a stream
 _SAMPLE = 500  # lessons by which it is told how rare words are
 _PIECE = 16  # tokens before a chunk that are told with it again
-_LINES = 0.5  # of the lessons whose lines are looked at as texts of their own
 _NOTED = (
     "Noted, thanks for telling me.", "That's good to know!", "Got it.", "Thanks for sharing.",
     "Great, I will keep that in mind.", "Okay!",
@@ -224,8 +223,7 @@ class ReadingTrainer:
         for _ in range(_TRIES * self.settings.streams):
             lesson = self.lessons.draw(rng)
             if len(lesson.text) > _SHORTEST:
-                lines = self.model.config.look_at == "sentences" and rng.random() < _LINES
-                stream = stream_of(lesson, self.model, self.settings.chunks, lines)
+                stream = stream_of(lesson, self.model, self.settings.chunks)
                 if stream.chunks:
                     streams.append(stream)
             if len(streams) == self.settings.streams:

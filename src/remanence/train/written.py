@@ -72,13 +72,12 @@ class Stream:
         return range(self.first, self.first + len(self.chunks))
 
 
-def stream_of(lesson: Lesson, model: MemoryDecoder, most: int, lines: bool = False) -> Stream:
+def stream_of(lesson: Lesson, model: MemoryDecoder, most: int) -> Stream:
     """A lesson cut into at most so many chunks; what comes after them and could not wait in the window is left out.
 
     Args:
         lesson, model: what is cut, for whom.
         most: chunks.
-        lines: each line is a text of its own, as messages of a conversation are; this matters for its spans.
     """
     tokenizer, size = model.tokenizer, model.config.chunk_tokens
     try:
@@ -118,7 +117,7 @@ def stream_of(lesson: Lesson, model: MemoryDecoder, most: int, lines: bool = Fal
                 )
             )  # fmt: skip
     chunks = [ids[i * size : (i + 1) * size] for i in range(count)]
-    starts = {bisect_right(ends, c): lines and lesson.text[c - 1] == "\n" for c in sentence_starts(lesson.text)}
+    starts = {bisect_right(ends, c): lesson.lines and lesson.text[c - 1] == "\n" for c in sentence_starts(lesson.text)}
     spans = spans_of(starts, 0, count * size) if count else []
     return Stream(chunks, ids[count * size :], asks, {key: written(at) for key, at in lesson.says.items()}, spans)
 
