@@ -129,6 +129,23 @@ def test_what_was_there_is_encrypted_and_the_key_can_change(tmp_path: Path, monk
         MemoryStore(tmp_path, key=KEY).load("bob")
 
 
+def test_a_damaged_memory_does_not_keep_others_plain(tmp_path: Path) -> None:
+    store = MemoryStore(tmp_path)
+    for name in ("ada", "bob", "carl"):
+        store.save(name, told())
+    damaged = max(store.path("ada").iterdir(), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with store.hold("carl"), pytest.raises(MemoryCorrupt, match=r"ada.*carl"):
+        MemoryStore(tmp_path).encrypt(KEY)
+    again = MemoryStore(tmp_path, key=KEY)
+    assert state(again.load("bob")) == state(told()) and again.encrypted
+    with pytest.raises(MemoryCorrupt, match="ada"):
+        again.encrypt()
+    assert state(again.load("carl")) == state(told())
+    again.delete("ada")
+    assert again.encrypt() == [] and TEXT.encode() not in raw(tmp_path)
+
+
 def test_no_digest_tells_what_was_told(tmp_path: Path) -> None:
     """Whoever has the model could try out short texts, if plain digests of their vectors lay there."""
     store, memory = MemoryStore(tmp_path, key=KEY), told()

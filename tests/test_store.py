@@ -18,7 +18,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -1528,6 +1528,27 @@ def test_quotas(store: MemoryStore) -> None:
         store.fork("ada", "carl")  # else nobody could save any more
     assert store.quotas(bytes=None, memories=None) == {}
     store.save("carl", add(start(), 9))
+    store.quotas(bytes=10**9, memories=3)
+    sound = store.quotas()
+    with closing(sqlite3.connect(store.root / "catalogue.sqlite")) as db:
+        for change in (
+            "most = most + 1 WHERE what = 'bytes'",
+            "what = 'nytes' WHERE what = 'bytes'",
+            "what = 'chek' WHERE what = 'check'",
+        ):
+            db.execute("BEGIN")
+            db.execute(f"UPDATE quotas SET {change}")
+            db.execute("COMMIT")
+            for asked in (store.quotas, lambda: store.save("dora", start())):
+                with pytest.raises(MemoryCorrupt, match="limits"):
+                    asked()
+            db.execute("DELETE FROM quotas")
+            db.commit()
+            assert store.quotas(**sound) == sound
+        db.execute("DELETE FROM quotas WHERE what = 'check'")  # as limits were before there was one
+        db.commit()
+    assert store.quotas() == sound
+    store.quotas(bytes=None, memories=None)
     for wrong in ({"bytes": 0}, {"tokens": 5}):
         with pytest.raises(ConfigError, match="no limit of a store"):
             store.quotas(**wrong)

@@ -306,3 +306,9 @@ def test_the_commands(tmp_path: Path) -> None:
     refused(run(home, "memory", "merge", "ada", "book", "both"), "both", "another name")
     assert not run(home, "memory", "merge", "ada", "book", "anew", "--rewrite").returncode
     refused(run(home, "memory", "sweep"), "--all")
+    damaged = max(MemoryStore(home).path("book").iterdir(), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    swept = run(home, "memory", "sweep", "--all", "--json")
+    told = json.loads(swept.stdout)
+    assert swept.returncode == 1 and list(told["failed"]) == ["book"] and damaged.name in told["failed"]["book"]
+    assert {"ada", "both", "anew"} == set(told["forgotten_tokens"]) and told["forgotten_tokens"]["ada"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
 from ..models.names import DEFAULT_MODEL
 from .output import Json, Model, Store, bar, load_model, open_store, put, put_json, say
 from .reading import check_text
@@ -134,25 +134,37 @@ def sweep(
 ) -> None:
     """Forget for good what has expired. What was told after it is written again.
 
+    With --all, a memory that is damaged, or that somebody writes to, is named; then the command ends with code 1.
+
     Example: remanence memory sweep ada
     """
     if (name is None) != every:
         raise ConfigError("sweep what? Name a memory, or give --all.")
     shelf = open_store(store)
-    names = [info.name for info in shelf.list() if info.name and not info.damage] if name is None else [name]
-    swept: dict[str, int] = {}
+    infos = shelf.list() if name is None else []
+    names = [info.name for info in infos if info.name and not info.damage] if name is None else [name]
+    swept, failed = dict[str, int](), {info.name or "(no name)": info.damage for info in infos if info.damage}
     with stoppable():
         loaded = load_model(model)
         for each in names:
             if name is None and shelf.info(each).model != loaded.fingerprint:
                 continue
-            with shelf.open(each, loaded, create=False) as memory, bar("writing again") as update:
-                swept[each] = sweep_if_possible(loaded, memory, update)
+            try:
+                with shelf.open(each, loaded, create=False) as memory, bar("writing again") as update:
+                    swept[each] = sweep_if_possible(loaded, memory, update)
+            except (MemoryCorrupt, MemoryBusy) as error:  # the others are not to wait for it
+                if name is not None:
+                    raise
+                failed[each] = str(error)
     if as_json:
-        put_json({"forgotten_tokens": swept})
+        put_json({"forgotten_tokens": swept, "failed": failed})
     else:
         for each, count in swept.items():
             say(f"{each}: {count:,} tokens had expired and are forgotten.")
+        for each, why in failed.items():
+            say(f"{each} was not swept: {why}")
+    if failed:
+        raise typer.Exit(1)
 
 
 def merge(

@@ -286,7 +286,6 @@ def _held(memory: Memory, wanted: Wanted) -> list[Held]:
         return []
     only = Only(wanted.source, wanted.metadata or {})
     pattern = None if wanted.containing is None else _pattern(wanted.containing)
-    keep_for = memory.limits.keep_for
     tagged = [(one, Tags.from_plain(one.tags)) for one in memory.quarantine]
     return [
         one
@@ -294,7 +293,7 @@ def _held(memory: Memory, wanted: Wanted) -> list[Held]:
         if only.takes(one.source, tags)
         and (wanted.since is None or one.time >= wanted.since)
         and (wanted.until is None or one.time < wanted.until)
-        and (wanted.expired is None or tags.expires(one.time, keep_for) <= wanted.expired)
+        and (wanted.expired is None or memory.held_expired(one, wanted.expired))
         and (pattern is None or pattern.search(one.text or ""))
     ]
 

@@ -463,6 +463,10 @@ class Memory:
         """Whether the time of a text that waits is over."""
         return piece.tags.expires(piece.time, self.limits.keep_for) <= now
 
+    def held_expired(self, one: Held, now: float) -> bool:
+        """Whether the time of a text in the quarantine is over."""
+        return Tags.from_plain(one.tags).expires(one.time, self.limits.keep_for) <= now
+
     # As a whole -------------------------------------------------------------------------------------------------------
 
     def copy(self) -> Memory:

@@ -187,8 +187,9 @@ class Writer(AttachedDecoder, Asked):
         """
         now = clock.time()
         expired = memory.expired(now)
-        waits = any(memory.waits_expired(piece, now) for piece in memory.pending)
-        if not waits and (expired is None or not expired.any()):
+        beside = any(memory.waits_expired(piece, now) for piece in memory.pending)
+        beside |= any(memory.held_expired(one, now) for one in memory.quarantine)
+        if not beside and (expired is None or not expired.any()):
             return Forgotten([], 0, memory.write_count, 0)
         return self.forget(memory, Wanted(expired=now), dry_run=dry_run, progress=progress)
 

@@ -65,6 +65,7 @@ NAME = re.compile(r"[A-Za-z0-9_@-][A-Za-z0-9._@-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEYS = ("index", "source", "time", "first_token", "tokens", "text", "pieces")  # of a write in `Memory.meta`
 PAGE = 64  # writes that are read at once
+QUOTAS, _CHECK = {"memories", "bytes"}, "check"  # rows of the table `quotas`: limits, and a number over all of them
 _MISSING = 100_000  # writes; a number of a write that is off by more is damaged itself
 _SECONDS = 30.0  # to wait for another process's transaction
 # To close a file lets go of all locks that this process has on it, also those of SQLite's connections in other threads.
@@ -242,14 +243,23 @@ class Catalogue:
     # Quotas -----------------------------------------------------------------------------------------------------------
 
     def quotas(self, db: sqlite3.Connection) -> dict[str, int]:
-        """How much the store may hold: "memories" and "bytes", where there is a limit."""
-        return dict(db.execute("SELECT what, most FROM quotas").fetchall()) if _format(db) >= 4 else {}
+        """How much the store may hold: "memories" and "bytes", where there is a limit.
+
+        Raises:
+            MemoryCorrupt: somebody changed them. Limits that were set before they had a check number have none.
+        """
+        found = dict(db.execute("SELECT what, most FROM quotas").fetchall()) if _format(db) >= 4 else {}
+        check = found.pop(_CHECK, None)
+        if not found.keys() <= QUOTAS or check not in (None, _check_number(found)):
+            raise self.damaged("the limits of the store (table quotas) were changed")
+        return found
 
     def set_quotas(self, db: sqlite3.Connection, quotas: dict[str, int]) -> None:
         """Set all limits."""
+        rows = {**quotas, _CHECK: _check_number(quotas)} if quotas else {}
         with transaction(db):
             db.execute("DELETE FROM quotas")
-            db.executemany("INSERT INTO quotas VALUES (?, ?)", list(quotas.items()))
+            db.executemany("INSERT INTO quotas VALUES (?, ?)", list(rows.items()))
 
     def must_fit(self, db: sqlite3.Connection, name: str, size: int) -> None:
         """Raise `OverLimit` if a memory's files need more room than the store may take. Less than now is always fine.
@@ -719,6 +729,11 @@ def _write(values: Sequence[Any]) -> dict[str, Any]:
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:
     find = f"SELECT {WAITING} FROM pending WHERE memory = ? ORDER BY position"
     return db.execute(find, [id]).fetchall()
+
+
+def _check_number(quotas: dict[str, int]) -> int:
+    """A number that tells whether limits are those that were set; as large as SQLite takes."""
+    return int(digest(*(value for pair in sorted(quotas.items()) for value in pair))[:15], 16)
 
 
 def _last_digest(db: sqlite3.Connection, id: str) -> str:

@@ -33,9 +33,9 @@ from weakref import WeakKeyDictionary
 import platformdirs
 from filelock import FileLock, Timeout
 
-from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
+from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt, RemanenceError
 from ..files import link_or_copy, sync_folder
-from .catalogue import NAME, Catalogue, parts, transaction
+from .catalogue import NAME, QUOTAS, Catalogue, parts, transaction
 from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored, hidden, ids_column, pieces_column
 from .secret import ENDING, from_keyring
 
@@ -120,9 +120,10 @@ class MemoryStore:
 
         Raises:
             ConfigError: no key, or the package `cryptography` is missing.
-            MemoryBusy: somebody writes to one of them.
+            MemoryCorrupt: some memories are damaged, and stay as they are; all others are encrypted first.
+            MemoryBusy: the same of memories that somebody writes to, if none is damaged.
         """
-        chosen, done = key or self._passphrase(), list[str]()
+        chosen, done, failed = key or self._passphrase(), list[str](), list[RemanenceError]()
         if not chosen:
             raise ConfigError(
                 "there is no key to encrypt with; put one into REMANENCE_KEY, such as: openssl rand -base64 32"
@@ -134,9 +135,15 @@ class MemoryStore:
             if info.name and any(not each.name.endswith(ENDING) for each in self.path(info.name).iterdir()):
                 if progress is not None:
                     progress(info.name)
-                with self.hold(info.name):
-                    self.save(info.name, self.load(info.name), whole=True)
-                done.append(info.name)
+                try:
+                    with self.hold(info.name):
+                        self.save(info.name, self.load(info.name), whole=True)
+                    done.append(info.name)
+                except (MemoryCorrupt, MemoryBusy) as error:
+                    failed.append(error)
+        if failed:
+            kind = MemoryCorrupt if any(isinstance(error, MemoryCorrupt) for error in failed) else MemoryBusy
+            raise kind(f"not everything in {self.root} is encrypted: " + " ".join(map(str, failed)))
         return done
 
     @property
@@ -485,7 +492,7 @@ class MemoryStore:
             ConfigError: another name, or a number below 1.
         """
         for what, most in limits.items():
-            if what not in ("memories", "bytes") or (most is not None and most < 1):
+            if what not in QUOTAS or (most is not None and most < 1):
                 raise ConfigError(f"{what} = {most!r} is no limit of a store; it has memories and bytes, from 1 on.")
         with self._catalogue.errors(), self._catalogue.connect(create=bool(limits)) as db:
             kept = {what: most for what, most in (self._catalogue.quotas(db) | limits).items() if most is not None}
