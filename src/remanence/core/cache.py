@@ -119,6 +119,11 @@ class MemoryLayer(DynamicLayer):
         self._rows(lambda bias: bias[indices.to(bias.device)])
 
 
+def there(length: int, padding: Tensor) -> Tensor:
+    """Which of so many slots exist, where each row has so many in front that do not [B] -> [B, P]."""
+    return (torch.arange(length, device=padding.device)[None] >= padding[:, None]).long()
+
+
 class MemoryCache(Cache):
     """A Hugging Face cache whose first `provider.length` slots are memory.
 

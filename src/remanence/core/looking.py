@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from ..errors import InputError
-from .cache import MemoryCache, Slots
+from .cache import MemoryCache, Slots, there
 from .memory import Memory
 from .read import Reader, Source, StoredVectors, source
 from .search import Found
@@ -198,8 +198,8 @@ class _Read:
         )  # fmt: skip
         logits = model.attachment.logits(read.last_hidden_state[:, len(prompt) - 1 :]).float().log_softmax(-1).cpu()
         told = torch.tensor(unknown[: logits.shape[1]])[None, :, None].expand(len(groups), -1, 1)
-        self.ignorant = logits.gather(-1, told)[..., 0].sum(1).exp().clamp(_SURE, 1 - _SURE)
-        self.odds = torch.log((1 - self.ignorant) / self.ignorant)
+        self.ignorant = logits.gather(-1, told)[..., 0].sum(1).exp()
+        self.odds = speaks(self.ignorant)
         if judge is not None:
             states = [read.hidden_states[layer][:, -1].to(device) for layer in model.config.judge_layers]
             weight, most = _SAID
@@ -211,6 +211,11 @@ class _Read:
         self._cache.batch_select_indices(torch.tensor([row], device=self._mask.device))
         self._cache.crop(-self._behind)  # back to before the last token of the prompt
         return Begun(self._cache, self._mask[row : row + 1, : self._columns])
+
+
+def speaks(ignorant: Tensor) -> Tensor:
+    """The logarithm of the odds that a reader does not say "I don't know.", which it says with these probabilities."""
+    return -torch.logit(ignorant, _SURE)
 
 
 def ranked(scores: Sequence[float], spans: Sequence[Span], likely: Sequence[float], K: int, margin: float) -> Looked:
@@ -279,7 +284,7 @@ class SpanSlots:
 
     def mask(self) -> Tensor:
         """Which slots exist [B, P]."""
-        return (torch.arange(self.length, device=self._padding.device)[None] >= self._padding[:, None]).long()
+        return there(self.length, self._padding)
 
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """The layer's slots of all rows."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import MemoryConfig
 from ..errors import InputError
 from .attachment import Attachment
-from .cache import Slots
+from .cache import Slots, there
 from .memory import Memory
 from .retrieval import bias_of_slots, summed, superseded
 from .retriever import attention_scores, block_scores, block_scores_of, vector_scores
@@ -146,7 +146,7 @@ class ReadSlots:
 
     def mask(self) -> Tensor:
         """Which slots exist [B, P]."""
-        return (torch.arange(self.length, device=self._padding.device)[None] >= self._padding[:, None]).long()
+        return there(self.length, self._padding)
 
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """Retrieve with the hidden states that enter the layer, and make its slots."""

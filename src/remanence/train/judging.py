@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ..core.cache import MemoryCache
 from ..core.judge import Judge
+from ..core.looking import speaks
 from ..core.prompts import UNKNOWN
 from ..core.spans import Span
 from ..errors import ConfigError
@@ -52,7 +53,6 @@ _TRIES = 8  # places for it
 _HELD = 10  # every so many questions one is left for measuring
 _AT_ONCE = 32  # questions of a step of fitting
 _LISTWISE = 0.5  # weight of the loss that compares the spans of a question
-_SURE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -228,11 +228,10 @@ class Collector:
             tokens = torch.tensor([prompt] * len(spans), device=attachment.device)
             read = attachment.decoder(tokens, past_key_values=cache, use_cache=True, output_hidden_states=True)
         logits = attachment.logits(read.last_hidden_state[:, -1]).float().log_softmax(-1)
-        ignorant = logits[:, self._unknown].exp().clamp(_SURE, 1 - _SURE).cpu()
         states = torch.stack([read.hidden_states[layer][:, -1].cpu() for layer in self.layers], 1)
         return Examples(
             states.to(torch.bfloat16),
-            torch.log((1 - ignorant) / ignorant),
+            speaks(logits[:, self._unknown].exp()).cpu(),
             torch.arange(len(spans)) < right,
             torch.full((len(spans),), number),
         )
