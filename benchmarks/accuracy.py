@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--tokens", type=int, default=1_000_000, help="the longest distance")
+    parser.add_argument("--distances", type=int, nargs="+", help="tokens behind, instead of the usual ones")
     parser.add_argument("--facts", type=int, default=220)
     parser.add_argument("--newest", type=int, default=100, help="facts told twice with different values")
     parser.add_argument("--unknown", type=int, default=100, help="questions about what was never told")
@@ -75,7 +76,8 @@ def main() -> None:
     model = MemoryModel.from_pretrained(arguments.model)
     if arguments.store_dtype:
         model.config = model.config.replace(store_dtype=arguments.store_dtype)
-    distances = [d for d in DISTANCES if d < arguments.tokens] + [arguments.tokens]
+    usual = [d for d in DISTANCES if d < arguments.tokens] + [arguments.tokens]
+    distances = sorted(arguments.distances or usual)
     counts = {"facts": arguments.facts, "newest": arguments.newest, "unknown": arguments.unknown}
     run = (Repeated if arguments.real else Retention)(
         model, distances, systems=tuple(arguments.systems), seed=arguments.seed, **counts

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .search import Question
+from .search import Question, each_once
 
 if TYPE_CHECKING:
     from .memory import Memory
@@ -117,10 +117,8 @@ class Level:
     def estimates(self, question: Question) -> Tensor:
         """What the scores of the writes are about, float32 [end - first]."""
         meaning = (self.means_wR @ question.queries.float().mean(0)) * question.scale
-        different, place_T = question.words.unique(return_inverse=True)
-        weights = question.weights.new_zeros(len(different)).index_add(0, place_T, question.weights)
-        for word, weight in zip(different.tolist(), weights, strict=True):
-            writes = self.words.of(word)
+        for word, weight in zip(*each_once(question.words, question.weights), strict=True):
+            writes = self.words.of(int(word))
             meaning.index_add_(0, writes, weight.expand(len(writes)))
         return meaning
 

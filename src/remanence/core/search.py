@@ -150,6 +150,12 @@ class Search(nn.Module):
         return self.null(inner)[:, 0], self.needs(inner)[:, 0]
 
 
+def each_once(words_T: Tensor, weights_T: Tensor) -> tuple[Tensor, Tensor]:
+    """The different words of a question; and of each the weights of all its places, summed."""
+    different, place_T = words_T.unique(return_inverse=True)
+    return different, weights_T.new_zeros(len(different)).index_add(0, place_T, weights_T)
+
+
 def word_scores(words_T: Tensor, weights_T: Tensor, words: Sequence[Tensor]) -> Tensor:
     """The words' part of a score: the weights of the question's tokens that each write has, summed, float32 [W].
 
@@ -157,12 +163,10 @@ def word_scores(words_T: Tensor, weights_T: Tensor, words: Sequence[Tensor]) -> 
         words_T, weights_T: of the question, as `Search.words` and `Search.word_weights` tell.
         words: of the writes, in blocks [w, K].
     """
-    different, place_T = words_T.unique(return_inverse=True)
-    weights = weights_T.new_zeros(len(different)).index_add(0, place_T, weights_T)
     parts = []
     for words_wK in words:
         scores = weights_T.new_zeros(len(words_wK))
-        for word, weight in zip(different, weights, strict=True):
+        for word, weight in zip(*each_once(words_T, weights_T), strict=True):
             scores += weight * _any(words_wK == word)
         parts.append(scores)
     return torch.cat(parts)
