@@ -77,6 +77,20 @@ def test_as_if_it_had_never_been_told(model: MemoryModel, seed: int, places: lis
     alike(memory, never)
 
 
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_whole_text_as_if_it_had_never_been_told(model: MemoryModel, place: int) -> None:
+    """Texts are told apart by a line end; the one that a memory begins with has none before it, then too."""
+    parts = texts(11, 9)
+    memory, never = model.new_memory(), model.new_memory()
+    for i, text in enumerate(parts):
+        model.memorize(memory, text, source="a" if i == place else "b", time=1.0)
+        if i != place:
+            model.memorize(never, text, source="b", time=1.0)
+    model.forget(memory, Wanted(source="a"))
+    memory.forgotten = []
+    alike(memory, never)
+
+
 def test_by_write_source_and_time(model: MemoryModel) -> None:
     """Each condition alone, and several together."""
     parts = [f"{SECRET} {text}" for text in texts(3, 8)]

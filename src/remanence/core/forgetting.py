@@ -151,7 +151,8 @@ def forget(
     texts = [*_texts(told, gone), *(text.strip() for text in beside)]
     lost = sum(len(model.encode(text)) for text in texts)
     since = next((place for place, piece in enumerate(told) if piece.write in (first, -1)), len(told))
-    stays = list(_stays(model, told[since:], gone[since:]))
+    apart = memory.config.short_chunks != "complete"  # whether texts are told apart, by the line end before each
+    stays = list(_stays(model, told[since:], gone[since:], begins=apart and since == 0))
     again = sum(len(piece.ids) for piece in stays)
     if not dry_run:
         earlier = model.before(memory, first)
@@ -331,8 +332,13 @@ def _texts(told: Sequence[_Told], gone: Sequence[Sequence[tuple[int, int]]]) -> 
         yield held.strip()
 
 
-def _stays(model: Rewriter, told: Sequence[_Told], gone: Sequence[Sequence[tuple[int, int]]]) -> Iterator[Pending]:
-    """What is to be written again, as tokens; neighbours of one kind in one piece."""
+def _stays(
+    model: Rewriter, told: Sequence[_Told], gone: Sequence[Sequence[tuple[int, int]]], *, begins: bool = False
+) -> Iterator[Pending]:
+    """What is to be written again, as tokens; neighbours of one kind in one piece.
+
+    begins: a memory begins with it, so that no line end stands before its first text.
+    """
     held: list[_Told] = []
 
     def joined() -> Pending:
@@ -345,6 +351,9 @@ def _stays(model: Rewriter, told: Sequence[_Told], gone: Sequence[Sequence[tuple
         for begin, end in spans:
             kept, at = kept + piece.text[at:begin], end
         kept += piece.text[at:]
+        if begins:
+            kept = kept.removeprefix("\n")
+            begins = not kept
         if not kept:
             continue
         if held and held[0].kind != piece.kind:
