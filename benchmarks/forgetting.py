@@ -2,8 +2,8 @@
 
 Facts are told among prose, and one memory is told the prose alone. Then the facts are forgotten, in one go, and asked
 for. Printed are: how many facts the memory answered before; in how many answers the value still stands afterwards; how
-many answers are those of the memory that was never told, to the letter; whether values stand in any file of the
-store; and what forgetting cost.
+many answers are those of the memory that was never told, to the letter; whether all tensors of the two memories are equal;
+whether values stand in any file of the store; and what forgetting cost.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import tempfile
 import time
 from itertools import cycle
 from pathlib import Path
+
+import torch
 
 from remanence import Memory, MemoryModel, MemoryStore, Wanted
 from remanence.arena.retention import prose
@@ -78,10 +80,12 @@ def main() -> None:
     def holding(made: list[str]) -> int:
         return sum(fact.value.lower() in text.lower() for (fact, _), text in zip(facts, made, strict=True))
 
+    own, others = told.tensors(), never.tensors()
+    alike = own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
     same = sum(found == expected for found, expected in zip(after, control, strict=True))
     result = {
         "facts": len(facts), "answered_before": holding(before), "answered_after": holding(after),
-        "answered_by_never_told": holding(control), "answers_of_never_told": same,
+        "answered_by_never_told": holding(control), "answers_of_never_told": same, "tensors_equal": alike,
         "on_disk_after": on_disk, "tokens_written_again": done.again, "seconds": round(seconds, 1),
     }  # fmt: skip
     print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
