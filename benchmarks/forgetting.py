@@ -2,8 +2,8 @@
 
 Facts are told among prose, and one memory is told the prose alone. Then the facts are forgotten, in one go, and asked
 for. Printed are: how many facts the memory answered before; in how many answers the value still stands afterwards; how
-many answers are those of the memory that was never told, to the letter; whether all tensors of the two memories are equal;
-whether values stand in any file of the store; and what forgetting cost.
+many answers are those of the memory that was never told, to the letter; whether all tensors of both are equal; whether
+values stand in any file of the store; and what forgetting cost.
 """
 
 from __future__ import annotations
