@@ -14,7 +14,7 @@ Legend:  B rows   T tokens   P memory slots   C spans that are looked at   K vec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,12 +25,13 @@ from ..errors import InputError
 from .cache import MemoryCache, Slots, there
 from .memory import Memory
 from .read import Reader, Source, StoredVectors, source
-from .search import Found
-from .spans import Span, pairs, sentences
+from .search import Found, Question
+from .spans import Span, pairs, sentences, sentences_of, words_of
 
 # Weight of the search's score beside the odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES, _JUDGED = (0.4, 2.0), (0.3, 0.5), (0.1, 0.5)
 _SAID = 0.3, 6.0  # weight of the reader's own word beside the judge's, and its most
+_NAMED = 5.0, 0.85  # what all words of the question in it add to the judge's odds; from which share of them on
 _TOGETHER = 3  # sentences that a first look reads together
 _GROUPS = 2  # of these groups, the best whose sentences are then looked at by themselves
 _SUPPRESSED = 0.2  # from this probability of "I don't know." on, a reader that is to answer is kept from saying it
@@ -39,10 +40,14 @@ _SURE = 1e-6  # the reader's probabilities are not trusted beyond
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is worth a look, best first. searched: how well the search found each, for its part of their scores [C]."""
+    """What is worth a look, best first.
+
+    searched: how well the search found each, for its part of their scores [C]. question: what was searched for.
+    """
 
     spans: list[Span]
     searched: Tensor
+    question: Question | None = None
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,13 @@ def candidates(model: Reader, memory: Memory, found: Found, chosen: int | None =
     writes = [memory.first_write + place for place in places[scores > -torch.inf].tolist()]
     writes = writes if chosen is None else [chosen]
     if not (writes and config.long_term):
-        return Candidates([], torch.zeros(0))
+        return Candidates([], torch.zeros(0), found.question)
     if config.look_at == "writes" or found.question is None:
         searched = found.scores[torch.tensor(writes) - memory.first_write] - found.null
-        return Candidates(pairs(memory, writes), searched)
+        return Candidates(pairs(memory, writes), searched, found.question)
     best = dict(zip(writes, found.scores[torch.tensor(writes) - memory.first_write].tolist(), strict=True))
     spans, searched = sentences(memory, best, model.tokenizer, found.question, _TOGETHER * config.looks)
-    return Candidates(spans, searched - searched[0])
+    return Candidates(spans, searched - searched[0], found.question)
 
 
 @torch.no_grad()
@@ -149,24 +154,45 @@ def look(
         groups = [list(range(count))[i::looks] for i in range(looks)]
         odds = _Read(model, memory, asked, [[some.spans[i] for i in group] for group in groups], unknown).odds
         kept = [i for group in odds.topk(min(_GROUPS, looks)).indices.tolist() for i in groups[group]]
-        some = Candidates([some.spans[i] for i in kept], some.searched[kept])
+        some = Candidates([some.spans[i] for i in kept], some.searched[kept], some.question)
     of_reader = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
     weight, margin = of_reader if model.judge is None else _JUDGED
     reads, spans, scores, likely = list[_Read](), list(some.spans), list[float](), list[float]()
     if some.spans:
         reads.append(_Read(model, memory, asked, [[span] for span in some.spans], unknown))
-        scores += (reads[0].odds + weight * some.searched).tolist()
+        named = _named(model, some.question, (words_of(memory, span) for span in some.spans))
+        scores += (reads[0].odds + weight * some.searched + named).tolist()
         likely += reads[0].ignorant.tolist()
     if waiting:
         reads.append(_Read(model, memory, [*waiting, *asked], [[]], unknown))
         end = memory.write_count * model.config.K
         spans.append(Span(end, end))
-        scores += reads[-1].odds.tolist()
+        said = [_words(model, text) for text in sentences_of(model.text_of(waiting))]
+        scores += (reads[-1].odds + _named(model, some.question, said).amax()).tolist()
         likely += reads[-1].ignorant.tolist()
     doubt, K = model.config.doubt, model.config.K
     looked = ranked([score - doubt for score in scores], spans, likely, K, margin)
     best = spans.index(looked.spans[0])
     return looked, reads[0].begun(best) if best < len(some.spans) else reads[-1].begun(0)
+
+
+def _named(model: Reader, question: Question | None, words: Iterable[Tensor]) -> Tensor:
+    """What it adds to a judge's odds that spans, of which these are the words, have the words of the question [C].
+
+    A judge is taught by questions that avoid the words that were told, as those of real conversations often do. Where
+    all of them are there, it doubts too much. Somebody's question has its words too, and answers nothing.
+    """
+    if model.judge is None or question is None:
+        return torch.zeros(1)
+    (most, least), mark = _NAMED, _words(model, "?")
+    shares = torch.tensor([0.0 if torch.isin(mark, own).any() else question.share(own) for own in words])
+    return most * (shares - least).clamp_min(0) / (1 - least)
+
+
+def _words(model: Reader, text: str) -> Tensor:
+    """The words of a text, int16 [T]."""
+    words: Tensor = model.retriever.words(torch.tensor(model.encode(text), dtype=torch.long))
+    return words.cpu()
 
 
 class _Read:

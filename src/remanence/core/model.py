@@ -129,12 +129,11 @@ class MemoryDecoder(Writer):
         null_B, needs_B = (values.float().tolist() for values in self.retriever.verdicts(features_BTF, asks_BT))
         found = []
         for b, memory in enumerate(memories):
-            scores, question = torch.zeros(0), None
+            scores, asks_T = torch.zeros(0), asks_BT[b]
+            words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
+            weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
+            question = Question(queries_BTR[b, asks_T.cpu()], words_T, weights_T, self.retriever.scale)
             if self.config.long_term and memory.write_count > memory.first_write:
-                asks_T = asks_BT[b]
-                words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
-                weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
-                question = Question(queries_BTR[b, asks_T.cpu()], words_T, weights_T, self.retriever.scale)
                 forced = force[b] if force else None
                 scores = searched(memory, question, None if forced is None else forced - memory.first_write)
             slope = self.config.null_slope * math.log(max(1, memory.readable_count))

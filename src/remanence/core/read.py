@@ -66,6 +66,14 @@ class Reader(Protocol):
     whole: bool
     pools: Any
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a user's text."""
+        ...
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text of remembered tokens."""
+        ...
+
     def start_rows(self) -> list[Tensor] | None:
         """The start vector of every layer as vectors of a memory are [D], or None."""
         ...

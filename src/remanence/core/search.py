@@ -49,14 +49,19 @@ class Question:
         meaning = block_scores_of(writes, self.queries, keys, self.scale)
         return meaning + word_scores(self.words, self.weights, [rows_of(words, writes)])
 
+    def share(self, words: Tensor) -> float:
+        """The share of its words, by weight, that some words [X] are among."""
+        held = torch.isin(self.words, words)
+        return float(self.weights[held].sum() / self.weights.sum().clamp_min(1e-6))
+
 
 @dataclass(frozen=True)
 class Found:
     """What a search tells of one question.
 
     scores: of every write, float32 [W]. null: the score of "nothing relevant". needs: how much more likely than not,
-    as a logit, the question asks for something that only a memory can tell. question: what was compared, or None where
-    there was nothing to compare it with.
+    as a logit, the question asks for something that only a memory can tell. question: what is compared, or None
+    where nobody needs it again.
     """
 
     scores: Tensor

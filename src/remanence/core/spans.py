@@ -107,6 +107,12 @@ def sentence_starts(text: str) -> list[int]:
     return [end.end() for end in _ENDS.finditer(text)]
 
 
+def sentences_of(text: str) -> list[str]:
+    """The sentences and lines of a text, without the white space around them."""
+    cuts = [0, *sentence_starts(text), len(text)]
+    return [part for begin, end in itertools.pairwise(cuts) if (part := text[begin:end].strip())] or [text]
+
+
 def _begins(memory: Memory, write: int, tokenizer: Any) -> dict[int, bool]:
     """The tokens of a write, from 0, at which a sentence begins; of each, whether a text does."""
     record, K = memory.writes[write], memory.config.K
@@ -167,6 +173,13 @@ def scores_of(memory: Memory, spans: Sequence[Span], question: Question) -> Tens
     keys_wGR = rows_of(memory.keys(0), numbers - memory.first_write)
     words_wK = rows_of(memory.words(), numbers - memory.first_write)
     return scores_among(numbers, keys_wGR, words_wK, spans, question)
+
+
+def words_of(memory: Memory, span: Span) -> Tensor:
+    """The words of a span of a memory, int16 [end - first]."""
+    K, numbers = memory.config.K, torch.tensor(span.writes(memory.config.K))
+    first = span.first - int(numbers[0]) * K
+    return rows_of(memory.words(), numbers - memory.first_write).flatten()[first : first + span.end - span.first]
 
 
 def scores_among(
