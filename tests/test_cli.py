@@ -774,6 +774,7 @@ def test_version_and_help(home: Path) -> None:
         assert done.returncode == 0 and "Usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_short_demo(home: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     plot = tmp_path / "curve.png"

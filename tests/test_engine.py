@@ -409,6 +409,7 @@ def test_a_wrong_deepspeed_config_is_refused(text: str, words: str, tmp_path: Pa
     assert config["wall_clock_breakdown"] and config["gradient_clipping"] == 2.0
 
 
+@pytest.mark.slow
 def test_other_settings_of_the_engine_train_too(few: Callable[..., Run], tmp_path: Path) -> None:
     """bfloat16, recomputed layers; recomputing changes nothing."""
     runs = {"plain": few("lora.dropout=0", stages=("stage3",)),

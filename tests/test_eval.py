@@ -240,6 +240,7 @@ def test_an_interrupted_cell_goes_on_and_gives_the_same_file(
     assert answers(tmp_path / "again" / "colours.py_people=12" / "slow.py.jsonl") == answers(done)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_grid(tmp_path: Path, own: tuple[Path, Path]) -> None:
     """Each cell is run once, by one of them."""
     slow = tmp_path / "slow.py"

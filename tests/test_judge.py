@@ -14,7 +14,7 @@ from conftest import close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
 from remanence.core.judge import Judge
-from remanence.core.looking import _JUDGED, _SAID, candidates, look
+from remanence.core.looking import _JUDGED, _NAMED, _SAID, candidates, look
 from remanence.core.prompts import UNKNOWN
 from remanence.errors import ConfigError
 from remanence.train import reading_run
@@ -108,6 +108,47 @@ def test_what_waits_is_looked_at_by_itself(tokenizer: Any) -> None:
     close(torch.tensor([scores[span] for span in expected]), torch.tensor(list(expected.values())), room=1e-3)
     assert both.sources(memory) and not waits.sources(memory)
     assert begun.mask.shape[1] == 1 + len(rest) + len(prompt)
+
+
+def test_words_of_the_question_count_beside_it(tokenizer: Any) -> None:
+    """What a span or a sentence that waits has of them, unless it is a question itself."""
+    model = judged(tokenizer, looks=8)
+    memory = told_texts(model, (*TEXTS, "My dog is called Rex, I think.", "My dog is called Rex, is it?", "The owl."))
+    asked, unknown = model.encode("my dog is called"), model.encode(UNKNOWN)
+    [found] = model.search([memory], [asked])
+    some, question = candidates(model, memory, found), found.question
+    assert question is not None and some.question is question
+    wordless = type(some)(some.spans, some.searched)
+    most, least = _NAMED
+    weights = dict[int, float]()
+    for word, weight in zip(question.words.tolist(), question.weights.tolist(), strict=True):
+        weights[word] = weights.get(word, 0.0) + weight
+
+    def naive(text: str) -> float:
+        words = set(model.retriever.words(torch.tensor(model.encode(text))).tolist())
+        share = sum(weight for word, weight in weights.items() if word in words) / sum(weights.values())
+        return 0.0 if "?" in text else most * max(0.0, share - least) / (1 - least)
+
+    ids = [token for write in memory.writes for token in model.encode(write.text or "")]
+    waiting = "It rains. My dog is called Max. Is my dog called Ben?"
+    with model.attachment.hooks():
+        for waits in ([], model.encode(waiting)):
+            with_words, _ = look(model, memory, waits, asked, some, unknown)
+            without, _ = look(model, memory, waits, asked, wordless, unknown)
+            plain = dict(zip(without.spans, without.scores, strict=True))
+            gained = {
+                span: score - plain[span] for span, score in zip(with_words.spans, with_words.scores, strict=True)
+            }
+            texts = {
+                span: model.text_of(ids[span.first : span.end]) if span.end > span.first else "" for span in gained
+            }
+            expected = {span: naive(text) if text else naive("My dog is called Max.") for span, text in texts.items()}
+            close(torch.tensor(list(gained.values())), torch.tensor(list(expected.values())), room=1e-3)
+            assert max(expected.values()) > most / 2 and (waits or any("?" in text for text in texts.values()))
+        model.judge = None
+        reader, _ = look(model, memory, [], asked, some, unknown)
+        alone, _ = look(model, memory, [], asked, wordless, unknown)
+    assert reader.scores == alone.scores  # the reader's own word is enough
 
 
 def test_it_answers_from_what_waits(tokenizer: Any) -> None:
@@ -224,6 +265,7 @@ def test_what_is_read_is_what_would_be_looked_at(reader: str, tmp_path: Path) ->
     assert torch.isfinite(examples.says_E).all()
 
 
+@pytest.mark.slow
 def test_the_command(reader: str, tmp_path: Path) -> None:
     """It teaches with several processes and says how well; misuse is one line with exit code 2."""
     usual = ["train", "judge", "--model", reader, "--text", str(tmp_path / "book.txt"), "--out", str(tmp_path / "out")]

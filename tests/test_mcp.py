@@ -124,6 +124,7 @@ def test_what_one_process_remembers_the_next_one_knows(tmp_path: Path) -> None:
     assert with_process(store, ask, "legacy", "servers") == ""  # clients of today and of tomorrow
 
 
+@pytest.mark.slow
 def test_the_process_says_what_is_wrong(tmp_path: Path) -> None:
     async def talk(client: Client) -> None:
         await call(client, "remember", text=FACT)
@@ -155,6 +156,7 @@ def messages(*calls: tuple[str, dict[str, Any]]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+@pytest.mark.slow
 def test_what_came_before_the_end_of_the_input_is_done_and_answered(tmp_path: Path) -> None:
     """And nothing but the protocol is on standard output."""
     said = messages(("remember", {"text": FACT + FILLER})) + "no JSON\n"
@@ -188,6 +190,7 @@ def test_a_signal_ends_it_when_what_runs_is_saved_and_answered(tmp_path: Path, n
     assert memory.write_count == max(answers[call]["result"]["structuredContent"]["writes"] for call in (1, 2))
 
 
+@pytest.mark.slow
 def test_a_client_that_is_gone_ends_it_in_silence(tmp_path: Path) -> None:
     with subprocess.Popen(
         command(tmp_path / "store"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -455,6 +455,7 @@ def on(done: Any) -> list[str]:
     return shlex.split(line.partition("the same command and ")[2].partition(", without")[0])
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_what_was_read(home: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whichever file: going on as it says, the memory becomes as if there had been no stop."""
     run(home, "memorize", str(shelf), "--memory", "whole")

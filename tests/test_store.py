@@ -1123,6 +1123,7 @@ with store.open("ada", FakeModel()) as memory:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_kill(tmp_path: Path) -> None:
     """A process that is killed while it saves loses nothing that was acknowledged, and its lock."""

@@ -1014,6 +1014,7 @@ def _from_prose_to_a_model(run: Run, out: Path, start: Callable[..., dict[str, A
     return model
 
 
+@pytest.mark.slow
 def test_a_run_from_prose_to_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in model's run, all stages, with its optimizer and its precision, on a tiny decoder."""
 
