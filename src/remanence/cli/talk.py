@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.prompts import LONG, SHORT
 from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
 from ..files import write_whole
 from ..models.names import DEFAULT_MODEL
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from ..models.pretrained import MemoryModel
     from ..store import MemoryStore
 
-_SHORT, _LONG = 32, 192  # most tokens of an answer in chat: from memory; of a base that talks
 SAVE_SECONDS = 10.0  # of what is long, so that a process killed at any moment loses no more
 
 _HELP = (
@@ -213,7 +213,7 @@ def ask(
     memory: Name = "default",
     model: Model = DEFAULT_MODEL,
     store: Store = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = SHORT,
     sources: Annotated[bool, typer.Option(help="Show what was read.")] = False,
     under: Under = None,
     source: Annotated[str | None, typer.Option(help="Read only what was told with this label.")] = None,
@@ -406,7 +406,7 @@ class _Chat:
         # A small model only acknowledges a statement, which it may not do before it is kept. A reply of one that talks
         # is shown as it comes; what could not be kept is said behind it.
         shown = not self.as_json and (session.asks(line) or self.talks)
-        with closing(session.reply(line, max_new_tokens=_LONG if self.talks else _SHORT)) as pieces:
+        with closing(session.reply(line, max_new_tokens=LONG if self.talks else SHORT)) as pieces:
             said = ""
             held: list[Held] = []
             for piece in pieces:

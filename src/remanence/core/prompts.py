@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import InputError
 
 UNKNOWN = "I don't know."  # what a reader says that finds nothing
+SHORT, LONG = 32, 192  # most tokens of an answer, if nothing is said: from memory; of a base that talks
 
 
 class Prompts:

@@ -28,6 +28,7 @@ from starlette.requests import ClientDisconnect
 
 from .. import __version__
 from ..core.forgetting import Wanted
+from ..core.prompts import SHORT
 from ..errors import (
     ConfigError,
     IncompatibleMemory,
@@ -57,7 +58,7 @@ from .keys import Key, Keys
 from .limits import Limits, Rates, bounded, only_this_machine
 from .metrics import Metrics, Traffic
 from .people import People, Taken
-from .talk import SHORT, Turn, number, recall
+from .talk import Turn, number, recall
 
 T = TypeVar("T")
 log = logging.getLogger("remanence.serve")

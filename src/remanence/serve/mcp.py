@@ -43,13 +43,14 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from .. import __version__
 from ..core.forgetting import Wanted
+from ..core.prompts import SHORT
 from ..errors import InputError, RemanenceError, UnknownMemory
 from ..store.catalogue import NAME
 from .bodies import Body, Label, Said, Text
 from .keys import Key, Keys
 from .limits import Limits
 from .people import People
-from .talk import SHORT, number
+from .talk import number
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

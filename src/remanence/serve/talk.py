@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.model import Answer
+from ..core.prompts import LONG, SHORT
 from ..core.session import TURNS, Session
 from ..errors import InputError
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Later = Callable[..., Awaitable[Any]]  # calls a function in a thread, and waits for its result
-SHORT, LONG = 32, 192  # most tokens of an answer, if nothing is said: from memory; of a base that talks
 _LETTERS_A_TOKEN = 8  # of history, about: more is not worth counting tokens of
 NOT_BY_TALKING = "Nothing was forgotten: that is not done by talking. Ask for it where your memories are shown."
 
