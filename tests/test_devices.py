@@ -229,8 +229,8 @@ def test_the_double_refuses_to_mix_devices() -> None:
 @pytest.mark.parametrize(
     ("config", "first", "adapted"),
     [
-        (small(), "cpu", True),
-        (small(score_bias=1.0, recency=1.0, key_group=2), f"{FAR}:1", False),
+        pytest.param(small(), "cpu", True, marks=pytest.mark.slow),
+        pytest.param(small(score_bias=1.0, recency=1.0, key_group=2), f"{FAR}:1", False, marks=pytest.mark.slow),
         (small(retriever="attention", tap="input"), f"{FAR}:2", False),
     ],
     ids=["adapters", "bias", "attention"],

@@ -207,6 +207,7 @@ def started(tmp_path: Path, out: str, systems: str, people: int) -> subprocess.P
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_goes_on_and_gives_the_same_file(
     tmp_path: Path, own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

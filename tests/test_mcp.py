@@ -167,6 +167,7 @@ def test_what_came_before_the_end_of_the_input_is_done_and_answered(tmp_path: Pa
     assert FACT in "".join(write.text or "" for write in MemoryStore(tmp_path / "store").load("ada").writes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_when_what_runs_is_saved_and_answered(tmp_path: Path, number: int) -> None:
     with subprocess.Popen(

@@ -742,6 +742,7 @@ def test_older_formats_are_read_and_brought_forward(format: int, tmp_path: Path)
         store.load("bob")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs limits of a process")
 def test_reading_needs_no_room_on_the_disk(store: MemoryStore) -> None:
     """With the disk full even a question failed, since SQLite wants files of its own."""
