@@ -23,10 +23,11 @@ from transformers import LogitsProcessor
 
 from ..errors import InputError
 from .cache import MemoryCache, Slots, there
+from .forgetting import SENTENCE
 from .memory import Memory
 from .read import Reader, Source, StoredVectors, source
 from .search import Found, Question
-from .spans import Span, pairs, sentences, sentences_of, words_of
+from .spans import Span, pairs, sentences, words_of
 
 # Weight of the search's score beside the odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES, _JUDGED = (0.4, 2.0), (0.3, 0.5), (0.1, 0.5)
@@ -167,7 +168,8 @@ def look(
         reads.append(_Read(model, memory, [*waiting, *asked], [[]], unknown))
         end = memory.write_count * model.config.K
         spans.append(Span(end, end))
-        said = [_words(model, text) for text in sentences_of(model.text_of(waiting))]
+        text = model.text_of(waiting)
+        said = (_words(model, sentence.strip()) for sentence in SENTENCE.findall(text) or [text])
         scores += (reads[-1].odds + _named(model, some.question, said).amax()).tolist()
         likely += reads[-1].ignorant.tolist()
     doubt, K = model.config.doubt, model.config.K

@@ -459,6 +459,11 @@ class Memory:
             ends_W = torch.minimum(ends_W, times_W + keep_for)
         return None if math.isinf(float(ends_W.min())) else ends_W <= now
 
+    def has_expired(self, now: float) -> bool:
+        """Whether the time of a text that is written or waits is over."""
+        waits = any(self.waits_expired(piece, now) for piece in self.pending)
+        return waits or ((expired := self.expired(now)) is not None and bool(expired.any()))
+
     def waits_expired(self, piece: Pending, now: float) -> bool:
         """Whether the time of a text that waits is over."""
         return piece.tags.expires(piece.time, self.limits.keep_for) <= now

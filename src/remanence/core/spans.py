@@ -107,12 +107,6 @@ def sentence_starts(text: str) -> list[int]:
     return [end.end() for end in _ENDS.finditer(text)]
 
 
-def sentences_of(text: str) -> list[str]:
-    """The sentences and lines of a text, without the white space around them."""
-    cuts = [0, *sentence_starts(text), len(text)]
-    return [part for begin, end in itertools.pairwise(cuts) if (part := text[begin:end].strip())] or [text]
-
-
 def _begins(memory: Memory, write: int, tokenizer: Any) -> dict[int, bool]:
     """The tokens of a write, from 0, at which a sentence begins; of each, whether a text does."""
     record, K = memory.writes[write], memory.config.K

@@ -357,9 +357,7 @@ def readable(memory: Memory, now: float, only: Only | None = None) -> Memory:
         return memory
     if only is None and isinstance(memory, View) and memory.now is not None:  # is made for a question already
         return memory
-    if only is None and not isinstance(memory, View):  # the common case costs nothing
-        waits = any(memory.waits_expired(piece, now) for piece in memory.pending)
-        if not waits and ((expired := memory.expired(now)) is None or not expired.any()):
-            return memory
+    if only is None and not isinstance(memory, View) and not memory.has_expired(now):  # the common case costs nothing
+        return memory
     view = View(_named("", memory), now, only)
     return view if view.hides else memory

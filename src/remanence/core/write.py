@@ -186,10 +186,7 @@ class Writer(AttachedDecoder, Asked):
         The arguments and errors are those of `forget`.
         """
         now = clock.time()
-        expired = memory.expired(now)
-        beside = any(memory.waits_expired(piece, now) for piece in memory.pending)
-        beside |= any(memory.held_expired(one, now) for one in memory.quarantine)
-        if not beside and (expired is None or not expired.any()):
+        if not memory.has_expired(now) and not any(memory.held_expired(one, now) for one in memory.quarantine):
             return Forgotten([], 0, memory.write_count, 0)
         return self.forget(memory, Wanted(expired=now), dry_run=dry_run, progress=progress)
 
