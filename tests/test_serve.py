@@ -27,7 +27,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from listening import Listening
+from listening import Listening, until
 from remanence import MemoryModel, MemoryStore, Wanted
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve.api import create_app
@@ -356,7 +356,7 @@ def test_who_goes_away_is_not_waited_for(serve: Callable[..., Server], model: Me
     next(iter(stream))
     assert server.engine.taken == 1
     stream.close()
-    _until(lambda: server.engine.taken == 0 and slow.cancelled == 1)
+    until(lambda: server.engine.taken == 0 and slow.cancelled == 1)
     server.people.write("ada", "I have a bike.")  # nobody reads it any more
 
 
@@ -370,13 +370,13 @@ def test_who_goes_away_before_the_first_piece_leaves_no_place_taken(
     slow = server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
     with pytest.raises(openai.APITimeoutError):
         say(server.openai(), "ada", QUESTION, timeout=0.3)  # it is being answered
-    _until(lambda: server.engine.taken == 0 and slow.cancelled == 1)
+    until(lambda: server.engine.taken == 0 and slow.cancelled == 1)
     first = say(server.openai(), "ada", QUESTION, stream=True)
     with pytest.raises(openai.APITimeoutError):
         say(server.openai(), "ada", QUESTION, stream=stream, timeout=0.3)  # it waits to be
-    _until(lambda: server.engine.taken == 1 and server.engine.waiting == 0)
+    until(lambda: server.engine.taken == 1 and server.engine.waiting == 0)
     first.close()
-    _until(lambda: server.engine.taken == 0)
+    until(lambda: server.engine.taken == 0)
     server.people.write("ada", "I have a bike.")  # nobody reads it any more
 
 
@@ -394,16 +394,9 @@ def test_who_goes_away_while_a_memory_is_loaded_lets_it_go(
     monkeypatch.setattr(server.people, "hold", slowly)
     with pytest.raises(openai.APITimeoutError):
         say(server.openai(), "ada", QUESTION, timeout=0.3)
-    _until(lambda: server.engine.taken == 0)
+    until(lambda: server.engine.taken == 0)
     loads.set()
     server.people.write("ada", "I have a bike.")
-
-
-def _until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 class _SlowBatch:
@@ -592,7 +585,7 @@ def test_who_finds_no_place_is_told_to_come_again(serve: Callable[..., Server], 
     server = serve(places=2, together=1, seconds=30)
     server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
     streams = [say(server.openai(), "ada", QUESTION, stream=True, timeout=60) for _ in range(1)]
-    _until(lambda: server.engine.taken == 1)
+    until(lambda: server.engine.taken == 1)
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(server.http().post, "/v1/memories/bob/write", json={"text": FACT})
         assert waits.result().status_code == 200  # writes go on between two tokens
@@ -608,7 +601,7 @@ def test_who_finds_no_place_is_told_to_come_again(serve: Callable[..., Server], 
         server.engine.leave()
     for stream in streams:
         stream.close()
-    _until(lambda: server.engine.taken == 0)
+    until(lambda: server.engine.taken == 0)
 
 
 def test_time_is_bounded(serve: Callable[..., Server], model: MemoryModel) -> None:
@@ -909,18 +902,18 @@ def test_what_waits_has_its_time_too(model: MemoryModel) -> None:
     memory, came, done = model.new_memory(), list[Any](), list[Any]()
     try:
         engine.ask(memory, QUESTION, came.append)
-        _until(lambda: bool(came))
+        until(lambda: bool(came))
         engine._answering[1].until += 60  # a large model may be in the middle of a step
         late = list[Any]()
         engine.ask(memory, QUESTION, late.append)
-        _until(lambda: bool(late), 3)
+        until(lambda: bool(late), 3)
         assert isinstance(late[0], TimeUp)
         given_up = engine.ask(memory, QUESTION, late.append)
         engine.cancel(given_up)
         assert engine.waiting == 0
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(engine.run, lambda: time.sleep(0.8))
-            _until(lambda: engine.waiting == 0)
+            until(lambda: engine.waiting == 0)
             second = pool.submit(engine.run, lambda: done.append(1))
             assert first.result() is None
             with pytest.raises(TimeUp):
@@ -1044,7 +1037,7 @@ def test_a_server_that_is_killed_loses_nothing_acknowledged(tmp_path: Path) -> N
             for thread in threads:
                 thread.start()
             seen = len(kept)
-            _until(lambda seen=seen: len(kept) > seen + 20, 60)  # type: ignore[misc]
+            until(lambda seen=seen: len(kept) > seen + 20, 60)  # type: ignore[misc]
             running.send_signal(signal.SIGKILL)
             ends.set()
             for thread in threads:
