@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -264,21 +264,23 @@ def run_stream(
 def _asked(
     system: System, stream: Stream, questions: Sequence[Question], title: str, told: Passages
 ) -> list[dict[str, Any]]:
-    """Ask questions of one distance at one moment."""
+    """Ask questions of one distance at one moment. What is asked at a distance teaches nothing: the same question at a
+    longer one would be answered by what the shorter one taught."""
+    distance = questions[0].distance
     shown = list(questions) if system.sees_evidence else [q.bare() for q in questions]
     cost = {"seconds": 0.0, "calls": 0, "prompt_tokens": 0}
     system.kit.reader.forget()  # a question that comes again at another distance is read again, and takes its time
-    with _costs(system, cost):
+    with _costs(system, cost), system.untaught() if distance else nullcontext():
         replies = system.answers(shown)
     name = "" if system.inside else system.kit.reader.name
     made: list[Result] = []
     for question, asked, reply in zip(questions, shown, replies, strict=True):
         base = system.kit.reader.alone(question.text) if question.score == "same" else None
         made.append(result(stream.task, stream.name, title, name, question, reply, told, base))
-        if stream.feedback:
+        if stream.feedback and not distance:
             system.feedback(asked, reply, made[-1].score)
     moment = {
-        "type": "moment", "stream": stream.name, "distance": questions[0].distance, "at": told.tokens,
+        "type": "moment", "stream": stream.name, "distance": distance, "at": told.tokens,
         "questions": len(questions), "seconds": round(cost["seconds"], 4), "calls": cost["calls"],
         "prompt_tokens": cost["prompt_tokens"], "context_tokens": sum(r.context_tokens for r in made),
     }  # fmt: skip

@@ -40,7 +40,8 @@ line: `--systems my_file.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -209,7 +210,14 @@ class System:
         raise NotImplementedError
 
     def feedback(self, question: Question, reply: Reply, right: float) -> None:
-        """How right a reply was, from 0 to 1; only told on tasks that have feedback. Does nothing by default."""
+        """How right a reply was, from 0 to 1; only told on tasks that have feedback, of questions without a distance.
+        Does nothing by default."""
+
+    @contextmanager
+    def untaught(self) -> Iterator[None]:
+        """In the block answers change nothing that is remembered: questions at a distance are asked in it, as they come
+        again at a longer one. Only systems that learn from answers override it."""
+        yield
 
     def save(self, folder: Path) -> None:
         """Write all that is remembered to a folder, which is made; how large it is is what the system stores."""

@@ -97,7 +97,7 @@ class Ask:
 @dataclass
 class Stream:
     """A stream of one task. name: unlike all others of its task. feedback: whether systems are told how right they
-    were, after each answer."""
+    were, after each answer to a question without a distance."""
 
     task: str
     name: str

@@ -9,8 +9,8 @@ A system keeps entries; each has a text, the turns it comes from, and one vector
 order of time, with its date where there is one.
 
 Several papers let an answer change the memory (what is recalled is strengthened, a reranker learns from what was
-cited). Such changes wait here until the next text is told, so questions of one moment do not depend on their order,
-and `learns=False` leaves them out.
+cited). Such changes wait here until the next text is told, so questions of one moment do not depend on their order.
+Questions at a distance change nothing (`untaught`), and `learns=False` leaves all changes out.
 """
 
 from __future__ import annotations
@@ -248,6 +248,15 @@ class Remembering(TextSystem, Generic[E]):
                 numbers = dict.fromkeys(n for piece in shown for n in piece.entries if n < len(self.entries))
                 self.unsettled.append(Asked(question.text, list(numbers), reply.text or ""))
         return replies
+
+    @contextmanager
+    def untaught(self) -> Iterator[None]:
+        """As in `System`: what is answered in the block does not wait for `recalled`."""
+        kept, self.unsettled = self.unsettled, []
+        try:
+            yield
+        finally:
+            self.unsettled = kept
 
     def settle(self) -> None:
         """Let the answers so far change the memory."""

@@ -35,7 +35,7 @@ class RMM(Remembering[Entry]):
     Answers that abstain, or that no topic supports, teach nothing, as their reward would be noise. Noise is drawn
     only when `explore` is set, so that a comparison of systems answers at its best; without noise the same rewards
     are learnt from. How far from the paper: the policy and its training are the published ones; the reader that gives
-    the rewards is smaller, and a run of the arena has hundreds of answers where the paper had thousands. By rule a
+    the rewards is smaller, and a stream has at most hundreds of answers where the paper had thousands. By rule a
     key is the best sentence with the names; with `brain="reader"` the reader writes it and decides on merging.
 
     Args:
