@@ -100,7 +100,13 @@ def test_an_answer_is_contained_as_whole_words() -> None:
         "There is no information about that.", "I'm not sure.", "I don't have any information about your sister.",
         "You haven't told me.", "I do not have access to personal information.", "That cannot be determined.",
         "The text doesn't say.", "Her name is not specified.", "I'm sorry, but as a text-based language model, I",
-        "As an AI, I have no name for it.", "I am unable to say.",
+        "As an AI, I have no name for it.", "I am unable to say.", "The text does not contain anything about it.",
+        "The passage doesn't contain that.", "There's no mention of it in the text.", "Not enough information.",
+        "It is not possible to determine this.", "It isn't clear from the text.", "The answer is not in the text.",
+        "The answer is not found in the given passage.", "The text did not give her age.", "I have no idea.", "N/A",
+        "No one knows.", "Her age was never given.", "That was not told.", "I was never told about your sister.",
+        "You didn't say where she lives.", "He has not told me.", "She does not say.", "The story says nothing of it.",
+        "It is unknown.", "That information is not available.", "Anna did not mention it.", "Don't know",
     ],
 )  # fmt: skip
 def test_abstaining(text: str) -> None:
@@ -109,8 +115,16 @@ def test_abstaining(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Bernard", "I know: Bernard.", "It is not far.", "He does not eat meat.", "9 April", "Say no more", "Notting"],
-)
+    [
+        "Bernard", "I know: Bernard.", "It is not far.", "He does not eat meat.", "9 April", "Say no more", "Notting",
+        "She was never given a ticket", "She was never given a ticket.", "He was not told about the party",
+        "He was not known to the police.", "She does not give up.", "He doesn't tell the truth.", "She had no idea.",
+        "The woman has not told her husband.", "They do not provide warranties.", "Her mother never said goodbye.",
+        "An unknown man", "A mission to the unknown", "He has no knowledge of cars.", "It does not contain sugar.",
+        "It was not possible to say goodbye.", "The water was not clear.", "It was not in the kitchen.",
+        "She is not interested in the article.", "Unable to sleep", "You did not tell her.",
+    ],
+)  # fmt: skip
 def test_not_abstaining(text: str) -> None:
     assert not scores.abstains(text)
 

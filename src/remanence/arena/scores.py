@@ -13,22 +13,55 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _LOCOMO_ARTICLES = re.compile(r"\b(a|an|the|and)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _QUOTES = str.maketrans("‘’“”", "''\"\"")
+_WRITTEN_OUT = (
+    (r"\bcan't\b|\bcannot\b", "can not"), (r"n't\b", " not"), (r"\bdont\b", "do not"), (r"'m\b", " am"),
+    (r"'ve\b", " have"), (r"\b(it|that|there)'s\b", r"\1 is"),
+)  # fmt: skip
+# It depends on who is silent: "The text does not give it" abstains, "She does not give up" is an answer.
+_SOURCE = r"""(?:text|passage|context|document|excerpt|paragraph|transcript|dialogue|conversation|story|article|summary
+    |memory|information)s?(?:\s(?:provided|given|above|itself))?"""
+# No object follows: "Her age was never given." abstains, "She was never given a ticket" is an answer.
+_END = r"(?:\s?(?:[.,;:!?)]|$)|\s(?:here|anywhere|at\sall|yet|but|so|to\s(?:me|us))\b)"
+_WHAT = r"\s(?:what|when|where|which|who|whom|whose|why|how|if|whether|anything|that)\b"
+_HOW = r"(?:\w+ly\s|been\s|ever\s|just\s)*"
 _ABSTAINS = re.compile(
-    r"""
-    \b(?:i|we)\s(?:really\s|honestly\s|just\s)?(?:do\snot|don't|dont|cannot|can't|could\snot|couldn't)\s
-        (?:actually\s|really\s)?(?:know|recall|remember|tell\b|say\b|find|answer|determine|see\sany)
-    | \b(?:do\snot|don't|does\snot|doesn't|have\sno|has\sno)\s
-        (?:actually\s)?(?:have\s)?
-        (?:any\s|enough\s|access\sto\s|that\s|this\s|specific\s|personal\s|the\s|your\s)*
-        (?:information|details?|record|knowledge)
-    | \bno\s(?:specific\s|such\s|relevant\s)?information\b
-    | \b(?:is|are|was|were)?\s?(?:not|never)\s(?:explicitly\s|specifically\s|directly\s)?
-        (?:mentioned|specified|stated|provided|given|told|known|said)\b
-    | \b(?:does\snot|doesn't|do\snot|don't)\s(?:explicitly\s|specifically\s)?(?:mention|say|state|tell|specify|provide)
-    | \bi(?:'m|\sam)\s(?:not\s(?:sure|certain|aware|able)|unable)
+    rf"""
+    # who answers: "I don't know", "I have no record of it", "I was never told"
+    \b(?:i|we)\s{_HOW}(?:do|can|could)\snot\s{_HOW}
+        (?:know|recall|remember|tell\b|say\b|find|answer|determine|see\sany)
+    | ^do\snot\sknow\b | ^(?:no\sidea|not\ssure)\b | \bi\sam\s(?:not\s(?:sure|certain|aware|able)|unable)
+    | ^unable\sto\s(?:know|tell|say|find|answer|determine|identify|provide)\b
+    | \b(?:i|we|{_SOURCE})\s{_HOW}(?:(?:do|does)\snot\s{_HOW}have|have\sno|has\sno)\s
+        (?:any\s|an?\s|enough\s|access\sto\s|that\s|this\s|specific\s|personal\s|the\s|your\s)*
+        (?:information|details?|record|knowledge|mention|idea|clue|way\sto\s(?:know|tell))
+    | \b(?:i|we)\s(?:was|were|am|are|have|had)\s(?:not|never)\s{_HOW}(?:told|informed)\b
     | \bas\san?\s(?:\w+\s)?(?:ai|text-based|language\smodel)\b
-    | \b(?:have|has)(?:\snot|n't)\s(?:told|mentioned|said)
-    | \bunknown\b | \b(?:cannot|can't)\sbe\s(?:determined|answered)
+    # who was to tell: "You never told me", "He has not told us"
+    | \byou\s(?:(?:do|did|have|had)\s)?(?:not|never)\s{_HOW}
+        (?:mention|specif|(?:say|said)(?:{_END}|{_WHAT})|(?:give|gave|given)\s(?:me|us)\b)
+    | \b(?:not|never)\s{_HOW}(?:tell|told)\s(?:me|us)\b
+    # the text: "The passage does not contain that", "It is not clear from the text"
+    | \b{_SOURCE}\s(?:do|does|did)\snot\s{_HOW}
+        (?:contain|include|give|indicate|cover|say|state|tell|mention|specify|provide|explain|describe|reveal|discuss
+        |answer|show)
+    | \b{_SOURCE}\s(?:say|mention|contain|tell)s?\snothing\b
+    | \bnot\s{_HOW}(?:(?:clear|found|given|provided|told|said|known|included|discussed|described|answered|there)\s)?
+        (?:in|from|by)\s(?:the|this|that|any|your)\s(?:\w+\s)?{_SOURCE}\b
+    | \b(?:it|that|this)\s(?:does|did)\snot\s{_HOW}(?:say|state|tell|mention|specify|indicate)\b
+    | \b(?:do|does|did)\snot\s{_HOW}(?:mention|specify)\b
+    | \b(?:do|does)\snot\s{_HOW}(?:state\b|(?:say|tell)(?:{_END}|{_WHAT}))
+    # what is asked for: "It was never mentioned", "Her age is not known", "Unknown"
+    | \b(?:not|never)\s{_HOW}(?:mentioned|specified|stated)\b
+    | \b(?:not|never)\s{_HOW}(?:given|provided|known|said|indicated|disclosed){_END}
+    | \b(?:it|that|this)\s(?:is|was)\s(?:not|never)\s{_HOW}(?:known|said|told)\b
+    | (?:^|\b(?:it|information)\sis\s)(?:not\s{_HOW}(?:clear|available)|unclear|unknown)(?:{_END}|{_WHAT}|\sfrom\b)
+    | (?:^|\bit\sis\s)not\s{_HOW}possible\sto\s(?:determine|tell|say|know|answer|infer)\b
+    | \b(?:is|are|was|were|remains?)\s{_HOW}unknown{_END}
+    | \bcan\snot\sbe\s(?:determined|answered|inferred|known|identified)\b
+    # nobody and nothing: "There is no mention of it", "Not enough information", "N/A"
+    | \bnothing\s(?:is|was)\s(?:said|mentioned|told|known)\b | ^(?:nobody|no\sone)\sknows\b | ^n\s?/\s?a\W*$
+    | (?:^|\bthere\sis\s)no\s(?:\w+\s)?(?:mention|indication|record)\b
+    | \b(?:no\s(?:\w+\s)?|not\s(?:have\s)?enough\s|insufficient\s)(?:information|context)\b
     """,
     re.VERBOSE,
 )
@@ -65,8 +98,13 @@ def contains(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def abstains(prediction: str) -> bool:
-    """Whether the prediction says that it does not know, in any of the usual ways; an empty one does too."""
+    """Whether the prediction says that it does not know, in any of the usual ways; an empty one does too.
+
+    What somebody did not do or get ("She was never given a ticket") is an answer like any other.
+    """
     text = " ".join(prediction.lower().translate(_QUOTES).split())
+    for short, whole in _WRITTEN_OUT:
+        text = re.sub(short, whole, text)
     return not text or _ABSTAINS.search(text) is not None
 
 
