@@ -173,7 +173,23 @@ def test_choices_are_read_from_what_is_said() -> None:
         assert scores.choice(said, right) == 1, said
     for said in ("A", "(C) green tea", "A green thing", "Because it is late", "", "tea"):
         assert scores.choice(said, right) == 0, said
-    assert scores.choice("A green tea", right) == 1  # an article, no letter
+    for said in ("A green tea", "It is a green tea.", "I think it is green tea.", "The answer is a green tea"):
+        assert scores.choice(said, right) == 1, said  # an article or "I", no letter
+    assert scores.choice("B or A", right) == scores.choice("A and B", right) == 0  # names both
+    assert scores.choice("I think it is in a library.", ("C", "in a library")) == 1
+
+
+@pytest.mark.parametrize("letter", "AB")
+def test_no_letter_is_read_otherwise_than_another(letter: str) -> None:
+    """An "A" before a verb is no article."""
+    other = "B" if letter == "A" else "A"
+    for said in (
+        "{} is the first passage.", "{} came first.", "{} because it was said before", "Passage {} came first.",
+        "Sentence {} was in the text.", "I think {} came first.", "It is {}.", "The passage that came first is {}.",
+        "The answer is {}, a green tea", "The answer is {} green tea", "{}\nThe sun rose.", "“{}”",
+    ):  # fmt: skip
+        assert scores.choice(said.format(letter), (letter, "some words")) == 1, said
+        assert scores.choice(said.format(other), (letter, "some words")) == 0, said
 
 
 def test_rouge_l() -> None:

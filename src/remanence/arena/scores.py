@@ -139,7 +139,16 @@ def _subsequence(one: list[str], other: list[str]) -> int:
 
 
 _LETTER = re.compile(
-    r"^\W*(?:(?:the\s)?(?:correct\s)?(?:answer|option|choice)(?:\sis)?\W*)?([a-z])(?![\w'])", re.IGNORECASE
+    r"""
+    ^\W*((?:i\s(?:think|believe|guess)\s(?:that\s)?)?(?:it(?:\sis|\swas|'s)\s)?
+        (?:(?:\w+\s){0,2}(?:answer|option|choice|passage|sentence)(?:\s[^.:\n]{0,40}?\b(?:is|was))??\W*)?)
+    ([a-h])(?![\w']|-\w|\s(?:and|or)\s[a-h]\b)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_OF_ARTICLE = re.compile(  # what stands behind an "A" that is no letter: a word, but no verb
+    r"[ ]+(?!(?:is|was|has|had|does|did|came|comes|appear\w*|seems|stands|stood|because|since|as|would)\b)\w",
+    re.IGNORECASE,
 )
 
 
@@ -147,15 +156,16 @@ def choice(prediction: str, answers: Sequence[str]) -> float:
     """1 if the prediction names the right one of several choices, by its letter or by its words, else 0.
 
     Args:
-        prediction: as it was said. The letter it begins with counts ("B", "(B) tea", "The answer is B."); without one,
-            whether it has the right choice's words.
+        prediction: as it was said. The letter it begins with counts ("B", "(B) tea", "The answer is B.", "A came
+            first."); without one ("A green tea"), whether it has the right choice's words.
         answers: the right letter, then the words of the right choice.
     """
-    said = prediction.strip()
+    said = prediction.strip().translate(_QUOTES)
     letter = _LETTER.match(said)
-    article = said[:2].lower() == "a " and len(said.split()) > 1
-    if letter and not article:
-        return float(letter[1].upper() == answers[0].upper())
+    if letter:
+        may_be_article = letter[2] == "a" or (letter[2] == "A" and not letter[1])  # "The answer is A" has a letter
+        if not (may_be_article and _OF_ARTICLE.match(said, letter.end())):
+            return float(letter[2].upper() == answers[0].upper())
     return float(contains(prediction, answers[1:]))
 
 
