@@ -22,6 +22,8 @@ import pytest
 from remanence.arena import report
 from remanence.arena.checks import answer_lines, check
 from remanence.arena.grid import Cell, Grid, altered, read_cell, run_stream
+from remanence.arena.memories.memory_r1 import OPERATIONS
+from remanence.arena.memories.thinking import Thinker
 from remanence.arena.page import page
 from remanence.arena.protocol import Kit, System
 from remanence.arena.readers import BaseReader, ServedReader
@@ -539,6 +541,26 @@ def test_a_reader_behind_a_server() -> None:
 
     with pytest.raises(RemanenceError, match="503: busy"):
         ServedReader("http://x/v1", client=httpx2.Client(transport=httpx2.MockTransport(refuse)))
+
+
+def test_a_server_tells_nothing_of_replies_of_several_tokens() -> None:
+    """UPDATE begins with the token UP: all such replies would be as likely as the server's last token, and the first of
+    them chosen. They are asked for in words, and the surprise of a text is not known."""
+    httpx2 = pytest.importorskip("httpx2")
+
+    def serve(request: Any) -> Any:
+        likely = [{"token": "DE", "logprob": -0.01}, {"token": "ADD", "logprob": -5.0}, {"token": "x", "logprob": -9.0}]
+        said = "DELETE" if "logprobs" not in json.loads(request.content) else "DE"
+        choice = {"message": {"content": said}, "logprobs": {"content": [{"top_logprobs": likely}]}}
+        return httpx2.Response(200, json={"choices": [choice]})
+
+    client = httpx2.Client(transport=httpx2.MockTransport(serve))
+    reader = ServedReader("http://x/v1", model="big", client=client)
+    with pytest.raises(RemanenceError, match="not how likely 'UPDATE' is"):
+        reader.likelihood([("Which?", "Yes"), ("Which?", "UPDATE")])
+    thinker = Thinker(reader)
+    assert thinker.choose("Compare.", "Old: a\nNew: b", OPERATIONS) == "DELETE" and thinker.failed == 0
+    assert thinker.surprise("Ann: hello", "Bob: I bought a red bicycle.") is None and thinker.failed == 1
 
 
 # The report -----------------------------------------------------------------------------------------------------------

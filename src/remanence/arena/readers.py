@@ -63,7 +63,11 @@ class Reader(Protocol):
         ...
 
     def likelihood(self, asked: Sequence[tuple[str, str]]) -> list[float]:
-        """For each prompt (a user's only message) and reply, the reply's mean log probability a token, in nats."""
+        """For each prompt (a user's only message) and reply, the reply's mean log probability a token, in nats.
+
+        Raises:
+            RemanenceError: the reader cannot tell; a server tells it of "Yes" and "No" at most.
+        """
         ...
 
     def alone(self, question: str) -> str:
@@ -400,10 +404,16 @@ class ServedReader:
         return self.complete([question], max_new_tokens=self.max_new_tokens)[0]
 
     def likelihood(self, asked: Sequence[tuple[str, str]]) -> list[float]:
-        """As in `Reader`, for replies of one token such as "yes" and "no": of others a server does not tell.
+        """As in `Reader`, for "yes" and "no", which are one token: a server tells of the first token of a reply alone.
 
         A reply that is not among the server's twenty likeliest counts as likely as the last of them.
+
+        Raises:
+            ConfigError: the server gives no log probabilities.
+            RemanenceError: a reply is another one.
         """
+        if others := sorted({reply for _, reply in asked if reply.strip().lower() not in ("yes", "no")}):
+            raise RemanenceError(f"{self.url} tells how likely Yes and No are, not how likely {others[0]!r} is.")
         turns = [[{"role": "user", "content": prompt.strip()}] for prompt, _ in asked]
         made = self._chat(turns, max_tokens=1, logprobs=True, top_logprobs=20)
         scores = []

@@ -63,7 +63,8 @@ class Thinker:
     def choose(self, prompt: str, content_: str, options: Sequence[str]) -> str | None:
         """Which option the reader replies, by likelihood less that without the content.
 
-        A reader that has no likelihoods is asked in words; None if the reply names no option, or more than one.
+        A reader that has no likelihoods of these options (behind a server: of others than Yes and No) is asked in
+        words; None if the reply names no option, or more than one.
 
         Args:
             prompt: asks, and names the options.
@@ -73,7 +74,8 @@ class Thinker:
         try:
             scores = self._scores(prompt, content_, options)
         except RemanenceError:  # a server that gives no likelihoods
-            [said] = self.reader.complete([f"{prompt}\n\n{content_}"], max_new_tokens=8)
+            task = f"{prompt} Answer with one word: {', '.join(options)}."
+            [said] = self.reader.complete([f"{task}\n\n{content_}"], max_new_tokens=8)
             named = [o for o in options if re.search(rf"\b{re.escape(o)}\b", said, re.IGNORECASE)]
             self.failed += len(named) != 1
             return named[0] if len(named) == 1 else None
@@ -102,7 +104,8 @@ class Thinker:
         return value if value <= 1 else None
 
     def surprise(self, before: str, text: str) -> float | None:
-        """How little the reader expects a text after another, in nats a token; None without likelihoods."""
+        """How little the reader expects a text after another, in nats a token; None without likelihoods of texts, as
+        behind a server."""
         try:
             return -self.reader.likelihood([(f"Go on with this conversation.\n\n{before}", text)])[0]
         except RemanenceError:
