@@ -530,7 +530,12 @@ def test_how_long_a_right_answer_is() -> None:
         return tasks.tokens_to_answer(Question("q", "?", answers, "k", score), letters)
 
     assert least("contains", "four", "six") == 3 and least("share", "four", "six") == len("four, six")
-    assert least("abstains") == least("rouge", "four") == least("contains") == 0
+    for score in ("squad", "rouge", "locomo"):  # their F1 is capped by what cannot be said
+        assert least(score, "a long answer", "a short one") == len("a short one")
+    opened = Question("q", "?", ("likely no; she dislikes it",), "open domain", "locomo", category=3)
+    assert tasks.tokens_to_answer(opened, letters) == len("likely no")
+    assert least("abstains") == least("same") == least("contains") == least("locomo") == 0
+    assert least("choice", "A", "tea") == 0
 
 
 def test_evidence_that_was_read_as_text() -> None:

@@ -610,11 +610,13 @@ def _seconds(when: str) -> float:
 
 
 def tokens_to_answer(question: Question, tokens: Tokens) -> int:
-    """How many tokens a right answer has at least, where it must be said whole; 0 elsewhere."""
+    """How many tokens the shortest right answer has, where it is said in words of its own; 0 for choices, for
+    abstaining, and for what is compared with the reader alone. With fewer, words that count cannot be said."""
     if question.score == "share":
         return tokens(", ".join(question.answers))
-    if question.score in ("contains", "only"):
-        return min(map(tokens, question.answers), default=0)
+    if question.score in ("contains", "only", "squad", "rouge", "locomo"):
+        counted = [answer.split(";")[0] if question.category == 3 else answer for answer in question.answers]
+        return min(map(tokens, counted), default=0)
     return 0
 
 
