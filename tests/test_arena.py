@@ -307,6 +307,18 @@ def test_where_a_part_of_a_text_lies(model: MemoryModel) -> None:
     assert passages.where(2, 8, 9) == [3]  # letter 59, in what waits
     assert passages.text(3) == passages.rest
     assert passages.last(12) == "re\n" + "y" * 9
+    assert passages.last(0) == "" and passages.last(999) == "\n".join(told)
+    assert [passages.last(n) for n in (9, 10, 11)] == ["y" * 9, "y" * 9, "e\n" + "y" * 9]
+
+
+def test_the_last_text_is_as_long_as_it_is_asked_for(model: MemoryModel) -> None:
+    """`replay` reads as many tokens as it is given; there is no bound of which it does not tell."""
+    passages = Passages(model)
+    passages.add("The first fact.")
+    for _ in range(40):
+        passages.add("x" * 999)
+    assert passages.tokens == 15 + 40_000 and passages.last(passages.tokens).startswith("The first fact.\nx")
+    assert len(passages.last(35_001)) == 35_001
 
 
 # Streams --------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ from bisect import bisect_right
 
 from ..models.pretrained import MemoryModel
 
-_RECENT = 1 << 15  # tokens at the end that can be had as one text
-
 
 class Passages:
     """What was told, cut by the rules of `MemoryModel.memorize`. Passage i has the text of the memory's write i, where
@@ -27,7 +25,6 @@ class Passages:
         self._told: list[tuple[int, str]] = []  # by text: tokens before it, and the text as it was taken
         self._held: dict[tuple[int, int, int], tuple[int, int]] = {}  # first and last token of characters asked for
         self._rest: list[int] = []
-        self._recent: list[int] = []
 
     def add(self, text: str) -> None:
         """Take in one more text, which must not begin or end with white space."""
@@ -36,7 +33,6 @@ class Passages:
         self._told.append((self.tokens, text))
         self.tokens += len(ids)
         self._rest += ids
-        self._recent = (self._recent + ids)[-_RECENT:]
         size = self.model.config.chunk_tokens
         at = 0
         while len(self._rest) - at >= size:
@@ -109,5 +105,9 @@ class Passages:
         return bisect_right(self._first, token) - 1
 
     def last(self, tokens: int) -> str:
-        """The text of the last so many tokens, 32,768 at most."""
-        return str(self.model.tokenizer.decode(self._recent[-tokens:] if tokens else [])).strip()
+        """The text of the last so many tokens."""
+        if not tokens:
+            return ""
+        first = max(0, bisect_right(self._told, self.tokens - tokens, key=lambda row: row[0]) - 1)
+        ids = [i for _, text in self._told[first:] for i in self.ids(text)]
+        return str(self.model.tokenizer.decode(ids[-tokens:])).strip()
