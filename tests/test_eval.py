@@ -337,6 +337,18 @@ def test_conditions_change_what_is_told_and_nothing_else() -> None:
         altered(one, other, "else", 1)
 
 
+def test_no_condition_keeps_the_dates_of_the_stream() -> None:
+    """Who is shown somebody else's texts is shown their days; shuffled words have none."""
+    may, june = 1683554160.0, 1686232560.0
+    asked = Ask([Question("q", "When?", ("8 May 2023",), "k", "contains")])
+    own = Stream("t", "own", [Tell("Ann: hello there", "8 May, 2023", may), Tell("Bob: hi", "8 May, 2023", may), asked])
+    other = Stream("t", "other", [Tell("Eve: good day", "8 June, 2023", june), asked])
+    told = [event for event in altered(own, other, "other", 1).events if isinstance(event, Tell)]
+    assert told == [Tell("Eve: good day", "8 June, 2023", june)] * 2
+    mixed = [event for event in altered(own, other, "shuffled", 1).events if isinstance(event, Tell)]
+    assert [(tell.label, tell.time) for tell in mixed] == [("", 0.0), ("", 60.0)]
+
+
 def test_checks_find_a_system_that_cheats(tiny: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that keeps what a reset should forget, one that is random, one that does not save."""
     import remanence.arena.checks as checks_module

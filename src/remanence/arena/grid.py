@@ -310,36 +310,35 @@ def altered(stream: Stream, other: Stream, condition: str, seed: int) -> Stream:
         stream: as it is.
         other: of the same task, about other things.
         condition: "normal": as it is. "empty": nothing is told. "shuffled": all words of all texts change places, so
-            that the same words stand there and say nothing. "other": somebody else's texts, in place of
-            its own, without those that are its own too.
+            that the same words stand there and say nothing, without labels and dates. "other": somebody else's texts,
+            with their labels and dates, in place of its own, without those that are its own too.
         seed: of the shuffling.
     """
     if condition == "normal":
         return stream
     tells = [event for event in stream.events if isinstance(event, Tell)]
+    put: list[Tell] = []
     if condition == "shuffled":
         words = [word for tell in tells for word in tell.text.split()]
         random.Random(f"{seed}/{stream.name}/shuffled").shuffle(words)
-        at, texts = 0, []
-        for tell in tells:
+        at = 0
+        for number, tell in enumerate(tells):
             count = len(tell.text.split())
-            texts.append(" ".join(words[at : at + count]))
+            put.append(Tell(" ".join(words[at : at + count]), "", 60.0 * number))
             at += count
     elif condition == "other":
         own = {tell.text for tell in tells}  # two draws from one file share texts
-        foreign = [event.text for event in other.events if isinstance(event, Tell) and event.text not in own]
-        texts = [foreign[i % len(foreign)] for i in range(len(tells))] if foreign else [""] * len(tells)
-    elif condition == "empty":
-        texts = [""] * len(tells)
-    else:
+        foreign = [event for event in other.events if isinstance(event, Tell) and event.text not in own]
+        put = [foreign[i % len(foreign)] for i in range(len(tells))] if foreign else []
+    elif condition != "empty":
         raise ConfigError(f"there is no condition {condition!r}; choose of {', '.join(CONDITIONS)}.")
-    told = iter(texts)
+    told = iter(put)
     events: list[Tell | Ask] = []
     for event in stream.events:
         if isinstance(event, Ask):  # where the evidence stood means nothing now
             events.append(Ask([dataclasses.replace(q, gold=()) for q in event.questions]))
-        elif text := next(told):
-            events.append(Tell(text, event.label, event.time))
+        elif instead := next(told, None):
+            events.append(instead)
     return Stream(stream.task, stream.name, events, stream.feedback)
 
 
