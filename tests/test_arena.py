@@ -28,7 +28,7 @@ from remanence.arena.protocol import Kit, Piece, Reply
 from remanence.arena.readers import BaseReader, OurReader, batches
 from remanence.arena.registry import streams
 from remanence.arena.results import Result, on_shuffled_answers, result, scored, summary
-from remanence.arena.systems import ByMeaning, ByWords, Fused, Oracle, Summary
+from remanence.arena.systems import ByMeaning, ByWords, Fused, Oracle, Summary, Turns
 from remanence.arena.tasks import Ask, Gold, Materials, Question, Script, Stream, Tell
 from remanence.errors import ConfigError
 
@@ -595,6 +595,37 @@ def test_searches_find_what_fits(model: MemoryModel, encoder: Encoder) -> None:
     assert len(reply.read) == 2 and reply.read == sorted(reply.read) and words_order[0] in reply.read
     by_words.reset()
     assert by_words.answer(question).read == []
+
+
+def test_a_passage_longer_than_the_encoder_sees_is_its_pieces_mean(
+    make_model: Callable[..., MemoryModel], encoder: Encoder
+) -> None:
+    pieces = ["a b " * 40, "c d " * 40]  # 80 words each
+    text = "".join(pieces).strip()
+    sizes = SIZES | {"chunk_tokens": len(text), "pool_tokens": 2 * len(text), "K0": len(text), "window_tokens": 1024}
+    system = ByMeaning(kit_of(make_model(MemoryConfig.verbatim(**sizes), max_position_embeddings=8192), encoder))
+    system.observe(text)
+    mean = torch.nn.functional.normalize(encoder.encode([piece.strip() for piece in pieces]).mean(0), dim=0)
+    [vector] = torch.cat(system._vectors)
+    assert torch.allclose(vector, mean, atol=1e-6)
+
+
+def test_turns_are_found_by_their_meaning(model: MemoryModel, encoder: Encoder) -> None:
+    """One by one, with their day, as many as fit, in their order; not cut as passages are."""
+    kit = kit_of(model, encoder, budget=40)
+    system, day = Turns(kit), 1683554160.0  # 8 May 2023
+    system.observe("8 May, 2023\nAnn: cats sit on mats\nBob: dogs eat hats", "8 May, 2023", day)
+    system.observe("Ann: birds fly", "8 May, 2023", day + 60)
+    assert [system.entries[i].text for i in system.alive()] == [
+        "Ann: cats sit on mats", "Bob: dogs eat hats", "Ann: birds fly"
+    ]  # fmt: skip
+    asked = Question("q", "Bob: dogs eat hats", (), "", "")
+    assert system.answer(asked).context == ("[8 May 2023] Bob: dogs eat hats",)
+    kit.budget = 200
+    assert len(system.answer(asked).context) == 3
+    one = Turns(kit, k=1)
+    one.observe("Bob: dogs eat hats. Ann: birds fly.")
+    assert len(one.answer(asked).context) == 1
 
 
 def test_passages_are_read_with_their_day(model: MemoryModel, encoder: Encoder, tmp_path: Path) -> None:

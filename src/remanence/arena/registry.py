@@ -27,6 +27,7 @@ CONTROLS = {
     "bm25": "systems:ByWords",
     "minilm": "systems:ByMeaning",
     "fused": "systems:Fused",
+    "turns": "systems:Turns",
     "oracle": "systems:Oracle",
 }
 INSIDE = {
