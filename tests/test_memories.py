@@ -22,7 +22,7 @@ from remanence.arena.memories.memgas import entropy_weights, higher_part
 from remanence.arena.memories.thinking import Thinker
 from remanence.arena.memories.words import dated
 from remanence.arena.protocol import Kit, Reply
-from remanence.arena.readers import Used
+from remanence.arena.readers import OurReader, Used
 from remanence.arena.registry import build
 from remanence.arena.tasks import Question
 
@@ -1084,6 +1084,7 @@ def test_memos_keeps_versions(kit: Kit) -> None:
 
 
 def test_memos_moves_hot_cubes_into_the_model_and_back(kit: Kit, tmp_path: Path) -> None:
+    kit.reader = OurReader(kit.model, max_new_tokens=4)
     system: Any = build("memos:promote=2,idle=3,hot=1", kit)
     system.observe("The key is in the shed.", "user", 0.0)
     system.observe("The bike is blue.", "user", 1.0)
@@ -1109,6 +1110,18 @@ def test_memos_moves_hot_cubes_into_the_model_and_back(kit: Kit, tmp_path: Path)
     for text in NOISE:
         system.observe(text, "book", 2.0)
     assert {e.kind for e in system.entries} == {"text"}  # idle
+
+
+def test_memos_keeps_hot_cubes_as_text_for_another_reader(kit: Kit) -> None:
+    """It is the run's reader that answers, not our model in its name."""
+    system: Any = build("memos:promote=1,k=1", kit)
+    system.observe("The key is in the shed.", "user", 0.0)
+    system.observe("The bike is blue.", "user", 1.0)
+    system.recalled(Asked("Where is the key?", [0], "shed"))
+    assert system.entries[0].kind == "activation"
+    assert ask(system, "Which colour has the bike?").text == "The key is in the shed.\nThe bike is blue."
+    with pytest.raises(ConfigError, match="tier=activation is read by our model alone"):
+        build("memos:tier=activation", kit)
 
 
 def test_memos_archives_what_nobody_used(kit: Kit) -> None:
