@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -432,8 +433,12 @@ def test_specs() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["needle", "needles", "unlike", "order", "sentences", "planted", "world", "persons:chapter=300", "facts"]
-)
+    "spec",
+    [
+        "needle", "needles", "unlike", "order", "sentences", "planted", "world", "persons:chapter=300", "facts",
+        "again:between=300,people=2",
+    ],
+)  # fmt: skip
 def test_made_up_tasks(spec: str) -> None:
     """The same seed makes the same streams; names are unlike; what is asked for stands where it is said to."""
     materials, changes = Materials(lambda text: len(text) // 4), {"distances": (200, 900), "lengths": (600,)}
@@ -448,7 +453,7 @@ def test_made_up_tasks(spec: str) -> None:
         assert times == sorted(times) and len(set(times)) == len(times)
         for q in stream.questions:
             evidence = " ".join(told[gold.told][slice(*gold.answer)] for gold in q.gold)
-            if spec in ("needle", "needles", "planted", "facts", "world"):
+            if spec.partition(":")[0] in ("needle", "needles", "planted", "facts", "world", "again"):
                 assert all(answer.lower() in evidence.lower() for answer in q.answers), q
             if q.score == "choice":
                 right = re.search(rf"^{q.answers[0]}\. (.*)$", q.text, re.MULTILINE)
@@ -457,6 +462,26 @@ def test_made_up_tasks(spec: str) -> None:
                 words = set(re.findall(r"\w{4,}", q.text.lower())) - {"which", "person"}
                 assert not words & set(re.findall(r"\w{4,}", evidence.lower())), q.text
             assert sum(isinstance(event, Ask) for event in stream.events) >= 1
+
+
+def test_the_same_facts_are_asked_again_in_other_words() -> None:
+    """Round by round, with a book between them, at no distance; and systems are told how right they were."""
+    materials = Materials(lambda text: len(text) // 4)
+    [stream] = streams("again:amount=10,people=2,times=4,between=300", materials)
+    assert stream.feedback
+    rounds = [event.questions for event in stream.events if isinstance(event, Ask)]
+    places = [i for i, event in enumerate(stream.events) if isinstance(event, Ask)]
+    assert [len(asked) for asked in rounds] == [10] * 4 and all(
+        later - sooner > 1 for sooner, later in itertools.pairwise(places)
+    )
+    for same in zip(*rounds, strict=True):
+        assert len({q.text for q in same}) == 4 and len({(q.answers, q.gold) for q in same}) == 1
+        assert len({report.unit(made_result(q.name, 1.0)) for q in same}) == 1
+        assert [q.kind for q in same] == ["1st time", "2nd time", "3rd time", "4th time"]
+    assert all(q.distance == 0 for q in stream.questions)
+    for spec, said in (("times=5", "give 1 to 4 times"), ("amount=70,people=2", "30 facts at most")):
+        with pytest.raises(ConfigError, match=said):
+            streams(f"again:{spec}", materials)
 
 
 def test_a_world_is_consistent() -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from remanence import ConfigError, InputError, MemoryConfig, MemoryModel
+from remanence.arena.grid import run_stream
 from remanence.arena.memories import SYSTEMS, words
 from remanence.arena.memories.amac import type_prior
 from remanence.arena.memories.base import Asked, Entry, Remembering, Vectors, pagerank
@@ -23,8 +24,8 @@ from remanence.arena.memories.thinking import Thinker
 from remanence.arena.memories.words import dated
 from remanence.arena.protocol import Kit, Reply
 from remanence.arena.readers import OurReader, Used
-from remanence.arena.registry import build
-from remanence.arena.tasks import Question
+from remanence.arena.registry import build, streams
+from remanence.arena.tasks import Materials, Question
 
 WIDTH = 512
 
@@ -963,6 +964,19 @@ def test_agentfly_prefers_what_helped_before(kit: Kit) -> None:
     system.more["rewards"] = {question.text: 0.0}
     system.settle()
     assert [system.entries[i].reward for i in system.alive("case")] == [1.0, 0.0, 1.0]
+
+
+def test_agentfly_is_told_how_right_it_was_where_the_same_is_asked_again(kit: Kit) -> None:
+    """The rewards of its cases are the scores of the first round, and these cases are read in the second."""
+    kit.budget = 150
+    [stream] = streams("again:amount=12,people=2,times=2,between=300", Materials(kit.tokens))
+    system: Any = build("agentfly", kit)
+    lines = [line for line in run_stream(system, stream) if line["type"] == "answer"]
+    scores = [line["score"] for line in lines if line["kind"] == "1st time"]
+    assert [system.entries[i].reward for i in system.alive("case")] == scores and 0 < sum(scores) < 12
+    same = [q for q in stream.questions if q.kind == "2nd time"]
+    nearest = [system.read_cases(system.embed(q.text))[0][0] for q in same]
+    assert len({system.entries[i].text for i in nearest} & {line["asked"] for line in lines}) > 6
 
 
 def test_agentfly_without_feedback_goes_by_support(kit: Kit) -> None:

@@ -61,6 +61,10 @@ _ALL = (
         "facts", "made-up facts in a book, asked at every distance; the newest of two; what was never told",
         "of this project", _facts,
     ),
+    Task(
+        "again", "facts of a few people, each asked several times in other words, with word of how right answers were",
+        "of this project, for systems that learn from their answers; no published protocol has it", made.again,
+    ),
     Task("general", "general prompts put to a memory: nothing may change", "of this project", _general),
     Task("squad", "knowledge retention on SQuAD", _RETENTION, _squad),
     Task("nq", "knowledge retention on Natural Questions", _RETENTION, _nq),

@@ -209,7 +209,7 @@ class System:
         raise NotImplementedError
 
     def feedback(self, question: Question, reply: Reply, right: float) -> None:
-        """How right a reply was, from 0 to 1; only told on tasks that have feedback. Does nothing by default."""
+        """How right a reply was, from 0 to 1; told on tasks that have feedback (`again`). Does nothing by default."""
 
     def save(self, folder: Path) -> None:
         """Write all that is remembered to a folder, which is made; how large it is is what the system stores."""

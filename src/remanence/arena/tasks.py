@@ -403,9 +403,23 @@ class Facts:
 
     def question(self, relation: str, name: str | None) -> str:
         """A question for it, in a wording at random."""
-        entry = self.relations[relation]
-        text = self.rng.choice(entry["asked" if name is None else "asked_of"]).replace("{n}", name or "")
-        return text[0].upper() + text[1:]
+        return self.rng.choice(self._questions(relation, name))
+
+    def questions(self, relation: str, name: str | None, times: int) -> list[str]:
+        """So many questions for it, each in another wording.
+
+        Raises:
+            ConfigError: there are fewer wordings.
+        """
+        asked = self._questions(relation, name)
+        if times > len(asked):
+            raise ConfigError(f"there are {len(asked)} ways to ask for a fact; give times={len(asked)} or less.")
+        return self.rng.sample(asked, times)
+
+    def _questions(self, relation: str, name: str | None) -> list[str]:
+        wordings = self.relations[relation]["asked" if name is None else "asked_of"]
+        asked = (wording.replace("{n}", name or "") for wording in wordings)
+        return [text[0].upper() + text[1:] for text in asked]
 
 
 def facts(
