@@ -724,6 +724,31 @@ def test_a_model_that_writes_at_once_is_told_whole_chunks(make_model: Callable[.
         Forced(kit_of(model))
 
 
+def test_one_write_is_forced_and_several_are_not_asked(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the settings of the system, not in the kit's."""
+    forced = Forced(kit_of(model, max_new_tokens=2), store_dtype="int8")
+    forced.observe("the cat sat down the dog ran off")  # two writes of 16 letters
+    forced.observe("a bird")
+    given: list[Any] = []
+    ask = model.ask_batch
+
+    def noted(memories: Any, questions: Any, **options: Any) -> Any:
+        given.append((options["force"], model.config.store_dtype, model.config.window_tokens > 128))
+        return ask(memories, questions, **options)
+
+    monkeypatch.setattr(model, "ask_batch", noted)
+
+    def asked(*spans: tuple[int, int, int]) -> Question:
+        gold = tuple(Gold(told, (start, end), (start, end)) for told, start, end in spans)
+        return Question("q", "who?", ("x",), "k", "contains", gold=gold)
+
+    before = model.config
+    several = [asked((0, 4, 7), (0, 21, 24)), asked((0, 12, 20))]  # in two places; over the end of a write
+    replies = forced.answers([asked((0, 21, 24)), *several, asked((1, 2, 6)), asked()])
+    assert [reply.text is None for reply in replies] == [False, True, True, False, False]
+    assert given == [([1, None, None], "int8", True)] and model.config is before and forced.config.store_dtype == "int8"
+
+
 def test_an_untrained_memory_shares_the_base_without_its_adapter(make_decoder: Any, tokenizer: Any) -> None:
     from peft import LoraConfig
 
