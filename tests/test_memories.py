@@ -145,7 +145,9 @@ def test_each_names_its_paper_and_its_task(kit: Kit, spec: str) -> None:
     system = build(spec, kit)
     assert isinstance(system, Remembering) and system.name == spec and system.made_for
     module = __import__(type(system).__module__, fromlist=["x"])
-    assert re.search(r"arXiv\s+\d{4}\.\d{5}", module.__doc__ or "") and re.search(r"section", module.__doc__ or "")
+    assert re.search(r"arXiv\s+\d{4}\.\d{5}", module.__doc__ or "")
+    source = Path(str(module.__file__)).read_text("utf-8")
+    assert not re.search(r"[Ss]ections? \d", source)  # numbers that nobody could confirm
     assert "Made for:" in (type(system).__doc__ or "") and re.search(
         "[Dd]ifferences|far from", type(system).__doc__ or ""
     )
@@ -371,6 +373,7 @@ def test_pronouns_and_days() -> None:
     said = words.named("I'm glad you have my hat. She likes it.", "Ann", "Bob")
     assert said == "Ann is glad Bob has Ann's hat. She likes it."
     assert words.named("She likes him", "", "", "Eve") == "Eve likes Eve"
+    assert words.persons('Ann likes "War and Peace" in Bergen, at the Grand Hotel, with Bob.') == ("ann", "bob")
     text = "I went yesterday, two weeks ago, last Friday, next month."
     monday = date(2023, 5, 8)
     expected = ("yesterday (7 May 2023)", "ago (the week of 24 April 2023)", "Friday (5 May 2023)", "month (June 2023)")
@@ -448,6 +451,15 @@ def test_memorybank_forgets_as_ebbinghaus(kit: Kit) -> None:
     assert (system.entries[0].strength, system.retention(0)) == (4.0, 1.0)
     summary = next(i for i in range(len(system.entries)) if system.entries[i].kind == "summary")
     assert system.retention(summary) == 1
+
+
+def test_memorybank_recalls_on_the_day_that_goes_on(kit: Kit) -> None:
+    """What is recalled during a day that is not over begins to fade from that day on."""
+    system: Any = build("memorybank", kit)
+    system.observe("The key is under the pot.", "2023-01-01")
+    system.observe("Nothing happened.", "2023-01-09")
+    system.recalled(Asked("Where is the key?", [0], "pot"))
+    assert (system.more["day"], system.entries[0].last) == (0, 8)
 
 
 def test_memorybank_drops_pieces_by_chance_and_for_good(kit: Kit) -> None:
@@ -534,6 +546,24 @@ def test_tim_forgets_what_is_contradicted_and_merges_what_is_alike(kit: Kit) -> 
     number = system.add(new)
     system._tidy(number)
     assert cat.gone and not new.gone
+
+
+def test_tim_keeps_a_merged_thought_where_it_is_looked_for(kit: Kit) -> None:
+    """Its vector has changed, and with it its bucket."""
+    system: Any = build("tim:buckets=16,merge=0.6", kit)
+    for i in range(40):
+        system.observe(f"Ann walks the dog on word{i} other{i}.", "", 0.0)
+        system.observe(f"Ann walks the dog on word{i} thing{i}.", "", 0.0)
+    merged = [i for i in system.alive() if len(system.entries[i].turns) > 1]
+    assert merged
+    for i in merged:
+        assert system.entries[i].bucket == system._order(system.vectors[i])[0]
+
+
+def test_tim_takes_no_title_for_a_person(kit: Kit) -> None:
+    system: Any = build("tim", kit)
+    system.observe('Ann: Bob likes "War and Peace" in Oslo. He is a genius.', "", 0.0)
+    assert system.entries[1].text == "Bob is a genius."
 
 
 # SCM ------------------------------------------------------------------------------------------------------------------
@@ -755,6 +785,12 @@ def test_emem_writes_sentences_that_stand_alone(kit: Kit) -> None:
     assert "Ann adopted a cat yesterday (7 May 2023)." in edus and "Bob bought a red bicycle." in edus
     assert all(text.startswith(("Ann", "Bob")) for text in edus)
     assert [entry.turns for entry in system.entries][-1] == [3]
+
+
+def test_emem_takes_no_title_for_a_person(kit: Kit) -> None:
+    system: Any = build("emem", kit)
+    system.observe('Ann: Bob likes tea. I read "War and Peace" in Oslo. He is a genius.', "", 0.0)
+    assert [entry.text for entry in system.entries][-1] == "Ann: Bob is a genius."
 
 
 def test_emem_keeps_what_bears_on_the_question_or_all(kit: Kit) -> None:
@@ -1247,6 +1283,16 @@ def test_the_reader_tidies_tim_buckets(kit: Kit, deciding: Any) -> None:
     for text in ("Ann walks the dog.", "Ann walks the dogs, and so on."):
         other.observe(text, "", 0.0)
     assert (alive, len(other.alive())) == (2, 1)  # it says that they do, or do not, say the same
+
+
+def test_the_reader_alone_does_not_make_tim_forget(kit: Kit, deciding: Any) -> None:
+    """Two thoughts that give no value to anything contradict each other in nothing that can be checked."""
+    deciding("No").says = lambda prompt: ""
+    system: Any = build("tim:buckets=2", kit)
+    old, new = (type(system).kind_of_entry(text, [0]) for text in ("Ann ran far.", "Ann ran home."))
+    assert not system._contradicts(old, new)
+    old.slot = new.slot = "ann|live"
+    assert system._contradicts(old, new)
 
 
 def test_the_reader_judges_himem_notes_and_surprise(kit: Kit, deciding: Any) -> None:

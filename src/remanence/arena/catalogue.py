@@ -71,7 +71,8 @@ _ALL = (
     Task(
         "locomo", "very long conversations, all questions at the end, by category",
         "LoCoMo (2402.17753): the official F1 by category, evaluated as in task_eval/evaluation.py of its repository; "
-        "but adversarial questions are put as they are, not as a choice of two, and any way to abstain is right",
+        "but adversarial questions are put as they are, not as a choice of two, and any way to abstain is right; and "
+        "questions about time are put as they are, without the repository's request to use the conversation's date",
         _locomo,
     ),
     Task(

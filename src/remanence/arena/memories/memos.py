@@ -1,7 +1,7 @@
 """MemOS: memory as a managed resource; cubes of text with versions, and the hot ones as activations of the model.
 
 Papers: Li et al., "MemOS: A Memory OS for AI System", arXiv 2507.03724, and "MemOS: An Operating System for
-Memory-Augmented Generation", arXiv 2505.22101. Cubes: section 4 of the first; their life cycle and scheduling: 5.
+Memory-Augmented Generation", arXiv 2505.22101.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Reflective Memory Management (RMM): memories by topic, and a small reranker that learns from what answers cite.
 
 Paper: Tan et al., "In Prospect and Retrospect: Reflective Memory Management for Long-term Personalized Dialogue
-Agents", arXiv 2503.08026. Prospective reflection (topics): section 4; retrospective reflection (reranker): section 5
-and appendix. No code was published.
+Agents", arXiv 2503.08026. It calls the topics prospective reflection, the reranker retrospective reflection. No code
+was published.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RMM(Remembering[Entry]):
         self.more = {"answers": 0, "steps": 0}
 
     def take(self, turns: list[Turn]) -> None:
-        """Cut into topics, and merge or add each (section 4)."""
+        """Cut into topics, and merge or add each."""
         for topic in self._topics(turns):
             key = self._key(topic)
             vector = self.embed(key)
@@ -107,7 +107,7 @@ class RMM(Remembering[Entry]):
         said = self.thinker.yes(task, f"{self.entries[near[0]].text}\n{key}")
         return rule if said is None else said
 
-    # Reranking (section 5) --------------------------------------------------------------------------------------------
+    # Reranking --------------------------------------------------------------------------------------------------------
 
     def _weights(self, width: int) -> dict[str, Tensor]:
         for name in ("query", "memory"):
