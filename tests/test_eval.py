@@ -123,7 +123,7 @@ def test_a_grid_and_its_report(
 
     code, printed, said = run(monkeypatch, capsys, "report", "--out", str(out))
     assert code == 0 and "| words.py:least=9 |" in printed and "### Checks" in printed and "### Against none" in printed
-    assert re.search(r"\| ours \|.*\| yes \| yes \| yes \|", printed)
+    assert re.search(r"\| ours \|.*\| yes \| yes \| yes \|", printed) and "| same seed, same answers |" in printed
     assert (out / "report.html").read_text("utf-8").startswith("<!doctype html>")
     code, printed, _ = run(monkeypatch, capsys, "report", "--out", str(out), "--json")
     made = json.loads(printed)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -24,7 +27,7 @@ from remanence.arena.memories.thinking import Thinker
 from remanence.arena.memories.words import dated
 from remanence.arena.protocol import Kit, Reply
 from remanence.arena.readers import OurReader, Used
-from remanence.arena.registry import build, streams
+from remanence.arena.registry import CONTROLS, build, streams
 from remanence.arena.tasks import Materials, Question
 
 WIDTH = 512
@@ -245,6 +248,29 @@ def test_what_does_not_learn_keeps_nothing_of_questions(kit: Kit, spec: str) -> 
     ask(system, TOLD[0][1])
     system.settle()
     assert ([vars(entry) for entry in system.entries], repr(system.more)) == before
+
+
+IN_ANOTHER_PROCESS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_memories import *
+model = MemoryModel.from_pretrained("tiny").eval()
+kit = Kit(model, Passer(), budget=300, max_new_tokens=4, make_encoder=Encoder)
+for spec in [*SYSTEMS, *CONTROLS]:
+    system = told(kit, spec)
+    print(spec, [ask(system, question).context for _, question, _ in TOLD])
+"""
+
+
+@pytest.mark.slow
+def test_no_system_depends_on_how_python_orders_sets() -> None:
+    """In every process it is another order, unless PYTHONHASHSEED is set."""
+    command = [sys.executable, "-c", IN_ANOTHER_PROCESS, str(Path(__file__).parent)]
+    one, other = (
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        for seed in ("1", "2")
+    )
+    assert one.stdout == other.stdout and len(one.stdout.splitlines()) == len(SYSTEMS) + len(CONTROLS)
 
 
 def test_a_wrong_choice_is_named(kit: Kit) -> None:

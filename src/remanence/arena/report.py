@@ -333,7 +333,7 @@ def check_table(cells: Sequence[CellResults]) -> Table | None:
         return None
     head = [
         "system", "score", "nothing told", "words shuffled", "somebody else's", "answers shuffled",
-        "same seed, same file", "nothing leaks between samples", "same after save and load",
+        "same seed, same answers", "nothing leaks between samples", "same after save and load",
     ]  # fmt: skip
     note = "A score that does not fall where it ought to is no memory's: the reader knows it, guesses it, or abstains."
     return Table("Checks", head, rows, note)
