@@ -167,6 +167,49 @@ def test_a_folder_has_one_setting(
     assert code == 2 and "no finished cells" in said
 
 
+def test_a_folder_has_one_set_of_files(
+    tmp_path: Path, own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Results of other data, and of a file of one's own that has changed, are not mixed with those that are there."""
+    system, task = own
+    made, data = task.read_text("utf-8"), [tmp_path / name for name in ("one", "two")]
+    task.write_text(made.replace("    streams = []", "    streams = []\n    materials.file('*.txt')"), encoding="utf-8")
+    for folder, text in zip(data, ("yes", "no"), strict=True):
+        folder.mkdir()
+        (folder / "rows.txt").write_text(text, encoding="utf-8")
+    arguments = ("run", "--systems", str(system), "--tasks", str(task), "--max-new-tokens", "3")
+    out = ("--out", str(tmp_path / "out"))
+    first = ("--data", str(data[0]), *out)
+    assert run(monkeypatch, capsys, *arguments, *first)[0] == 0
+    about, _, _ = read_cell(tmp_path / "out" / "colours.py" / "words.py.jsonl")
+    assert sorted(about["files"]) == ["data/rows.txt", "system/words.py", "task/colours.py"]
+    assert run(monkeypatch, capsys, *arguments, *first)[0] == run(monkeypatch, capsys, *arguments, *out)[0] == 0
+    code, _, said = run(monkeypatch, capsys, *arguments, "--data", str(data[1]), *out)
+    assert code == 2 and "words.py.jsonl was made with another data/rows.txt; give another folder with --out" in said
+    other = (*arguments[:2], "none", *arguments[3:])  # another system on the same task
+    code, _, said = run(monkeypatch, capsys, *other, "--data", str(data[1]), *out)
+    assert code == 2 and "another data/rows.txt" in said
+
+    (data[1] / "words.py").write_text(f"# mine\n{OWN_SYSTEM}", encoding="utf-8")  # another file with the same name
+    both = (
+        *arguments[:2],
+        f"{system} {data[1] / 'words.py'}",
+        *arguments[3:],
+        *first[:2],
+        "--out",
+        str(tmp_path / "both"),
+    )
+    code, printed, said = run(monkeypatch, capsys, *both, "--json")
+    assert code == 2 and json.loads(printed)["ran"] == 1 and "made with another system/words.py" in said
+    system.write_text(f"{OWN_SYSTEM}\n# changed\n", encoding="utf-8")
+    code, _, said = run(monkeypatch, capsys, *arguments, *first)
+    assert code == 2 and "another system/words.py" in said
+    assert run(monkeypatch, capsys, *other, *first)[0] == 0  # it is none of theirs
+    task.write_text(task.read_text("utf-8") + "\n# changed\n", encoding="utf-8")
+    code, _, said = run(monkeypatch, capsys, *other, *first)
+    assert code == 2 and "another task/colours.py" in said
+
+
 def test_an_answer_that_is_too_short_for_what_is_right(
     tmp_path: Path, own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -257,6 +300,27 @@ def test_two_processes_share_a_grid(tmp_path: Path, own: tuple[Path, Path]) -> N
     assert sum(one["ran"] for one in made) == 4 and all(one["ran"] for one in made)
     assert max(one["done"] for one in made) == 4
     assert len(list((tmp_path / "out").rglob("*.jsonl"))) == 4
+
+
+def test_a_cell_that_goes_on_with_other_versions_says_so(tiny: MemoryModel, tmp_path: Path) -> None:
+    grid, cell, kit = Grid(tmp_path, {"a": 1}), Cell("none", "small"), kit_of(tiny)
+    with grid.claimed(cell):
+        grid.run(cell, kit, small_streams(), [])
+    path = cell.path(tmp_path)
+    whole = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    end = 1 + [line["type"] for line in whole].index("stream")
+    for changed in (False, True):
+        first = whole[0] | ({"versions": {"python": "2.7"}} if changed else {})
+        path.unlink()
+        path.with_suffix(".part").write_text(
+            "".join(f"{json.dumps(line)}\n" for line in (first, *whole[1:end])), "utf-8"
+        )
+        with grid.claimed(cell):
+            grid.run(cell, kit, small_streams(), [])
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        resumed = [line for line in lines if line["type"] == "resumed"]
+        assert [line["versions"] for line in resumed] == ([whole[0]["versions"]] if changed else [])
+        assert answers(path) == answer_lines(whole) and len(read_cell(path)[1]) == 2
 
 
 # The grid -------------------------------------------------------------------------------------------------------------
@@ -585,6 +649,7 @@ def test_paired_tests_and_intervals() -> None:
     same = report.paired(twice, twice)
     assert same is not None and same.p == 1
     assert report.paired(one, []) is None
+    assert report.paired(one, [dataclasses.replace(r, asked="Something else?") for r in one]) is None  # of other data
     low, high = report.interval(one)
     mean = float(np.mean([r.score for r in one]))
     assert low < mean < high and high - low == pytest.approx(2 * 1.96 * math.sqrt(mean * (1 - mean) / 80), rel=0.2)

@@ -145,8 +145,8 @@ class Test:
 
 def paired(one: Sequence[Result], other: Sequence[Result], seed: int = 1) -> Test | None:
     """Test whether two systems differ on the same questions; None if they share none."""
-    theirs = {(r.stream, r.question): r.score for r in other}
-    pairs = [(r, theirs[r.stream, r.question]) for r in one if (r.stream, r.question) in theirs]
+    theirs = {(r.stream, r.question, r.asked): r.score for r in other}  # names of other data may be the same
+    pairs = [(r, theirs[asked]) for r in one if (asked := (r.stream, r.question, r.asked)) in theirs]
     if not pairs:
         return None
     units = [unit(r) for r, _ in pairs]

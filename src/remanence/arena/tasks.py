@@ -115,13 +115,15 @@ class Materials:
     """What a task makes its streams of.
 
     tokens: counts tokens. data: folder of data sets (docs/arena.md says which files); None for what is made up. books:
-    a .jsonl file of books; the public-domain prose in the package if None. seed: of every choice.
+    a .jsonl file of books; the public-domain prose in the package if None. seed: of every choice. used: the files of
+    the data folder that were asked for.
     """
 
     tokens: Tokens
     data: Path | None = None
     books: Path | None = None
     seed: int = 1
+    used: set[Path] = field(default_factory=set, compare=False)
 
     def file(self, *patterns: str) -> Path:
         """The first file of the data folder that fits a pattern.
@@ -134,6 +136,7 @@ class Materials:
             raise ConfigError(f"this task needs {wanted} of a folder of data sets; give it with --data FOLDER.")
         for pattern in patterns:
             if found := sorted(self.data.glob(pattern)):
+                self.used.add(found[0])
                 return found[0]
         raise ConfigError(f"{self.data} has no file {wanted}; docs/arena.md says where it comes from.")
 

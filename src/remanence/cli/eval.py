@@ -232,10 +232,12 @@ def _run(
     from ..arena.tasks import Stream, limited, tokens_to_answer
 
     made: dict[tuple[str, int], list[Stream]] = {}
+    of_task: dict[str, Materials] = {}
 
     def streams(task: str, seed: int) -> list[Stream]:
         if (task, seed) not in made:
-            whole = registry.streams(task, replace(materials, seed=seed), changes)
+            own = of_task.setdefault(task, replace(materials, used=set()))
+            whole = registry.streams(task, replace(own, seed=seed), changes)
             made[task, seed] = limited(whole, limit, seed)
             sizes = [tokens_to_answer(q, kit.tokens) for stream in made[task, seed] for q in stream.questions]
             if long := sum(size > kit.max_new_tokens for size in sizes):
@@ -245,6 +247,8 @@ def _run(
                 say(f"{short(task)}: {given}; {max(sizes)} are enough.")
         return made[task, seed]
 
+    for cell in cells:
+        grid.check(cell, materials)
     failed: dict[str, str] = {}
     began, ran = time.perf_counter(), 0
     left = [cell for cell in cells if not grid.done(cell) or (checks and unchecked(cell, grid.folder))]
@@ -265,7 +269,9 @@ def _run(
                         others = streams(cell.task, kit.seed + 1)
                     new = not grid.done(cell)  # by another process, meanwhile
                     if new:
-                        grid.run(cell, kit, own, others, update)
+                        grid.run(cell, kit, own, others, update, grid.files(cell, of_task[cell.task]))
+                    else:
+                        grid.check(cell, materials)  # it may be of another file with the same name
                     if checks and unchecked(cell, grid.folder):
                         check(grid, cell, kit, own)
                 except RemanenceError as error:
