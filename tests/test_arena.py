@@ -20,6 +20,8 @@ from conftest import random_text
 from remanence import MemoryConfig, MemoryModel
 from remanence.arena import datasets, scores, tasks
 from remanence.arena.bm25 import BM25, words
+from remanence.arena.catalogue import TASKS
+from remanence.arena.grid import run_stream
 from remanence.arena.inside import Forced, Ours
 from remanence.arena.memories import words as memory_words
 from remanence.arena.minilm import Encoder
@@ -28,7 +30,7 @@ from remanence.arena.protocol import Kit, Piece, Reply
 from remanence.arena.readers import BaseReader, OurReader, batches
 from remanence.arena.registry import streams
 from remanence.arena.results import Result, on_shuffled_answers, result, scored, summary
-from remanence.arena.systems import ByMeaning, ByWords, Fused, Oracle, Summary, Turns
+from remanence.arena.systems import ByMeaning, ByWords, Fused, Nothing, Oracle, Summary, Turns
 from remanence.arena.tasks import Ask, Gold, Materials, Question, Script, Stream, Tell
 from remanence.errors import ConfigError
 
@@ -493,6 +495,17 @@ def test_no_two_needles_share_a_part_of_a_name() -> None:
         made = streams("unlike", Materials(lambda text: len(text) // 4, seed=seed), {"distances": (200,)})
         parts = [part for q in made[0].questions for part in q.answers[1:] or q.answers]
         assert len(parts) == len(set(parts)), seed
+
+
+def test_an_instruction_alone_changes_general_answers(model: MemoryModel) -> None:
+    """Why `general` is not for text systems: one that remembers nothing is not what the reader says alone."""
+    kit = kit_of(model, max_new_tokens=8)
+    asked = Question("q", "What is the capital of Australia?", (), "general", "same")
+    stream = Stream("general", "s", [Ask([asked])])
+    [inside] = [line for line in run_stream(Ours(kit), stream) if line["type"] == "answer"]
+    [text] = [line for line in run_stream(Nothing(kit), stream) if line["type"] == "answer"]
+    assert inside["base"] == text["base"] and text["prediction"] != text["base"]
+    assert "not for systems that give text" in TASKS["general"].source
 
 
 def test_how_long_a_right_answer_is() -> None:

@@ -65,7 +65,11 @@ _ALL = (
         "again", "facts of a few people, each asked several times in other words, with word of how right answers were",
         "of this project, for systems that learn from their answers; no published protocol has it", made.again,
     ),
-    Task("general", "general prompts put to a memory: nothing may change", "of this project", _general),
+    Task(
+        "general", "general prompts put to a memory inside the model: nothing may change",
+        "of this project; word for word what the model says without memory and instruction, so it is not for systems "
+        "that give text to a reader, which gets an instruction with every prompt", _general,
+    ),
     Task("squad", "knowledge retention on SQuAD", _RETENTION, _squad),
     Task("nq", "knowledge retention on Natural Questions", _RETENTION, _nq),
     Task(
