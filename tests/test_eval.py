@@ -235,6 +235,24 @@ def test_everything_that_there_is_is_listed(monkeypatch: pytest.MonkeyPatch, cap
     assert code == 0 and "options: tokens=7000, whole=false" in printed
 
 
+def test_the_reranker_is_taught_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """By the command; what was made with other weights is another cell's file."""
+    monkeypatch.setattr("remanence.arena.minilm.Encoder.packaged", Encoder)  # CI has not the real one's weights
+    out, task = tmp_path / "rmm.safetensors", "again:amount=4,people=2,times=1,between=100"
+    short = ("--tasks", task, "--max-new-tokens", "3")
+    code, printed, said = run(monkeypatch, capsys, "learn", *short, "--rounds", "2", "--out", str(out), "--json")
+    assert code == 0, said
+    made = json.loads(printed)
+    assert made["weights"] == str(out) and made["questions"] == 8 and said.count("rounds: ") == 2
+    arguments = ("run", "--systems", f"rmm:weights={out}", *short, "--out", str(tmp_path / "out"))
+    assert run(monkeypatch, capsys, *arguments)[0] == 0
+    out.write_bytes(out.read_bytes() + b" ")
+    code, _, said = run(monkeypatch, capsys, *arguments)
+    assert code == 2 and "made with another system/rmm.safetensors" in said
+    code, _, said = run(monkeypatch, capsys, "learn", "--system", "bm25")
+    assert code == 2 and "only rmm has weights" in said
+
+
 # Interrupted, and shared ----------------------------------------------------------------------------------------------
 
 SLOW_SYSTEM = OWN_SYSTEM.replace(

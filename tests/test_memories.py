@@ -19,6 +19,7 @@ from torch import Tensor
 
 from remanence import ConfigError, InputError, MemoryConfig, MemoryModel
 from remanence.arena.grid import run_stream
+from remanence.arena.learning import keep, teach
 from remanence.arena.memories import SYSTEMS, words
 from remanence.arena.memories.amac import type_prior
 from remanence.arena.memories.base import Asked, Entry, Remembering, Vectors, pagerank
@@ -720,6 +721,26 @@ def test_rmm_learns_from_what_is_cited(kit: Kit) -> None:
     logs = (((rows + rows @ weights.T) @ q) / 0.5).log_softmax(0)
     (0.5 * logs[near.index(0)] - 1.5 * logs[near.index(1)]).backward()
     assert torch.allclose(system.tensors["memory"], 1e-3 * weights.grad, atol=1e-9)
+
+
+def test_rmm_goes_on_with_what_it_learnt_before(kit: Kit, tmp_path: Path) -> None:
+    """From stream to stream while it is taught, and from a file later."""
+    system: Any = build("rmm:explore=true", kit)
+    kit.budget, made = 150, streams("again:amount=8,people=2,times=1,between=200", Materials(kit.tokens))
+    one = teach(system, made)
+    assert one["questions"] == 8 >= one["answers"] == 4 * one["steps"] + one["answers"] % 4 and one["steps"]
+    before = {name: matrix.clone() for name, matrix in system.matrices().items()}
+    teach(system, made)
+    assert all(not torch.equal(system.matrices()[name], before[name]) for name in before)
+    keep(system, tmp_path / "new" / "rmm.safetensors")
+    later: Any = build(f"rmm:weights={tmp_path / 'new' / 'rmm.safetensors'},learns=false", kit)
+    for _ in range(2):
+        assert all(torch.equal(later.matrices()[name], system.matrices()[name]) for name in ("query", "memory"))
+        later.reset()
+    with pytest.raises(ConfigError, match="holds no weights"):
+        build("rmm:weights=nowhere", kit)
+    with pytest.raises(ConfigError, match="nothing was asked"):
+        keep(build("rmm", kit), tmp_path / "x")  # type: ignore[arg-type]
 
 
 def test_rmm_learns_nothing_from_answers_without_support(kit: Kit) -> None:
