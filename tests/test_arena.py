@@ -20,6 +20,8 @@ from conftest import random_text
 from remanence import MemoryConfig, MemoryModel
 from remanence.arena import datasets, scores, tasks
 from remanence.arena.bm25 import BM25, words
+from remanence.arena.catalogue import TASKS
+from remanence.arena.grid import run_stream
 from remanence.arena.inside import Forced, Ours
 from remanence.arena.memories import words as memory_words
 from remanence.arena.minilm import Encoder
@@ -28,7 +30,7 @@ from remanence.arena.protocol import Kit, Piece, Reply
 from remanence.arena.readers import BaseReader, OurReader, batches
 from remanence.arena.registry import streams
 from remanence.arena.results import Result, on_shuffled_answers, result, scored, summary
-from remanence.arena.systems import ByMeaning, ByWords, Fused, Oracle, Summary
+from remanence.arena.systems import ByMeaning, ByWords, Fused, Nothing, Oracle, Summary, Turns
 from remanence.arena.tasks import Ask, Gold, Materials, Question, Script, Stream, Tell
 from remanence.errors import ConfigError
 
@@ -537,6 +539,17 @@ def test_no_two_needles_share_a_part_of_a_name() -> None:
         assert len(parts) == len(set(parts)), seed
 
 
+def test_an_instruction_alone_changes_general_answers(model: MemoryModel) -> None:
+    """Why `general` is not for text systems: one that remembers nothing is not what the reader says alone."""
+    kit = kit_of(model, max_new_tokens=8)
+    asked = Question("q", "What is the capital of Australia?", (), "general", "same")
+    stream = Stream("general", "s", [Ask([asked])])
+    [inside] = [line for line in run_stream(Ours(kit), stream) if line["type"] == "answer"]
+    [text] = [line for line in run_stream(Nothing(kit), stream) if line["type"] == "answer"]
+    assert inside["base"] == text["base"] and text["prediction"] != text["base"]
+    assert "not for systems that give text" in TASKS["general"].source
+
+
 def test_how_long_a_right_answer_is() -> None:
     def least(score: str, *answers: str) -> int:
         return tasks.tokens_to_answer(Question("q", "?", answers, "k", score), letters)
@@ -644,6 +657,37 @@ def test_searches_find_what_fits(model: MemoryModel, encoder: Encoder) -> None:
     assert by_words.answer(question).read == []
 
 
+def test_a_passage_longer_than_the_encoder_sees_is_its_pieces_mean(
+    make_model: Callable[..., MemoryModel], encoder: Encoder
+) -> None:
+    pieces = ["a b " * 40, "c d " * 40]  # 80 words each
+    text = "".join(pieces).strip()
+    sizes = SIZES | {"chunk_tokens": len(text), "pool_tokens": 2 * len(text), "K0": len(text), "window_tokens": 1024}
+    system = ByMeaning(kit_of(make_model(MemoryConfig.verbatim(**sizes), max_position_embeddings=8192), encoder))
+    system.observe(text)
+    mean = torch.nn.functional.normalize(encoder.encode([piece.strip() for piece in pieces]).mean(0), dim=0)
+    [vector] = torch.cat(system._vectors)
+    assert torch.allclose(vector, mean, atol=1e-6)
+
+
+def test_turns_are_found_by_their_meaning(model: MemoryModel, encoder: Encoder) -> None:
+    """One by one, with their day, as many as fit, in their order; not cut as passages are."""
+    kit = kit_of(model, encoder, budget=40)
+    system, day = Turns(kit), 1683554160.0  # 8 May 2023
+    system.observe("8 May, 2023\nAnn: cats sit on mats\nBob: dogs eat hats", "8 May, 2023", day)
+    system.observe("Ann: birds fly", "8 May, 2023", day + 60)
+    assert [system.entries[i].text for i in system.alive()] == [
+        "Ann: cats sit on mats", "Bob: dogs eat hats", "Ann: birds fly"
+    ]  # fmt: skip
+    asked = Question("q", "Bob: dogs eat hats", (), "", "")
+    assert system.answer(asked).context == ("[8 May 2023] Bob: dogs eat hats",)
+    kit.budget = 200
+    assert len(system.answer(asked).context) == 3
+    one = Turns(kit, k=1)
+    one.observe("Bob: dogs eat hats. Ann: birds fly.")
+    assert len(one.answer(asked).context) == 1
+
+
 def test_passages_are_read_with_their_day(model: MemoryModel, encoder: Encoder, tmp_path: Path) -> None:
     """Of a text that has a date, and only of such; also from the middle of a session, and after save and load."""
     kit, day = kit_of(model, encoder), 1683554160.0  # 8 May 2023
@@ -738,6 +782,31 @@ def test_a_model_that_writes_at_once_is_told_whole_chunks(make_model: Callable[.
     assert ours.memory.write_count == 7 and reply.read is None and reply.recalled is not None
     with pytest.raises(ConfigError, match="ours-forced"):
         Forced(kit_of(model))
+
+
+def test_one_write_is_forced_and_several_are_not_asked(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the settings of the system, not in the kit's."""
+    forced = Forced(kit_of(model, max_new_tokens=2), store_dtype="int8")
+    forced.observe("the cat sat down the dog ran off")  # two writes of 16 letters
+    forced.observe("a bird")
+    given: list[Any] = []
+    ask = model.ask_batch
+
+    def noted(memories: Any, questions: Any, **options: Any) -> Any:
+        given.append((options["force"], model.config.store_dtype, model.config.window_tokens > 128))
+        return ask(memories, questions, **options)
+
+    monkeypatch.setattr(model, "ask_batch", noted)
+
+    def asked(*spans: tuple[int, int, int]) -> Question:
+        gold = tuple(Gold(told, (start, end), (start, end)) for told, start, end in spans)
+        return Question("q", "who?", ("x",), "k", "contains", gold=gold)
+
+    before = model.config
+    several = [asked((0, 4, 7), (0, 21, 24)), asked((0, 12, 20))]  # in two places; over the end of a write
+    replies = forced.answers([asked((0, 21, 24)), *several, asked((1, 2, 6)), asked()])
+    assert [reply.text is None for reply in replies] == [False, True, True, False, False]
+    assert given == [([1, None, None], "int8", True)] and model.config is before and forced.config.store_dtype == "int8"
 
 
 def test_an_untrained_memory_shares_the_base_without_its_adapter(make_decoder: Any, tokenizer: Any) -> None:

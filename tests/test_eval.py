@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -124,7 +125,7 @@ def test_a_grid_and_its_report(
 
     code, printed, said = run(monkeypatch, capsys, "report", "--out", str(out))
     assert code == 0 and "| words.py:least=9 |" in printed and "### Checks" in printed and "### Against none" in printed
-    assert re.search(r"\| ours \|.*\| yes \| yes \| yes \|", printed)
+    assert re.search(r"\| ours \|.*\| yes \| yes \| yes \|", printed) and "| same seed, same answers |" in printed
     assert (out / "report.html").read_text("utf-8").startswith("<!doctype html>")
     code, printed, _ = run(monkeypatch, capsys, "report", "--out", str(out), "--json")
     made = json.loads(printed)
@@ -168,6 +169,49 @@ def test_a_folder_has_one_setting(
     assert code == 2 and "no finished cells" in said
 
 
+def test_a_folder_has_one_set_of_files(
+    tmp_path: Path, own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Results of other data, and of a file of one's own that has changed, are not mixed with those that are there."""
+    system, task = own
+    made, data = task.read_text("utf-8"), [tmp_path / name for name in ("one", "two")]
+    task.write_text(made.replace("    streams = []", "    streams = []\n    materials.file('*.txt')"), encoding="utf-8")
+    for folder, text in zip(data, ("yes", "no"), strict=True):
+        folder.mkdir()
+        (folder / "rows.txt").write_text(text, encoding="utf-8")
+    arguments = ("run", "--systems", str(system), "--tasks", str(task), "--max-new-tokens", "3")
+    out = ("--out", str(tmp_path / "out"))
+    first = ("--data", str(data[0]), *out)
+    assert run(monkeypatch, capsys, *arguments, *first)[0] == 0
+    about, _, _ = read_cell(tmp_path / "out" / "colours.py" / "words.py.jsonl")
+    assert sorted(about["files"]) == ["data/rows.txt", "system/words.py", "task/colours.py"]
+    assert run(monkeypatch, capsys, *arguments, *first)[0] == run(monkeypatch, capsys, *arguments, *out)[0] == 0
+    code, _, said = run(monkeypatch, capsys, *arguments, "--data", str(data[1]), *out)
+    assert code == 2 and "words.py.jsonl was made with another data/rows.txt; give another folder with --out" in said
+    other = (*arguments[:2], "none", *arguments[3:])  # another system on the same task
+    code, _, said = run(monkeypatch, capsys, *other, "--data", str(data[1]), *out)
+    assert code == 2 and "another data/rows.txt" in said
+
+    (data[1] / "words.py").write_text(f"# mine\n{OWN_SYSTEM}", encoding="utf-8")  # another file with the same name
+    both = (
+        *arguments[:2],
+        f"{system} {data[1] / 'words.py'}",
+        *arguments[3:],
+        *first[:2],
+        "--out",
+        str(tmp_path / "both"),
+    )
+    code, printed, said = run(monkeypatch, capsys, *both, "--json")
+    assert code == 2 and json.loads(printed)["ran"] == 1 and "made with another system/words.py" in said
+    system.write_text(f"{OWN_SYSTEM}\n# changed\n", encoding="utf-8")
+    code, _, said = run(monkeypatch, capsys, *arguments, *first)
+    assert code == 2 and "another system/words.py" in said
+    assert run(monkeypatch, capsys, *other, *first)[0] == 0  # it is none of theirs
+    task.write_text(task.read_text("utf-8") + "\n# changed\n", encoding="utf-8")
+    code, _, said = run(monkeypatch, capsys, *other, *first)
+    assert code == 2 and "another task/colours.py" in said
+
+
 def test_an_answer_that_is_too_short_for_what_is_right(
     tmp_path: Path, own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -191,6 +235,24 @@ def test_everything_that_there_is_is_listed(monkeypatch: pytest.MonkeyPatch, cap
     assert all(row["source"] and row["about"] for row in made["tasks"].values())
     code, printed, _ = run(monkeypatch, capsys, "list")
     assert code == 0 and "options: tokens=7000, whole=false" in printed
+
+
+def test_the_reranker_is_taught_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """By the command; what was made with other weights is another cell's file."""
+    monkeypatch.setattr("remanence.arena.minilm.Encoder.packaged", Encoder)  # CI has not the real one's weights
+    out, task = tmp_path / "rmm.safetensors", "again:amount=4,people=2,times=1,between=100"
+    short = ("--tasks", task, "--max-new-tokens", "3")
+    code, printed, said = run(monkeypatch, capsys, "learn", *short, "--rounds", "2", "--out", str(out), "--json")
+    assert code == 0, said
+    made = json.loads(printed)
+    assert made["weights"] == str(out) and made["questions"] == 8 and said.count("rounds: ") == 2
+    arguments = ("run", "--systems", f"rmm:weights={out}", *short, "--out", str(tmp_path / "out"))
+    assert run(monkeypatch, capsys, *arguments)[0] == 0
+    out.write_bytes(out.read_bytes() + b" ")
+    code, _, said = run(monkeypatch, capsys, *arguments)
+    assert code == 2 and "made with another system/rmm.safetensors" in said
+    code, _, said = run(monkeypatch, capsys, "learn", "--system", "bm25")
+    assert code == 2 and "only rmm has weights" in said
 
 
 # Interrupted, and shared ----------------------------------------------------------------------------------------------
@@ -258,6 +320,27 @@ def test_two_processes_share_a_grid(tmp_path: Path, own: tuple[Path, Path]) -> N
     assert sum(one["ran"] for one in made) == 4 and all(one["ran"] for one in made)
     assert max(one["done"] for one in made) == 4
     assert len(list((tmp_path / "out").rglob("*.jsonl"))) == 4
+
+
+def test_a_cell_that_goes_on_with_other_versions_says_so(tiny: MemoryModel, tmp_path: Path) -> None:
+    grid, cell, kit = Grid(tmp_path, {"a": 1}), Cell("none", "small"), kit_of(tiny)
+    with grid.claimed(cell):
+        grid.run(cell, kit, small_streams(), [])
+    path = cell.path(tmp_path)
+    whole = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    end = 1 + [line["type"] for line in whole].index("stream")
+    for changed in (False, True):
+        first = whole[0] | ({"versions": {"python": "2.7"}} if changed else {})
+        path.unlink()
+        path.with_suffix(".part").write_text(
+            "".join(f"{json.dumps(line)}\n" for line in (first, *whole[1:end])), "utf-8"
+        )
+        with grid.claimed(cell):
+            grid.run(cell, kit, small_streams(), [])
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        resumed = [line for line in lines if line["type"] == "resumed"]
+        assert [line["versions"] for line in resumed] == ([whole[0]["versions"]] if changed else [])
+        assert answers(path) == answer_lines(whole) and len(read_cell(path)[1]) == 2
 
 
 # The grid -------------------------------------------------------------------------------------------------------------
@@ -369,6 +452,18 @@ def test_conditions_change_what_is_told_and_nothing_else() -> None:
         altered(one, other, "else", 1)
 
 
+def test_no_condition_keeps_the_dates_of_the_stream() -> None:
+    """Who is shown somebody else's texts is shown their days; shuffled words have none."""
+    may, june = 1683554160.0, 1686232560.0
+    asked = Ask([Question("q", "When?", ("8 May 2023",), "k", "contains")])
+    own = Stream("t", "own", [Tell("Ann: hello there", "8 May, 2023", may), Tell("Bob: hi", "8 May, 2023", may), asked])
+    other = Stream("t", "other", [Tell("Eve: good day", "8 June, 2023", june), asked])
+    told = [event for event in altered(own, other, "other", 1).events if isinstance(event, Tell)]
+    assert told == [Tell("Eve: good day", "8 June, 2023", june)] * 2
+    mixed = [event for event in altered(own, other, "shuffled", 1).events if isinstance(event, Tell)]
+    assert [(tell.label, tell.time) for tell in mixed] == [("", 0.0), ("", 60.0)]
+
+
 def test_checks_find_a_system_that_cheats(tiny: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that keeps what a reset should forget, one that is random, one that does not save."""
     import remanence.arena.checks as checks_module
@@ -452,8 +547,12 @@ def test_specs() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["needle", "needles", "unlike", "order", "sentences", "planted", "world", "persons:chapter=300", "facts"]
-)
+    "spec",
+    [
+        "needle", "needles", "unlike", "order", "sentences", "planted", "world", "persons:chapter=300", "facts",
+        "again:between=300,people=2",
+    ],
+)  # fmt: skip
 def test_made_up_tasks(spec: str) -> None:
     """The same seed makes the same streams; names are unlike; what is asked for stands where it is said to."""
     materials, changes = Materials(lambda text: len(text) // 4), {"distances": (200, 900), "lengths": (600,)}
@@ -468,7 +567,7 @@ def test_made_up_tasks(spec: str) -> None:
         assert times == sorted(times) and len(set(times)) == len(times)
         for q in stream.questions:
             evidence = " ".join(told[gold.told][slice(*gold.answer)] for gold in q.gold)
-            if spec in ("needle", "needles", "planted", "facts", "world"):
+            if spec.partition(":")[0] in ("needle", "needles", "planted", "facts", "world", "again"):
                 assert all(answer.lower() in evidence.lower() for answer in q.answers), q
             if q.score == "choice":
                 right = re.search(rf"^{q.answers[0]}\. (.*)$", q.text, re.MULTILINE)
@@ -477,6 +576,26 @@ def test_made_up_tasks(spec: str) -> None:
                 words = set(re.findall(r"\w{4,}", q.text.lower())) - {"which", "person"}
                 assert not words & set(re.findall(r"\w{4,}", evidence.lower())), q.text
             assert sum(isinstance(event, Ask) for event in stream.events) >= 1
+
+
+def test_the_same_facts_are_asked_again_in_other_words() -> None:
+    """Round by round, with a book between them, at no distance; and systems are told how right they were."""
+    materials = Materials(lambda text: len(text) // 4)
+    [stream] = streams("again:amount=10,people=2,times=4,between=300", materials)
+    assert stream.feedback
+    rounds = [event.questions for event in stream.events if isinstance(event, Ask)]
+    places = [i for i, event in enumerate(stream.events) if isinstance(event, Ask)]
+    assert [len(asked) for asked in rounds] == [10] * 4 and all(
+        later - sooner > 1 for sooner, later in itertools.pairwise(places)
+    )
+    for same in zip(*rounds, strict=True):
+        assert len({q.text for q in same}) == 4 and len({(q.answers, q.gold) for q in same}) == 1
+        assert len({report.unit(made_result(q.name, 1.0)) for q in same}) == 1
+        assert [q.kind for q in same] == ["1st time", "2nd time", "3rd time", "4th time"]
+    assert all(q.distance == 0 for q in stream.questions)
+    for spec, said in (("times=5", "give 1 to 4 times"), ("amount=70,people=2", "30 facts at most")):
+        with pytest.raises(ConfigError, match=said):
+            streams(f"again:{spec}", materials)
 
 
 def test_a_world_is_consistent() -> None:
@@ -600,6 +719,7 @@ def test_paired_tests_and_intervals() -> None:
     same = report.paired(twice, twice)
     assert same is not None and same.p == 1
     assert report.paired(one, []) is None
+    assert report.paired(one, [dataclasses.replace(r, asked="Something else?") for r in one]) is None  # of other data
     low, high = report.interval(one)
     mean = float(np.mean([r.score for r in one]))
     assert low < mean < high and high - low == pytest.approx(2 * 1.96 * math.sqrt(mean * (1 - mean) / 80), rel=0.2)

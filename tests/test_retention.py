@@ -35,12 +35,19 @@ def test_every_question_is_asked_once_at_its_distance(monkeypatch: pytest.Monkey
     run = Retention(MemoryModel.from_pretrained("builtin"), [200, 600], facts=6, newest=3, unknown=3, seed=4)
     asked: list[tuple[int, int]] = []
     ask = run._ask
+    ends: dict[str, int] = {}
+    read = run._read
+
+    def read_noted(text: str, source: str) -> None:
+        read(text, source)
+        ends[text] = run._now
 
     def noted(batch: list[Told], distance: int) -> None:
-        asked.extend((run._now - t.at, distance) for t in batch)
+        asked.extend((run._now - ends.get(t.fact.statement, t.at), distance) for t in batch)
         ask(batch, distance)
 
     monkeypatch.setattr(run, "_ask", noted)
+    monkeypatch.setattr(run, "_read", read_noted)
     results = run.run()
     assert all(distance <= ago < distance + 250 for ago, distance in asked)
     for distance in (200, 600):

@@ -61,13 +61,22 @@ _ALL = (
         "facts", "made-up facts in a book, asked at every distance; the newest of two; what was never told",
         "of this project", _facts,
     ),
-    Task("general", "general prompts put to a memory: nothing may change", "of this project", _general),
+    Task(
+        "again", "facts of a few people, each asked several times in other words, with word of how right answers were",
+        "of this project, for systems that learn from their answers; no published protocol has it", made.again,
+    ),
+    Task(
+        "general", "general prompts put to a memory inside the model: nothing may change",
+        "of this project; word for word what the model says without memory and instruction, so it is not for systems "
+        "that give text to a reader, which gets an instruction with every prompt", _general,
+    ),
     Task("squad", "knowledge retention on SQuAD", _RETENTION, _squad),
     Task("nq", "knowledge retention on Natural Questions", _RETENTION, _nq),
     Task(
         "locomo", "very long conversations, all questions at the end, by category",
         "LoCoMo (2402.17753): the official F1 by category, evaluated as in task_eval/evaluation.py of its repository; "
-        "but adversarial questions are put as they are, not as a choice of two, and any way to abstain is right",
+        "but adversarial questions are put as they are, not as a choice of two, and any way to abstain is right; and "
+        "questions about time are put as they are, without the repository's request to use the conversation's date",
         _locomo,
     ),
     Task(

@@ -27,10 +27,11 @@ def check(grid: Grid, cell: Cell, kit: Kit, streams: Sequence[Stream]) -> dict[s
     """Check a finished cell, and keep what was found beside its file.
 
     Returns:
-        `repeats`: run again with the same seed, the answers are the same, byte for byte. `separate`: after another
-        stream and a reset, they are the same as without it (None if the task has one stream). `kept`: saved, and
-        loaded into a new system, it answers the same. `score`: the mean of the cell. `shuffled_answers`: the mean when
-        every answer is given to another question.
+        `repeats`: run again with the same seed in this process, the lines of the answers are the same, byte for byte;
+        another process, in which Python orders sets otherwise, is not tried, as it would load the model once more.
+        `separate`: after another stream and a reset, they are the same as without it (None if the task has one
+        stream). `kept`: saved, and loaded into a new system, it answers the same. `score`: the mean of the cell.
+        `shuffled_answers`: the mean when every answer is given to another question.
     """
     short = [limited([stream], _QUESTIONS, kit.seed)[0] for stream in streams[:2]]
     first = answer_lines(run_stream(build(cell.system, kit), short[-1]))

@@ -9,6 +9,7 @@ stream the answers ("answer"), what each moment of asking cost ("moment") and wh
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -30,9 +31,9 @@ from ..errors import ConfigError, InputError
 from ..files import write_text
 from .passages import Passages
 from .protocol import Kit, System
-from .registry import build
+from .registry import build, files_of
 from .results import Result, result
-from .tasks import Ask, Question, Stream, Tell
+from .tasks import Ask, Materials, Question, Stream, Tell
 
 CONDITIONS = ("normal", "empty", "shuffled", "other")
 _PART, _DONE, _LOCK = ".part", ".jsonl", ".lock"
@@ -88,6 +89,7 @@ class Grid:
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, keep_context: bool = False) -> None:
         self.folder, self.settings, self.keep_context = folder, settings, keep_context
+        self._digests: dict[Path, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _LOCKS).mkdir(exist_ok=True)
         with _locked(folder / _LOCKS / f"{_SETTINGS}{_LOCK}", wait=True):
@@ -103,6 +105,47 @@ class Grid:
     def done(self, cell: Cell) -> bool:
         """Whether a cell is done."""
         return cell.path(self.folder).exists()
+
+    def files(self, cell: Cell, materials: Materials) -> dict[str, str]:
+        """By name, the SHA-256 of the files that a cell is made with, each as it was when it was first asked for."""
+        named = {f"system/{path.name}": path for path in files_of(cell.system)}
+        named |= {f"task/{path.name}": path for path in files_of(cell.task)}
+        if materials.books is not None:
+            named[f"books/{materials.books.name}"] = materials.books
+        if materials.data is not None:
+            named |= {f"data/{p.relative_to(materials.data).as_posix()}": p for p in sorted(materials.used)}
+        return {name: self._digest(path) for name, path in named.items()}
+
+    def _digest(self, path: Path) -> str:
+        """The SHA-256 of a file; "" if there is none."""
+        if path not in self._digests:
+            self._digests[path] = ""
+            if path.is_file():
+                with path.open("rb") as file:
+                    self._digests[path] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._digests[path]
+
+    def check(self, cell: Cell, materials: Materials) -> None:
+        """See that what the folder has of a cell, and of others of its task, was made with the files of now.
+
+        Raises:
+            ConfigError: it was made with other ones.
+        """
+        now, own = self.files(cell, materials), cell.path(self.folder)
+        for path in sorted(own.parent.glob("*")):
+            if path.suffix not in (_PART, _DONE):
+                continue
+            for name, kept in _first_line(path).get("files", {}).items():
+                what, _, rest = name.partition("/")
+                found = now.get(name, kept)
+                if what == "system" and path.stem != own.stem:  # another system's own
+                    continue
+                if what == "data" and materials.data is not None:
+                    found = self._digest(materials.data / rest)
+                if found != kept:
+                    raise ConfigError(
+                        f"{path} was made with another {name}; give another folder with --out, or delete what was made."
+                    )
 
     @contextmanager
     def claimed(self, cell: Cell) -> Iterator[bool]:
@@ -121,6 +164,7 @@ class Grid:
         streams: Sequence[Stream],
         others: Sequence[Stream],
         progress: Progress | None = None,
+        files: dict[str, str] | None = None,
     ) -> None:
         """Run what is left of a cell that this process has claimed.
 
@@ -130,13 +174,19 @@ class Grid:
             streams: of the task.
             others: streams of the same task about other things, for the condition "other".
             progress: see `Progress`.
+            files: what `files` gave; kept with the results.
         """
         path, part = cell.path(self.folder), cell.path(self.folder).with_suffix(_PART)
         lines = _whole_streams(part, self.settings)
         done = {line["stream"] for line in lines if line["type"] == "stream"}
+        ran_on = {"versions": versions(), "hardware": hardware()}
         if not lines:
             named = {"system": short(cell.system), "task": short(cell.task), "condition": cell.condition}
-            lines = [{"type": "cell", **named, "title": cell.title, **self._about(kit)}]
+            about = {"settings": self.settings, "files": files or {}, **ran_on}
+            model = {"memory": kit.model.config.to_dict(), "fingerprint": kit.model.fingerprint}
+            lines = [{"type": "cell", **named, "title": cell.title, **about, **model}]
+        elif ran_on != [{key: line[key] for key in ran_on} for line in lines if "versions" in line][-1]:
+            lines.append({"type": "resumed", **ran_on})
         sizes = {s.name: sum(len(e.text) for e in s.events if isinstance(e, Tell)) or 1 for s in streams}
         total, before = sum(sizes.values()), sum(size for name, size in sizes.items() if name in done)
         write_text(part, "".join(map(_line, lines)))  # without the stream that was not whole
@@ -159,12 +209,6 @@ class Grid:
             _append(file, [{"type": "done", "streams": len(streams)}])
         os.replace(part, path)
 
-    def _about(self, kit: Kit) -> dict[str, Any]:
-        return {
-            "settings": self.settings, "versions": versions(), "hardware": hardware(),
-            "memory": kit.model.config.to_dict(), "fingerprint": kit.model.fingerprint,
-        }  # fmt: skip
-
 
 def _line(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
@@ -175,6 +219,16 @@ def _append(file: Any, lines: Iterable[dict[str, Any]]) -> None:
     file.writelines(map(_line, lines))
     file.flush()
     os.fsync(file.fileno())
+
+
+def _first_line(path: Path) -> dict[str, Any]:
+    """The first line of a cell's file; empty if it was interrupted in it, or another process has just finished it."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            line: dict[str, Any] = json.loads(file.readline())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return line
 
 
 def _whole_streams(part: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -312,36 +366,35 @@ def altered(stream: Stream, other: Stream, condition: str, seed: int) -> Stream:
         stream: as it is.
         other: of the same task, about other things.
         condition: "normal": as it is. "empty": nothing is told. "shuffled": all words of all texts change places, so
-            that the same words stand there and say nothing. "other": somebody else's texts, in place of
-            its own, without those that are its own too.
+            that the same words stand there and say nothing, without labels and dates. "other": somebody else's texts,
+            with their labels and dates, in place of its own, without those that are its own too.
         seed: of the shuffling.
     """
     if condition == "normal":
         return stream
     tells = [event for event in stream.events if isinstance(event, Tell)]
+    put: list[Tell] = []
     if condition == "shuffled":
         words = [word for tell in tells for word in tell.text.split()]
         random.Random(f"{seed}/{stream.name}/shuffled").shuffle(words)
-        at, texts = 0, []
-        for tell in tells:
+        at = 0
+        for number, tell in enumerate(tells):
             count = len(tell.text.split())
-            texts.append(" ".join(words[at : at + count]))
+            put.append(Tell(" ".join(words[at : at + count]), "", 60.0 * number))
             at += count
     elif condition == "other":
         own = {tell.text for tell in tells}  # two draws from one file share texts
-        foreign = [event.text for event in other.events if isinstance(event, Tell) and event.text not in own]
-        texts = [foreign[i % len(foreign)] for i in range(len(tells))] if foreign else [""] * len(tells)
-    elif condition == "empty":
-        texts = [""] * len(tells)
-    else:
+        foreign = [event for event in other.events if isinstance(event, Tell) and event.text not in own]
+        put = [foreign[i % len(foreign)] for i in range(len(tells))] if foreign else []
+    elif condition != "empty":
         raise ConfigError(f"there is no condition {condition!r}; choose of {', '.join(CONDITIONS)}.")
-    told = iter(texts)
+    told = iter(put)
     events: list[Tell | Ask] = []
     for event in stream.events:
         if isinstance(event, Ask):  # where the evidence stood means nothing now
             events.append(Ask([dataclasses.replace(q, gold=()) for q in event.questions]))
-        elif text := next(told):
-            events.append(Tell(text, event.label, event.time))
+        elif instead := next(told, None):
+            events.append(instead)
     return Stream(stream.task, stream.name, events, stream.feedback)
 
 

@@ -120,7 +120,8 @@ class Ours(System):
 
 class Forced(Ours):
     """Ours, with the write that holds the answer always among those read: it tells errors of reading from errors of
-    finding."""
+    finding. One write can be forced; a question whose answer stands in several, or in one that is gone, is not asked.
+    """
 
     name = "ours-forced"
     sees_evidence = True
@@ -144,18 +145,20 @@ class Forced(Ours):
         self.passages.add(text)
 
     def answers(self, questions: Sequence[Question], force: Sequence[int | None] | None = None) -> list[Reply]:
-        """Ask the memory. A question without evidence forces nothing."""
+        """Ask the memory. A question without evidence, or with evidence that waits in the window, forces nothing."""
         first, written = self.memory.first_write, self.memory.write_count
-        force = []
-        for question in questions:
-            held = [p for gold in question.gold for p in self.passages.where(gold.told, *gold.answer)]
-            force.append(next((p for p in held if first <= p < written), None))
-        with roomy(self.model):
-            self.config, before = self.model.config, self.config
+        held = [{p for gold in q.gold for p in self.passages.where(gold.told, *gold.answer)} for q in questions]
+        asked = [i for i, writes in enumerate(held) if len(writes) < 2 and all(write >= first for write in writes)]
+        force = [next((write for write in held[i] if write < written), None) for i in asked]
+        replies = [Reply(None, recalled=False)] * len(questions)
+        with self.own() as model, roomy(model):
+            self.config, before = model.config, self.config
             try:
-                return super().answers(questions, force)
+                for i, reply in zip(asked, super().answers([questions[i] for i in asked], force), strict=True):
+                    replies[i] = reply
             finally:
                 self.config = before
+        return replies
 
     def save(self, folder: Path) -> None:
         """Write the memory; the texts beside it are no part of what it stores."""

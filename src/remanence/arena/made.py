@@ -178,6 +178,53 @@ def planted(
     return [script.finish(books.pieces())]
 
 
+_TIMES = ("1st", "2nd", "3rd", "4th")
+
+
+def again(
+    materials: Materials, *, amount: int = 60, people: int = 6, times: int = 3, between: int = 2_000
+) -> list[Stream]:
+    """Facts of a few people, then every one asked several times in other words, with a book between the rounds.
+
+    Systems are told how right each answer was, so what they learn in one round can help in the next. A person has many
+    facts, so that a name alone does not find the right one.
+
+    Args:
+        materials: tokens, books and seed.
+        amount: of facts, shared out among the people.
+        people: whom they are about.
+        times: how often each fact is asked.
+        between: tokens of a book before each round.
+    """
+    if not 1 <= times <= len(_TIMES) or people < 1:
+        raise ConfigError(f"again: times is {times}, people {people}; give 1 to {len(_TIMES)} times, and 1 or more.")
+    script, make = Script("again", "again", materials.tokens), Facts(f"{materials.seed}/again")
+    books, relations = Books(materials.books, f"{materials.seed}/again"), sorted(make.relations)
+    each = -(-amount // people)
+    if each > len(relations):
+        raise ConfigError(f"again: {amount} facts of {people} people; a person has {len(relations)} facts at most.")
+    names = [make.person() for _ in range(people)]
+    plan = [(name, relation) for name in names for relation in make.rng.sample(relations, each)]
+    make.rng.shuffle(plan)
+    script.stream.feedback = True
+    rounds: list[list[Question]] = [[] for _ in range(times)]
+    for i, (name, relation) in enumerate(plan[:amount]):
+        script.tell(books.piece(_BETWEEN), "book")
+        fact = make.fact(relation, name)
+        at = max(0, fact.text.lower().find(fact.value.lower()))
+        gold = Gold(script.tell(fact.text, "told"), (at, at + len(fact.value)), (0, len(fact.text)))
+        for number, text in enumerate(make.questions(relation, name, times)):
+            kind = f"{_TIMES[number]} time"
+            asked = Question(f"again/{i}@{number + 1}", text, (fact.value,), kind, "contains", gold=(gold,))
+            rounds[number].append(asked)
+    for questions in rounds:
+        until = script.now + between
+        while script.now < until:
+            script.tell(books.piece(), "book")
+        script.ask(questions)
+    return [script.stream]
+
+
 _PEOPLE = ("Mary", "John", "Sandra", "Daniel")
 _PLACES = ("kitchen", "garden", "bathroom", "bedroom", "hallway", "office")
 _THINGS = ("apple", "football", "milk")

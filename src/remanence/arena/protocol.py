@@ -210,8 +210,8 @@ class System:
         raise NotImplementedError
 
     def feedback(self, question: Question, reply: Reply, right: float) -> None:
-        """How right a reply was, from 0 to 1; only told on tasks that have feedback, of questions without a distance.
-        Does nothing by default."""
+        """How right a reply was, from 0 to 1; only told on tasks that have feedback (`again`), of questions without a
+        distance. Does nothing by default."""
 
     @contextmanager
     def untaught(self) -> Iterator[None]:

@@ -27,6 +27,7 @@ CONTROLS = {
     "bm25": "systems:ByWords",
     "minilm": "systems:ByMeaning",
     "fused": "systems:Fused",
+    "turns": "systems:Turns",
     "oracle": "systems:Oracle",
 }
 INSIDE = {
@@ -87,10 +88,10 @@ def class_of(name: str) -> type[System]:
         module, _, attribute = SYSTEMS[name].partition(":")
         found: type[System] = getattr(importlib.import_module(module), attribute)
         return found
-    path, _, wanted = name.partition(".py:")
-    if not name.endswith(".py") and not wanted:
+    path, wanted = own_file(name), name.partition(".py:")[2]
+    if path is None:
         raise ConfigError(f"there is no system {name!r}; give one of {', '.join(SYSTEMS)}, or a Python file.")
-    module_ = own_module(Path(path if path.endswith(".py") else f"{path}.py"))
+    module_ = own_module(path)
     classes = {
         key: value
         for key, value in vars(module_).items()
@@ -160,10 +161,10 @@ def task_of(name: str) -> Task:
 
     if name in TASKS:
         return TASKS[name]
-    path, _, wanted = name.partition(".py:")
-    if not name.endswith(".py") and not wanted:
+    path, wanted = own_file(name), name.partition(".py:")[2]
+    if path is None:
         raise ConfigError(f"there is no task {name!r}; give one of {', '.join(TASKS)}, or a Python file.")
-    module = own_module(Path(path if path.endswith(".py") else f"{path}.py"))
+    module = own_module(path)
     found = {value.name: value for value in vars(module).values() if isinstance(value, Task)}
     if wanted in found:
         return found[wanted]
@@ -199,6 +200,20 @@ def _task(spec: str) -> tuple[Task, dict[str, Any]]:
             options[key] = (options[key],)
     _check(f"task {name}", known, options)
     return task, options
+
+
+def own_file(name: str) -> Path | None:
+    """The Python file of "file.py" or "file.py:NAME"; None of other names."""
+    path, _, wanted = name.partition(".py:")
+    return Path(f"{path.removesuffix('.py')}.py") if wanted or name.endswith(".py") else None
+
+
+def files_of(spec: str) -> list[Path]:
+    """The files of one's own that a spec names: the Python file, and those that are values of options."""
+    name, options = parsed(spec)
+    python = own_file(name)
+    named = [Path(value) for value in options.values() if isinstance(value, str)]
+    return [path for path in ([] if python is None else [python]) + named if path.is_file()]
 
 
 def own_module(path: Path) -> ModuleType:

@@ -145,8 +145,8 @@ class Test:
 
 def paired(one: Sequence[Result], other: Sequence[Result], seed: int = 1) -> Test | None:
     """Test whether two systems differ on the same questions; None if they share none."""
-    theirs = {(r.stream, r.question): r.score for r in other}
-    pairs = [(r, theirs[r.stream, r.question]) for r in one if (r.stream, r.question) in theirs]
+    theirs = {(r.stream, r.question, r.asked): r.score for r in other}  # names of other data may be the same
+    pairs = [(r, theirs[asked]) for r in one if (asked := (r.stream, r.question, r.asked)) in theirs]
     if not pairs:
         return None
     units = [unit(r) for r, _ in pairs]
@@ -333,7 +333,7 @@ def check_table(cells: Sequence[CellResults]) -> Table | None:
         return None
     head = [
         "system", "score", "nothing told", "words shuffled", "somebody else's", "answers shuffled",
-        "same seed, same file", "nothing leaks between samples", "same after save and load",
+        "same seed, same answers", "nothing leaks between samples", "same after save and load",
     ]  # fmt: skip
     note = "A score that does not fall where it ought to is no memory's: the reader knows it, guesses it, or abstains."
     return Table("Checks", head, rows, note)

@@ -36,11 +36,13 @@ def prose() -> str:
 
 @dataclass
 class Told:
-    """A fact of the run. at: tokens remembered before it. expected: the right answer. kind: "fact", "newest" (told
-    again later with another value) or "unknown" (never told). question: how it is asked, by distance."""
+    """A fact of the run. at, end: tokens remembered before it, and with it. expected: the right answer. kind: "fact",
+    "newest" (told again later with another value) or "unknown" (never told). due: distances at which it is still to be
+    asked, from its end."""
 
     fact: Fact
     at: int
+    end: int
     expected: str
     kind: str
     due: list[int] = field(default_factory=list)
@@ -139,29 +141,31 @@ class Retention:
                     other = self.rng.choice(known)
                     while fact.relation == other.relation or fact.subject != other.subject:
                         fact = self.maker.fact(other.subject)
-                told.append(Told(fact, self._now, UNKNOWN, kind, list(self.distances)))
+                told.append(Told(fact, self._now, self._now, UNKNOWN, kind, list(self.distances)))
             else:
-                at = self._say(fact)
+                at, end = self._say(fact)
                 if kind == "newest":
                     again.append(fact)
                 else:
-                    told.append(Told(fact, at, fact.value, kind, list(self.distances)))
+                    told.append(Told(fact, at, end, fact.value, kind, list(self.distances)))
             self._ask_due()
         for fact in again:
             update = self.maker.update(fact)
-            told.append(Told(update, self._say(update), update.value, "newest", list(self.distances)))
+            told.append(Told(update, *self._say(update), update.value, "newest", list(self.distances)))
             self._ask_due()
 
-    def _say(self, fact: Fact) -> int:
+    def _say(self, fact: Fact) -> tuple[int, int]:
+        """Tell a fact, and some prose behind it; the tokens before the fact, and with it."""
         at = self._now
         self._read(fact.statement, "told")
+        end = self._now
         self._read(next(self._text), "prose")
-        return at
+        return at, end
 
     def run(self, progress: Callable[[int, int], None] | None = None) -> list[Result]:
         """Tell, read and ask until the longest distance. `progress` is called with (tokens so far, tokens in all)."""
         self._tell()
-        total = max(t.at for t in self.told) + self.distances[-1]
+        total = max(t.end for t in self.told) + self.distances[-1]
         while any(t.due for t in self.told):
             self._ask_due()
             until = self._now + self._step
@@ -177,7 +181,7 @@ class Retention:
             return
         self._looked = self._now
         for distance in self.distances:
-            ready = [t for t in self.told if distance in t.due and self._now - t.at >= distance]
+            ready = [t for t in self.told if distance in t.due and self._now - t.end >= distance]
             for start in range(0, len(ready), _BATCH):
                 self._ask(ready[start : start + _BATCH], distance)
 

@@ -14,6 +14,8 @@ import torch
 
 from .bm25 import BM25
 from .memories import words
+from .memories.base import Entry, Remembering, Shown, Turn, once
+from .minilm import vectors_of
 from .passages import Passages
 from .protocol import Kit, Piece, Reply, TextSystem, read_state, write_state
 from .tasks import Question
@@ -281,7 +283,7 @@ class ByWords(Ranked):
 
 
 class ByMeaning(Ranked):
-    """Cosine of sentence vectors of passages."""
+    """Cosine of sentence vectors of passages; of one longer than the encoder sees, the mean of its pieces."""
 
     name = "minilm"
 
@@ -294,12 +296,12 @@ class ByMeaning(Ranked):
         """Cut a text into passages, and encode them."""
         super().observe(text, label, time)
         if new := self.passages.texts[sum(map(len, self._vectors)) :]:
-            self._vectors.append(self.kit.encoder.encode(new))
+            self._vectors.append(vectors_of(self.kit.encoder, new))
 
     def ranked(self, questions: Sequence[str]) -> list[list[int]]:
         """All passages, best first; of equal ones the newest."""
         rest, encoder = self.passages.rest, self.kit.encoder
-        vectors_PD = torch.cat([*self._vectors, *([encoder.encode([rest])] if rest else [])])
+        vectors_PD = torch.cat([*self._vectors, *([vectors_of(encoder, [rest])] if rest else [])])
         scores_QP = encoder.encode(questions) @ vectors_PD.T
         orders: list[list[int]] = scores_QP.flip(1).sort(dim=1, descending=True, stable=True).indices.tolist()
         return [[len(vectors_PD) - 1 - i for i in order] for order in orders]
@@ -336,3 +338,31 @@ class Fused(ByMeaning):
                     scores[passage] = scores.get(passage, 0.0) + 1 / (_SMOOTH + rank)
             orders.append(sorted(scores, key=lambda i: (-scores[i], -i)))
         return orders
+
+
+class Turns(Remembering[Entry]):
+    """Cosine of sentence vectors of turns, the nearest that fit the budget: the plainest rival of all memory systems.
+
+    A turn is what a speaker says in one go, or up to 80 words of another text, as for the systems of the literature.
+
+    Args:
+        kit, brain: as in `System`.
+        k: most turns; 0 for as many as fit.
+    """
+
+    name = "turns"
+    made_for = "nothing; it is a control"
+
+    def __init__(self, kit: Kit, *, k: int = 0, brain: str | None = None) -> None:
+        self.k = k
+        super().__init__(kit, brain=brain)
+
+    def take(self, turns: list[Turn]) -> None:
+        """Keep every turn."""
+        for turn in turns:
+            self.add(Entry(turn.text, [turn.number]))
+
+    def find(self, question: str) -> list[Shown]:
+        """The nearest turns."""
+        most = self.k or max(1, self.kit.budget // 2)
+        return once(self.show(i) for i, _ in self.nearest(self.embed(question), most))

@@ -115,13 +115,15 @@ class Materials:
     """What a task makes its streams of.
 
     tokens: counts tokens. data: folder of data sets (docs/arena.md says which files); None for what is made up. books:
-    a .jsonl file of books; the public-domain prose in the package if None. seed: of every choice.
+    a .jsonl file of books; the public-domain prose in the package if None. seed: of every choice. used: the files of
+    the data folder that were asked for.
     """
 
     tokens: Tokens
     data: Path | None = None
     books: Path | None = None
     seed: int = 1
+    used: set[Path] = field(default_factory=set, compare=False)
 
     def file(self, *patterns: str) -> Path:
         """The first file of the data folder that fits a pattern.
@@ -134,6 +136,7 @@ class Materials:
             raise ConfigError(f"this task needs {wanted} of a folder of data sets; give it with --data FOLDER.")
         for pattern in patterns:
             if found := sorted(self.data.glob(pattern)):
+                self.used.add(found[0])
                 return found[0]
         raise ConfigError(f"{self.data} has no file {wanted}; docs/arena.md says where it comes from.")
 
@@ -403,9 +406,23 @@ class Facts:
 
     def question(self, relation: str, name: str | None) -> str:
         """A question for it, in a wording at random."""
-        entry = self.relations[relation]
-        text = self.rng.choice(entry["asked" if name is None else "asked_of"]).replace("{n}", name or "")
-        return text[0].upper() + text[1:]
+        return self.rng.choice(self._questions(relation, name))
+
+    def questions(self, relation: str, name: str | None, times: int) -> list[str]:
+        """So many questions for it, each in another wording.
+
+        Raises:
+            ConfigError: there are fewer wordings.
+        """
+        asked = self._questions(relation, name)
+        if times > len(asked):
+            raise ConfigError(f"there are {len(asked)} ways to ask for a fact; give times={len(asked)} or less.")
+        return self.rng.sample(asked, times)
+
+    def _questions(self, relation: str, name: str | None) -> list[str]:
+        wordings = self.relations[relation]["asked" if name is None else "asked_of"]
+        asked = (wording.replace("{n}", name or "") for wording in wordings)
+        return [text[0].upper() + text[1:] for text in asked]
 
 
 def facts(

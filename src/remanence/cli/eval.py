@@ -153,6 +153,53 @@ def _cells(pairs: list[tuple[str, str]], checks: bool) -> list[Cell]:
 
 
 @app.command()
+def learn(
+    system: Annotated[str, typer.Option(help="RMM, with its options.")] = "rmm:explore=true",
+    tasks: Annotated[list[str], typer.Option(help="What it learns from; several in quotes.")] = ["again"],  # noqa: B006
+    rounds: Annotated[int, typer.Option(min=1, help="How often, each time with the next seed.")] = 10,
+    model: Model = DEFAULT_MODEL,
+    reader: Annotated[str, typer.Option(help="Who reads and is cited: base, ours, or a URL.")] = "base",
+    budget: Annotated[int, typer.Option(min=16, help="Most tokens of text that the reader gets.")] = 600,
+    data: Annotated[Path | None, typer.Option(help="Folder of data sets, for tasks that are not made up.")] = None,
+    books: Annotated[Path | None, typer.Option(help=".jsonl file of books; else the package's prose.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 32,
+    seed: Annotated[int, typer.Option(help="The first one; `eval run` has others.")] = 1001,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the weights go.")] = Path("runs/rmm.safetensors"),
+    as_json: Json = False,
+) -> None:
+    """Teach the reranker of RMM by what answers cite, and keep its weights.
+
+    Example: remanence eval learn --tasks again --out runs/rmm.safetensors
+    """
+    from ..arena import registry
+
+    names = " ".join(tasks).split()
+    registry.check_specs([system], names)
+    if registry.parsed(system)[0] != "rmm":
+        raise ConfigError(f"--system {system}: only rmm has weights to learn.")
+    loaded = load_model(model).eval()
+    from ..arena.learning import RMM, keep, teach
+    from ..arena.protocol import Kit
+    from ..arena.readers import make_reader
+    from ..arena.tasks import Materials
+
+    of_reader = make_reader(reader, loaded, max_new_tokens=max_new_tokens)
+    kit = Kit(loaded, of_reader, budget=budget, seed=seed, max_new_tokens=max_new_tokens)
+    learner, made = registry.build(system, kit), dict.fromkeys(("questions", "answers", "steps"), 0)
+    assert isinstance(learner, RMM)
+    for number in range(rounds):
+        for name in names:
+            found = teach(learner, registry.streams(name, Materials(kit.tokens, data, books, seed + number)))
+            made = {key: made[key] + found[key] for key in made}
+        say(f"{number + 1} of {rounds} rounds: {made['answers']} of {made['questions']} answers taught something.")
+        keep(learner, out)
+    if as_json:
+        put_json({"weights": str(out), **made})
+    else:
+        put(f"The weights are in {out}; use them with --systems rmm:weights={out}")
+
+
+@app.command()
 def report(
     out: Out = _OUT,
     against: Annotated[str, typer.Option(help="The system that others are tested against.")] = "none",
@@ -232,10 +279,12 @@ def _run(
     from ..arena.tasks import Stream, limited, tokens_to_answer
 
     made: dict[tuple[str, int], list[Stream]] = {}
+    of_task: dict[str, Materials] = {}
 
     def streams(task: str, seed: int) -> list[Stream]:
         if (task, seed) not in made:
-            whole = registry.streams(task, replace(materials, seed=seed), changes)
+            own = of_task.setdefault(task, replace(materials, used=set()))
+            whole = registry.streams(task, replace(own, seed=seed), changes)
             made[task, seed] = limited(whole, limit, seed)
             sizes = [tokens_to_answer(q, kit.tokens) for stream in made[task, seed] for q in stream.questions]
             if long := sum(size > kit.max_new_tokens for size in sizes):
@@ -245,6 +294,8 @@ def _run(
                 say(f"{short(task)}: {given}; {max(sizes)} are enough.")
         return made[task, seed]
 
+    for cell in cells:
+        grid.check(cell, materials)
     failed: dict[str, str] = {}
     began, ran = time.perf_counter(), 0
     left = [cell for cell in cells if not grid.done(cell) or (checks and unchecked(cell, grid.folder))]
@@ -265,7 +316,9 @@ def _run(
                         others = streams(cell.task, kit.seed + 1)
                     new = not grid.done(cell)  # by another process, meanwhile
                     if new:
-                        grid.run(cell, kit, own, others, update)
+                        grid.run(cell, kit, own, others, update, grid.files(cell, of_task[cell.task]))
+                    else:
+                        grid.check(cell, materials)  # it may be of another file with the same name
                     if checks and unchecked(cell, grid.folder):
                         check(grid, cell, kit, own)
                 except RemanenceError as error:

@@ -1,7 +1,6 @@
 """AgentFly (Memento): a bank of solved and failed cases; what helped with a like question helps again.
 
 Paper: Zhou et al., "Memento: Fine-tuning LLM Agents without Fine-tuning LLMs" (first named AgentFly), arXiv 2508.16153.
-The case bank as a memory-based decision process: section 3; non-parametric and parametric reading: 4.2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A-MAC: a score decides whether something is worth keeping at all; what is kept is found by vectors.
 
-Paper: "Adaptive Memory Admission Control for LLM Agents", arXiv 2603.04549. The five factors: section 3.2; the rule:
-3.3; weights and threshold: the authors' code.
+Paper: "Adaptive Memory Admission Control for LLM Agents", arXiv 2603.04549. Weights and
+threshold are those of the authors' code.
 """
 
 from __future__ import annotations

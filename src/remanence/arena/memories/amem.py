@@ -1,7 +1,6 @@
 """A-MEM: notes as in a slip-box, with keywords, tags and a line of context, linked to each other and rewritten later.
 
-Paper: Xu et al., "A-MEM: Agentic Memory for LLM Agents", arXiv 2502.12110. Notes: section 3.1; links: 3.2; evolution:
-3.3; retrieval: 3.4.
+Paper: Xu et al., "A-MEM: Agentic Memory for LLM Agents", arXiv 2502.12110.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class AMem(Remembering[Note]):
     (tf-idf), tags the nearest of `TOPICS`, the context the sentence around it that is nearest to the note;
     abstract relations are lost. With `brain="reader"` the reader writes the line of context and the question's
     keywords and decides whether to link (up to 2 * `neighbours` + 1 calls a turn); JSON of three fields at once, as in
-    the paper, is beyond a small one.
+    the paper, is beyond a small one. A found note brings `linked` links, where the paper takes up to k.
 
     Args:
         kit, brain: as in `Remembering`.
@@ -94,7 +93,7 @@ class AMem(Remembering[Note]):
             self._evolve(number)
 
     def _evolve(self, number: int) -> None:
-        """Link a new note, and rewrite its neighbours (sections 3.2 and 3.3)."""
+        """Link a new note, and rewrite its neighbours."""
         new = self.entries[number]
         for i, cosine in self.nearest(self.vectors[number], self.neighbours, range(number)):
             old = self.entries[i]

@@ -1,7 +1,6 @@
 """A-MemGuard: what was found is compared before it is read; what disagrees with the consensus is left out, and learnt.
 
-Paper: "A-MemGuard: A Proactive Defense Framework for LLM-Based Agent Memory", arXiv 2510.02373. Consensus: section 3.2;
-the memory of lessons: 3.3.
+Paper: "A-MemGuard: A Proactive Defense Framework for LLM-Based Agent Memory", arXiv 2510.02373.
 """
 
 from __future__ import annotations
@@ -126,7 +125,7 @@ class AMemGuard(Remembering[Guarded]):
         return [self.show(i) for i in self.guarded(question)[0]]
 
     def recalled(self, asked: Asked) -> None:
-        """Learn from what was left out (section 3.3)."""
+        """Learn from what was left out."""
         known = {(self.entries[i].text, self.entries[i].blocked) for i in self.alive("lesson")}
         for i in self.guarded(asked.question)[1]:
             if (asked.question, i) not in known:

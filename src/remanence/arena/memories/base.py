@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..bm25 import BM25
+from ..minilm import vectors_of
 from ..protocol import Kit, Piece, Reply, TextSystem, read_state, write_state
 from ..tasks import Question
 from . import words
@@ -342,12 +343,7 @@ class Remembering(TextSystem, Generic[E]):
 
     def embeds(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors of texts [texts, width]; a text longer than a turn has the mean of its pieces."""
-        cut = [words.chunks(text, 80) for text in texts]
-        flat = [piece for pieces in cut for piece in pieces]
-        if not flat:
-            return torch.empty(0, 0)
-        rows = self.kit.encoder.encode(flat).split([len(pieces) for pieces in cut])
-        return F.normalize(torch.stack([row.mean(0) for row in rows]), dim=-1)
+        return vectors_of(self.kit.encoder, texts)
 
     def embed(self, text: str) -> Tensor:
         """The unit vector of one text [width]."""

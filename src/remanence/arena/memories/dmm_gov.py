@@ -1,7 +1,7 @@
 """DMM-Gov: a store under government: admission, probation of what is new, monitoring, rollback, and a log of it all.
 
-Paper: "Memory in Large Language Models: Mechanisms, Evaluation and Evolution", arXiv 2509.18868, section on dynamic
-memory management and governance (DMM-Gov).
+Paper: "Memory in Large Language Models: Mechanisms, Evaluation and Evolution", arXiv 2509.18868, on dynamic memory
+management and governance (DMM-Gov).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """EMem: every session becomes short sentences of one event each, with names and dates filled in; EMem-G also links
 them.
 
-Paper: "A Simple Yet Strong Baseline for Long-Term Conversational Memory of LLM Agents", arXiv 2511.17208. Event
-sentences (elementary discourse units, EDUs): section 3.1; the graph: 3.2; finding: 3.3.
+Paper: "A Simple Yet Strong Baseline for Long-Term Conversational Memory of LLM Agents", arXiv 2511.17208. It
+calls these sentences elementary discourse units, EDUs.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class EMem(Remembering[Event]):
 
     Made for: long conversations of two people (LoCoMo, LongMemEval).
 
-    An EDU is a clause with its speaker's name for I, the last person's for he and she, and a date behind "yesterday".
-    Its arguments are its entities and its rarest content words. At a question the `candidates` nearest are taken, of
+    An EDU is a clause with its speaker's name for I, the last name for he and she, and a date behind "yesterday"; names
+    in quotation marks or behind "in" and "at" are no person's. Its arguments are its entities and its rarest content
+    words. At a question the `candidates` nearest are taken, of
     each of two speakers half; those stay that share an argument with the question or have a cosine above `near` (all,
     if none).
 
@@ -81,7 +82,7 @@ class EMem(Remembering[Event]):
                 if not words.content(clause):
                     continue
                 text = words.named(clause, turn.speaker, other, last)
-                seen = [name.title() for name in words.entities(clause) if not name[0].isdigit()]
+                seen = [name.title() for name in words.persons(clause)]
                 last = next((name for name in seen if name not in (turn.speaker, other)), last)
                 text = words.resolved_dates(text, words.day_of(turn.day, None))
                 if turn.speaker and turn.speaker.lower() not in text.lower():
@@ -105,7 +106,7 @@ class EMem(Remembering[Event]):
         return list(dict.fromkeys([*words.entities(text), *self.keywords(text, 3)]))
 
     def _link(self, numbers: list[int], turns: list[Turn]) -> None:
-        """The graph of a session (section 3.2)."""
+        """The graph of a session."""
         raise NotImplementedError
 
     def kept(self, question: str) -> list[tuple[int, float]]:
@@ -145,7 +146,7 @@ class EMemG(EMem):
 
     Edges of weight 1 join an EDU with its arguments and its session, and arguments with a cosine of 0.9 and more.
     Seeds are the EDUs that stay (their cosine), their arguments (score over the number of sessions they occur in, the
-    best 30) and all sessions (0.05 times their cosine); damping is 0.5 (section 3.3). Differences as for `EMem`; an
+    best 30) and all sessions (0.05 times their cosine); damping is 0.5. Differences as for `EMem`; an
     argument's score is its cosine with the question.
 
     Args:

@@ -1,7 +1,7 @@
 """HEMA: a running summary that is always shown, and every turn word for word in a store that is pruned slowly.
 
 Paper: "HEMA: A Hippocampus-Inspired Extended Memory Architecture for Long-Context AI Conversations", arXiv 2504.16754.
-Compact memory: section 3.2; vector memory and pruning: 3.3; the prompt: 3.4. No code was published.
+No code was published.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class HEMA(Remembering[Chunk]):
         return rules if line is None else self.shortened(line, self.tokens)
 
     def weight(self, number: int) -> float:
-        """What decides which chunks fade (section 3.3)."""
+        """What decides which chunks fade."""
         now, entry = len(self.turns), self.entries[number]
         recent = entry.recalled >= 0 and now - entry.recalled <= 100
         return math.exp(-self.gamma * (now - entry.turns[0])) + self.beta * (recent != self.printed)

@@ -1,8 +1,7 @@
 """HGMem: while one question is answered, a working memory of sets of entities grows, and says what is still missing.
 
 Paper: "HGMem: Improving Multi-step RAG with Hypergraph-based Memory for Long-Context Complex Relational Modeling",
-arXiv 2512.23959. The graph that is made beforehand: section 3.1; the hypergraph and its updates: 3.2; local and global
-exploration: 3.3.
+arXiv 2512.23959.
 """
 
 from __future__ import annotations

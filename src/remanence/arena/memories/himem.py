@@ -1,7 +1,6 @@
 """HiMem: raw episodes below, distilled notes above, and notes that are corrected when they fail.
 
-Paper: "HiMem: Hierarchical Long-Term Memory for LLM Long-Horizon Agents", arXiv 2601.06377. Episodes: section 3.1;
-notes: 3.2; the two ways of answering: 3.3; reconsolidation: 3.4.
+Paper: "HiMem: Hierarchical Long-Term Memory for LLM Long-Horizon Agents", arXiv 2601.06377.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class HiMem(Remembering[Layered]):
 
     `mode="hybrid"` searches both layers; "best-effort" notes first, and episodes only if these are not sufficient:
     the best note's cosine is below `near`, or it shares no name with a question that has one (by the reader: it says
-    no). If notes failed and episodes carried the answer, the sentence that did becomes a note (section 3.4): it
+    no). If notes failed and episodes carried the answer, the sentence that did becomes a note: it
     replaces a note that it contradicts, joins one that it extends, or stands alone.
 
     Differences that are meant: the paper finds topic, surprise and notes with one large model's pass each. By rule,
@@ -107,7 +106,7 @@ class HiMem(Remembering[Layered]):
         return words.resolved_dates(words.named(sentence, turn.speaker), day)
 
     def _note(self, text: str, turn: int, episode: int) -> None:
-        """Add a note, or let it replace or join another (sections 3.2 and 3.4)."""
+        """Add a note, or let it replace or join another."""
         found = words.slot(text)
         new = Layered(text, [turn], "note", slot="|".join(found) if found else "", episode=episode)
         vector = self.embed(text)

@@ -1,7 +1,6 @@
 """Mem-alpha: a core paragraph, a list of facts and a list of dated events, and a writer that chooses among them.
 
-Paper: Wang et al., "Mem-α: Learning Memory Construction via Reinforcement Learning", arXiv 2509.25911. The three
-memories and their tools: section 3.2; reading: 3.3.
+Paper: Wang et al., "Mem-α: Learning Memory Construction via Reinforcement Learning", arXiv 2509.25911.
 """
 
 from __future__ import annotations

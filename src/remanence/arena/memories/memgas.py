@@ -1,8 +1,7 @@
 """MemGAS: four views of every session, a graph of what is alike, a router that trusts the surest view, PageRank.
 
 Paper: Xu et al., "From Single to Multi-Granularity: Toward Long-Term Memory Association and Selection of
-Conversational Agents", arXiv 2505.19549. Views: section 3.1; the graph by a mixture of two Gaussians: 3.2; the router
-by entropy: 3.3; PageRank and filter: 3.4.
+Conversational Agents", arXiv 2505.19549.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """MemoRAG: a memory of the whole text drafts clues, and the clues, not the question alone, search the text.
 
 Paper: Qian et al., "MemoRAG: Boosting Long Context Processing with Global Memory-Enhanced Retrieval Augmentation",
-arXiv 2409.05591. The memory and its clues: section 2.2; retrieval by clues: 2.3.
+arXiv 2409.05591.
 """
 
 from __future__ import annotations

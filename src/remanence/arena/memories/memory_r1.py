@@ -2,8 +2,7 @@
 distils.
 
 Paper: Yan et al., "Memory-R1: Enhancing Large Language Model Agents to Manage and Utilize Memories via Reinforcement
-Learning", arXiv 2508.19828. The manager: section 3.1; the answerer with its distillation: 3.2. No code was published
-when this was written.
+Learning", arXiv 2508.19828. No code was published when this was written.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ class MemoryR1(Remembering[Fact]):
     How far from the paper: there two language models of 7 to 14 billion weights are trained by reinforcement learning
     (PPO or GRPO, reward: the final answer is exact) on four to eight H100. That cannot be done here; this is its
     store, its operations and its distillation with a manager by rule, or with `brain="reader"` by the untrained
-    reader (a choice by likelihood a fact that resembles an old one, and a decision on each of the `k` best). The
-    paper's own ablations put the untrained manager 17 points of its judge below the trained one.
+    reader (a choice by likelihood a fact that resembles an old one, and a decision on each of the `k` best).
 
     Args:
         kit, brain: as in `Remembering`.
@@ -66,7 +64,7 @@ class MemoryR1(Remembering[Fact]):
         self.more = {"operations": dict.fromkeys(OPERATIONS, 0)}
 
     def take(self, turns: list[Turn]) -> None:
-        """Manage every fact of every turn (section 3.1)."""
+        """Manage every fact of every turn."""
         told = [(turn, self._facts(turn)) for turn in turns]
         self.embeds([text for _, facts in told for text in facts])  # in one go
         for turn, facts in told:
@@ -121,7 +119,7 @@ class MemoryR1(Remembering[Fact]):
         return said or rule
 
     def find(self, question: str) -> list[Shown]:
-        """What distillation leaves (section 3.2)."""
+        """What distillation leaves."""
         vector = self.embed(question)
         by: dict[str, list[int]] = {}
         for i in self.alive():

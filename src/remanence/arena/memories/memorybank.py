@@ -1,7 +1,6 @@
 """MemoryBank: a log of what was said, summaries of days, a portrait of the user, and Ebbinghaus' forgetting.
 
-Paper: Zhong et al., "MemoryBank: Enhancing Large Language Models with Long-Term Memory", arXiv 2305.10250. Store:
-section 3.1; recall: 3.2; forgetting: 3.3.
+Paper: Zhong et al., "MemoryBank: Enhancing Large Language Models with Long-Term Memory", arXiv 2305.10250.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class MemoryBank(Remembering[Logged]):
     Made for: chats with one user over many days, with questions about what was said days ago.
 
     Retention is R = exp(-t / (curve * S)): t days since the last recall, S begins at 1 and grows by 1 with each
-    recall, which also sets t to 0 (section 3.3). Differences to the published code that are meant: it computes exp(-t
+    recall, which also sets t to 0. Differences to the published code that are meant: it computes exp(-t
     * S / 5), by which what is recalled often fades faster; here S slows fading down, as the paper says. Summaries of
     days are exempt from forgetting, as in the code, which has forgetting off by default, and so has this.
 
@@ -172,8 +171,9 @@ class MemoryBank(Remembering[Logged]):
         return Shown(piece.text, piece.order, piece.time, entries=(number,))
 
     def recalled(self, asked: Asked) -> None:
-        """Strengthen what was recalled (section 3.3)."""
+        """Strengthen what was recalled, as of the day of the newest turn."""
+        today = self.day(self.turns[-1])
         for number in asked.entries:
             entry = self.entries[number]
             entry.strength += 1
-            entry.last = max(entry.last, self.more["day"])
+            entry.last = max(entry.last, today)

@@ -1,7 +1,7 @@
 """MemOS: memory as a managed resource; cubes of text with versions, and the hot ones as activations of the model.
 
 Papers: Li et al., "MemOS: A Memory OS for AI System", arXiv 2507.03724, and "MemOS: An Operating System for
-Memory-Augmented Generation", arXiv 2505.22101. Cubes: section 4 of the first; their life cycle and scheduling: 5.
+Memory-Augmented Generation", arXiv 2505.22101.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.memory import Pending
+from ...errors import ConfigError
 from ..protocol import Kit, Reply
-from ..readers import ask
+from ..readers import OurReader, ask
 from ..tasks import Question
 from . import words
 from .base import Asked, Entry, Remembering, Shown, Turn, checked, once
@@ -46,12 +47,11 @@ class MemOS(Remembering[Cube]):
     memorized by our model into a memory of its own (here: our vectors), and its text is not shown any more. After
     `idle` turns without use it is text again. Of the activation tier at most `hot` cubes are kept, those used last.
     At a question the activation tier is read as memory and the `k` nearest text cubes as text in the window, by our
-    model with its adapter; while nothing is hot, by the run's reader.
+    model with its adapter. Other readers cannot read our vectors: with them hot cubes stay text, and are shown first.
 
     Differences that are meant: the paper's third payload, weights, is left out: it would have to be trained for a
-    cube. Migration goes by use alone, as in the paper's example policy. `tier="text"` keeps hot cubes as text that is
-    shown first, for readers that cannot read our vectors. Access rights play no part with one user. No language model
-    decides about memory here, so `brain` changes nothing.
+    cube. So is the window of the last 15 turns. Migration goes by use alone, as in the paper's example policy. Access
+    rights play no part with one user. No language model decides about memory here, so `brain` changes nothing.
 
     Args:
         kit, brain, learns: as in `Remembering`; what an answer changes are uses, and where cubes are.
@@ -60,7 +60,10 @@ class MemOS(Remembering[Cube]):
         idle: turns without use that make it text again.
         hot: cubes that can be hot at a time.
         ttl: turns after which a cube that nobody used is archived; 0 for never.
-        tier: "activation", or "text".
+        tier: what hot cubes are, "activation" or "text"; if "", activation where our model is the reader, else text.
+
+    Raises:
+        ConfigError: tier is "activation", and the reader is another.
     """
 
     name = "memos"
@@ -69,10 +72,13 @@ class MemOS(Remembering[Cube]):
 
     def __init__(
         self, kit: Kit, *, k: int = 5, promote: int = 3, idle: int = 500, hot: int = 8, ttl: int = 0,
-        tier: str = "activation", learns: bool = True, brain: str | None = None,
+        tier: str = "", learns: bool = True, brain: str | None = None,
     ) -> None:  # fmt: skip
         self.k, self.promote, self.idle, self.hot, self.ttl = k, promote, idle, hot, ttl
-        self.tier = checked("tier", tier, TIERS)
+        ours = isinstance(kit.reader, OurReader)
+        self.tier = checked("tier", tier or ("activation" if ours else "text"), TIERS)
+        if self.tier == "activation" and not ours:
+            raise ConfigError("memos: tier=activation is read by our model alone; give --reader ours, or tier=text.")
         super().__init__(kit, brain=brain, learns=learns)
 
     def start(self) -> None:

@@ -1,21 +1,27 @@
 """Reflective Memory Management (RMM): memories by topic, and a small reranker that learns from what answers cite.
 
 Paper: Tan et al., "In Prospect and Retrospect: Reflective Memory Management for Long-term Personalized Dialogue
-Agents", arXiv 2503.08026. Prospective reflection (topics): section 4; retrospective reflection (reranker): section 5
-and appendix. No code was published.
+Agents", arXiv 2503.08026. It calls the topics prospective reflection, the reranker retrospective reflection. No code
+was published.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ...errors import ConfigError
 from ..protocol import Kit
 from ..scores import abstains
 from . import words
 from .base import Asked, Entry, Remembering, Shown, Turn, once
 
 _TEMPERATURE, _RATE, _BASELINE, _BATCH = 0.5, 1e-3, 0.5, 4  # the paper's
+_MATRICES = ("query", "memory")
 
 
 class RMM(Remembering[Entry]):
@@ -35,7 +41,9 @@ class RMM(Remembering[Entry]):
     Answers that abstain, or that no topic supports, teach nothing, as their reward would be noise. Noise is drawn
     only when `explore` is set, so that a comparison of systems answers at its best; without noise the same rewards
     are learnt from. How far from the paper: the policy and its training are the published ones; the reader that gives
-    the rewards is smaller, and a stream has at most hundreds of answers where the paper had thousands. By rule a
+    the rewards is smaller, and a stream has at most hundreds of answers where the paper had thousands. More are had
+    with `remanence eval learn`, which keeps the matrices for `weights`; its questions are still made up by the arena,
+    not those of the paper's dialogues, and a wrong answer that cites something is rewarded as a right one. By rule a
     key is the best sentence with the names; with `brain="reader"` the reader writes it and decides on merging.
 
     Args:
@@ -44,6 +52,10 @@ class RMM(Remembering[Entry]):
         candidates: topics that are reranked.
         merge: cosine above which topics are merged.
         explore: whether to draw noise.
+        weights: a file of `remanence eval learn`, to begin with its matrices; "" for W = 0.
+
+    Raises:
+        ConfigError: there is no such file, or it holds something else.
     """
 
     name = "rmm"
@@ -52,17 +64,23 @@ class RMM(Remembering[Entry]):
 
     def __init__(
         self, kit: Kit, *, k: int = 5, candidates: int = 20, merge: float = 0.75, explore: bool = False,
-        learns: bool = True, brain: str | None = None,
+        weights: str = "", learns: bool = True, brain: str | None = None,
     ) -> None:  # fmt: skip
+        self.first = _kept(Path(weights)) if weights else {}
         self.k, self.candidates, self.merge, self.explore = k, candidates, merge, explore
         super().__init__(kit, brain=brain, learns=learns)
 
     def start(self) -> None:
-        """W = 0."""
+        """W = 0, or what was learnt before."""
         self.more = {"answers": 0, "steps": 0}
+        self.tensors |= self.first
+
+    def matrices(self) -> dict[str, Tensor]:
+        """What was learnt so far, to begin with in `first`; empty before the first question."""
+        return {name: self.tensors[name] for name in _MATRICES if name in self.tensors}
 
     def take(self, turns: list[Turn]) -> None:
-        """Cut into topics, and merge or add each (section 4)."""
+        """Cut into topics, and merge or add each."""
         for topic in self._topics(turns):
             key = self._key(topic)
             vector = self.embed(key)
@@ -107,12 +125,12 @@ class RMM(Remembering[Entry]):
         said = self.thinker.yes(task, f"{self.entries[near[0]].text}\n{key}")
         return rule if said is None else said
 
-    # Reranking (section 5) --------------------------------------------------------------------------------------------
+    # Reranking --------------------------------------------------------------------------------------------------------
 
     def _weights(self, width: int) -> dict[str, Tensor]:
-        for name in ("query", "memory"):
+        for name in _MATRICES:
             self.tensors.setdefault(name, torch.zeros(width, width))
-        return {name: self.tensors[name] for name in ("query", "memory")}
+        return self.matrices()
 
     def _scores(self, vector: Tensor, rows: Tensor, weights: dict[str, Tensor]) -> Tensor:
         """s = q'.m' for every row [rows]."""
@@ -160,3 +178,14 @@ class RMM(Remembering[Entry]):
             self.more["steps"] += 1
             for name in weights:
                 self.tensors[name] = self.tensors[name] + _RATE * self.tensors.pop(f"{name}.gradient") / _BATCH
+
+
+def _kept(path: Path) -> dict[str, Tensor]:
+    """The matrices of a file."""
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} holds no weights: {error}") from error
+    if set(found) != set(_MATRICES):
+        raise ConfigError(f"{path} holds no matrices of RMM; `remanence eval learn` makes them.")
+    return found

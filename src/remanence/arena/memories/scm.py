@@ -1,7 +1,7 @@
 """Self-Controlled Memory (SCM): a stream of turns, and a controller that decides which are shown, and in which form.
 
-Paper: Wang et al., "Enhancing Large Language Model with Self-Controlled Memory Framework", arXiv 2304.13343. Memory
-stream: section 3.2; controller: 3.3; the code's dialogue script has the numbers.
+Paper: Wang et al., "Enhancing Large Language Model with Self-Controlled Memory Framework", arXiv 2304.13343. Its
+numbers are those of the code's dialogue script.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SCM(Remembering[Kept]):
 
     A turn is a speaker's turn, or a told text of up to 300 words. If what was found exceeds the budget, then for each
     turn but the best: can the question be answered from it? If not, it is dropped; if from its summary too, that is
-    shown. If it is still too long, the weakest are shown as summaries, one by one (section 3.3).
+    shown. If it is still too long, the weakest are shown as summaries, one by one.
 
     Differences to the published code that are meant: its budget of 2,500 tokens, and 500 for the last turn, are the
     arena's budget, and a fifth of it. A turn answers a question, by rule, if it shares an entity with it, or half of

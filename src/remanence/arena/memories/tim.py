@@ -1,7 +1,7 @@
 """Think-in-Memory (TiM): what is kept are thoughts, not turns; in buckets of like ones, tidied after every turn.
 
 Paper: Liu et al., "Think-in-Memory: Recalling and Post-thinking Enable LLMs with Long-Term Memory", arXiv 2311.08719.
-Storage by hashing: section 3.2; recall in one bucket: 3.3; insert, forget and merge: 3.4. No code was published.
+No code was published.
 """
 
 from __future__ import annotations
@@ -87,15 +87,16 @@ class TiM(Remembering[Thought]):
 
     @staticmethod
     def _head(sentence: str, turn: Turn, last: str) -> tuple[str, str]:
-        """Whom a sentence is about, and the last person named."""
+        """Whom or what a sentence is about, and the last one named who may be a person."""
         named = [name for name in words.entities(sentence) if not name[0].isdigit()]
+        newest = next((name.title() for name in words.persons(sentence)), last)
         own = turn.speaker or "I"
         if words.first_person(sentence):
-            return own.lower(), named[0].title() if named else last
-        return (named[0], named[0].title()) if named else (last.lower() or own.lower(), last)
+            return own.lower(), newest
+        return (named[0] if named else last.lower() or own.lower()), newest
 
     def _tidy(self, number: int) -> None:
-        """Forget and merge in the bucket of a new thought (section 3.4)."""
+        """Forget and merge in the bucket of a new thought."""
         new = self.entries[number]
         if new.gone:
             return
@@ -112,6 +113,7 @@ class TiM(Remembering[Thought]):
                 new.turns = sorted({*old.turns, *new.turns})
                 new.day = self.turns[new.turns[-1]].day
                 self.vectors[number] = self.embed(new.text)
+                new.bucket = self._order(self.vectors[number])[0]
 
     def _contradicts(self, old: Thought, new: Thought) -> bool:
         rule = bool(new.slot) and old.slot == new.slot and words.content(old.text) != words.content(new.text)
@@ -119,7 +121,7 @@ class TiM(Remembering[Thought]):
             return rule
         task = "Can both sentences be true at the same time? Answer Yes or No."
         both = self.thinker.yes(task, f"{old.text}\n{new.text}")
-        return rule if both is None else not both and old.slot == new.slot
+        return rule if both is None else not both and bool(new.slot) and old.slot == new.slot
 
     def _merges(self, old: Thought, new: Thought) -> bool:
         if self.thinker is None:
