@@ -91,6 +91,24 @@ def test_a_whole_text_as_if_it_had_never_been_told(model: MemoryModel, place: in
     alike(memory, never)
 
 
+@pytest.mark.parametrize("place", [0, 3, 8])
+@pytest.mark.parametrize("where", ["whole", "begin", "end"])
+def test_words_of_a_text_as_if_they_had_never_been_told(model: MemoryModel, place: int, where: str) -> None:
+    """Texts with labels of their own: of one that is forgotten whole no label stays, and of none a space at its end."""
+    parts = texts(12, 9)
+    memory, never = model.new_memory(), model.new_memory()
+    for i, text in enumerate(parts):
+        secret = {"whole": SECRET, "begin": f"{SECRET} {text}", "end": f"{text} {SECRET}"}[where]
+        tags = {"source": f"text {i}", "time": float(i), "metadata": {"about": str(i)}}
+        model.memorize(memory, secret if i == place else text, **tags)
+        if i != place or where != "whole":
+            model.memorize(never, text, **tags)
+    assert model.forget(memory, Wanted(containing="doctor")).texts == [SECRET]
+    memory.forgotten = []
+    alike(memory, never)
+    assert where != "whole" or f"text {place}" not in str(memory.meta())
+
+
 def test_by_write_source_and_time(model: MemoryModel) -> None:
     """Each condition alone, and several together."""
     parts = [f"{SECRET} {text}" for text in texts(3, 8)]

@@ -212,7 +212,8 @@ class Writer(AttachedDecoder, Asked):
         for memory in (one, other):
             self.check(memory)
             memory.must_be_writable()
-        memory = self._with_pool(merged(one, other))
+        line = () if self.config.short_chunks == "complete" else tuple(self.encode("\n"))
+        memory = self._with_pool(merged(one, other, line))
         memory.pool_LnD = memory.pool_LnD.to(self.device)
         self.take(memory, [], "", 0.0)  # what waits of both may fill a chunk
         return memory
