@@ -436,7 +436,7 @@ def test_dropped_text_leaves_the_log_too(model: MemoryModel, tmp_path: Path, mon
     store, erased = MemoryStore(tmp_path), list[bool]()
     kept(model, store)
     real = Catalogue.erase
-    monkeypatch.setattr(Catalogue, "erase", lambda self, db: erased.append(real(self, db)))
+    monkeypatch.setattr(Catalogue, "erase", lambda self, db, **how: erased.append(real(self, db, **how)))
     with store.open("ada", model) as memory:
         memory.release({1})
     assert erased == [True]

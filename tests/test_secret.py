@@ -106,14 +106,14 @@ def test_what_was_there_is_encrypted_and_the_key_can_change(tmp_path: Path, monk
     for name in ("ada", "bob"):
         store.save(name, memory.copy())
     assert TEXT.encode() in raw(tmp_path) and WAITS.search(raw(tmp_path))
-    saved = store.save
+    saved = store._save
 
     def cut_short(name: str, *args: Any, **options: Any) -> None:
         if name == "bob":
             raise KeyboardInterrupt
         saved(name, *args, **options)
 
-    monkeypatch.setattr(store, "save", cut_short)
+    monkeypatch.setattr(store, "_save", cut_short)
     with pytest.raises(KeyboardInterrupt):
         store.encrypt(KEY)
     again = MemoryStore(tmp_path, key=KEY)

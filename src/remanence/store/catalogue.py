@@ -600,11 +600,24 @@ class Catalogue:
         with transaction(db):
             db.execute("DELETE FROM memories WHERE id = ?", [id])
 
-    def erase(self, db: sqlite3.Connection) -> bool:
-        """Take replaced and deleted text out of the log; False if a reader is in the way."""
+    def erase(self, db: sqlite3.Connection, *, copies: bool = False) -> bool:
+        """Take replaced and deleted text out of the log; False if somebody is in the way.
+
+        Args:
+            db: open for writing, in no transaction.
+            copies: also those that SQLite leaves in unused room of a page when it moves rows, which `secure_delete`
+                does not reach. That writes all of the catalogue anew.
+        """
         db.execute(f"PRAGMA busy_timeout = {int(_ERASE_SECONDS * 1000)}")
         try:
+            if copies:
+                db.execute("PRAGMA temp_store = MEMORY")  # else all texts would go through a file elsewhere
+                db.execute("VACUUM")
             return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            return False
         finally:
             db.execute(f"PRAGMA busy_timeout = {int(_SECONDS * 1000)}")
 

@@ -137,10 +137,12 @@ class MemoryStore:
                     progress(info.name)
                 try:
                     with self.hold(info.name):
-                        self.save(info.name, self.load(info.name), whole=True)
+                        self._save(info.name, self.load(info.name), whole=True, copies=False)
                     done.append(info.name)
                 except (MemoryCorrupt, MemoryBusy) as error:
                     failed.append(error)
+        with self._catalogue.errors(), self._catalogue.connect(write=True) as db:
+            self._catalogue.erase(db, copies=True)  # once, of all memories
         if failed:
             kind = MemoryCorrupt if any(isinstance(error, MemoryCorrupt) for error in failed) else MemoryBusy
             raise kind(f"not everything in {self.root} is encrypted: " + " ".join(map(str, failed)))
@@ -256,6 +258,10 @@ class MemoryStore:
             InputError: a text or a label that is not valid Unicode.
             OverLimit: it is more than the store may hold (`quotas`).
         """
+        self._save(name, memory, whole=whole, copies=True)
+
+    def _save(self, name: str, memory: Memory, *, whole: bool, copies: bool) -> None:
+        """As `save`. copies: of text that was replaced no copy stays in the catalogue."""
         _check_name(name)
         memory.must_be_writable()
         catalogue = self._catalogue
@@ -271,7 +277,7 @@ class MemoryStore:
                 self._clean(db, id)
             if generation and (replaced or not done):
                 sync_folder(catalogue.folder(id))  # what was replaced does not come back when the power fails,
-                catalogue.erase(db)  # neither files nor text
+                catalogue.erase(db, copies=copies and replaced)  # neither files nor text
 
     def list(self) -> list[MemoryInfo]:
         """All memories, by name. What is damaged is among them and says so (`MemoryInfo.damage`)."""
@@ -466,7 +472,7 @@ class MemoryStore:
                 raise catalogue.unknown(db, name)
             catalogue.drop_rows(db, found[0])  # a memory without a generation is gone for everyone ...
             _remove(catalogue.folder(found[0]))
-            erased = catalogue.erase(db)
+            erased = catalogue.erase(db, copies=True)
             if erased:
                 catalogue.drop_name(db, found[0])  # ... but its name stays until all is gone, so it can be redone
                 erased = catalogue.erase(db)
