@@ -232,13 +232,23 @@ class Catalogue:
 
     def seal(self, db: sqlite3.Connection, passphrase: str) -> None:
         """Encrypt from now on; or let another passphrase open an encrypted store."""
-        secret = self.secret(db) or Secret.new()
-        sealed = secret.sealed(passphrase)
-        with transaction(db):
-            db.execute("DELETE FROM secret")
-            db.execute("INSERT INTO secret VALUES (?, ?)", [sealed.salt, sealed.wrapped])
+        done = False
+        while not done:  # else of two at one moment the second's key would replace the first's
+            before = self.sealed(db)
+            secret = self.secret(db) or Secret.new()
+            sealed = secret.sealed(passphrase)
+            with transaction(db):
+                if done := self.sealed(db) == before:
+                    db.execute("DELETE FROM secret")
+                    db.execute("INSERT INTO secret VALUES (?, ?)", [sealed.salt, sealed.wrapped])
         self._secret = sealed, secret
         self.erase(db)  # what the old passphrase opens
+
+    def has_plain_rows(self, db: sqlite3.Connection, id: str) -> bool:
+        """Whether something private of a memory's rows is not encrypted: then it is a text, else bytes."""
+        columns = {"writes": "source", "pending": "ids", "generations": "meta"}
+        find = "SELECT 1 FROM {} WHERE memory = ? AND typeof({}) = 'text' LIMIT 1"
+        return any(db.execute(find.format(*each), [id]).fetchone() for each in columns.items())
 
     # Quotas -----------------------------------------------------------------------------------------------------------
 
@@ -439,7 +449,7 @@ class Catalogue:
                 raise self._changed(name, f"write {place} was changed")
         if len(rows) != end - first or not same:
             raise self._changed(name, f"write {first + len(rows)} is missing")
-        return [(_write(values), values[-2]) for values in shown(secret, rows, WRITE)]
+        return [(_write(values), values[-2]) for values in self._shown(name, secret, rows, WRITE)]
 
     def salvaged(self, db: sqlite3.Connection, name: str) -> Salvaged | None:
         """What of a memory's texts is as it was written, row by row; None if there is no memory of that name."""
@@ -462,7 +472,8 @@ class Catalogue:
         for values in rows:
             row_values, own = (values[:-1], values[-1]) if checked else (values, None)
             if own is None or own == next(chained(before, [row_values])):
-                writes += [_write(plain) for plain in shown(secret, [row_values], WRITE)]
+                with suppress(ValueError):  # of another key
+                    writes += [_write(plain) for plain in shown(secret, [row_values], WRITE)]
             before = own if isinstance(own, str) else ""
         there = {write["index"] for write in writes}
         (count,) = db.execute("SELECT writes FROM generations WHERE memory = ?", [id]).fetchone()
@@ -488,9 +499,18 @@ class Catalogue:
             if seal != _seal(id, name, created, values, last, old, new, waiting):
                 raise self._changed(name, f"its save {generation} was changed")
         secret = self.secret(db)
-        [values] = shown(secret, [values], ROW)
+        [values] = self._shown(name, secret, [values], ROW)
         row = dict(zip(ROW.split(", "), values, strict=True))
-        return row, last, [*old, *new], shown(secret, waiting, WAITING)
+        return row, last, [*old, *new], self._shown(name, secret, waiting, WAITING)
+
+    def _shown(
+        self, name: str, secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str
+    ) -> list[tuple[Any, ...]]:
+        """As `shown`, of a memory's rows. Raises `MemoryCorrupt` if they were encrypted with another key."""
+        try:
+            return shown(secret, rows, columns)
+        except ValueError as error:
+            raise self._changed(name, str(error)) from error
 
     # Changing ---------------------------------------------------------------------------------------------------------
 

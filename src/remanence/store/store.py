@@ -33,7 +33,7 @@ from weakref import WeakKeyDictionary
 import platformdirs
 from filelock import FileLock, Timeout
 
-from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt, RemanenceError
+from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt, RemanenceError, UnknownMemory
 from ..files import link_or_copy, sync_folder
 from .catalogue import NAME, QUOTAS, Catalogue, parts, transaction
 from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored, hidden, ids_column, pieces_column
@@ -121,7 +121,8 @@ class MemoryStore:
         Raises:
             ConfigError: no key, or the package `cryptography` is missing.
             MemoryCorrupt: some memories are damaged, and stay as they are; all others are encrypted first.
-            MemoryBusy: the same of memories that somebody writes to, if none is damaged.
+            MemoryBusy: the same of memories that somebody writes to, if nothing else is in the way. What else is, such
+                as a memory of a newer version, is raised in the same way.
         """
         chosen, done, failed = key or self._passphrase(), list[str](), list[RemanenceError]()
         if not chosen:
@@ -131,22 +132,36 @@ class MemoryStore:
         with self._catalogue.errors(), self._catalogue.connect(create=True) as db:
             self._catalogue.seal(db, chosen)
         self._key = chosen
-        for info in self.list():
-            if info.name and any(not each.name.endswith(ENDING) for each in self.path(info.name).iterdir()):
+        for name in [info.name for info in self.list() if info.name]:
+            try:
+                if not self._plain(name):
+                    continue
                 if progress is not None:
-                    progress(info.name)
-                try:
-                    with self.hold(info.name):
-                        self._save(info.name, self.load(info.name), whole=True, copies=False)
-                    done.append(info.name)
-                except (MemoryCorrupt, MemoryBusy) as error:
-                    failed.append(error)
+                    progress(name)
+                with self.hold(name):
+                    self._save(name, self.load(name), whole=True, copies=False)
+                done.append(name)
+            except UnknownMemory:  # deleted meanwhile
+                continue
+            except RemanenceError as error:  # the others are not to wait for it
+                failed.append(error)
         with self._catalogue.errors(), self._catalogue.connect(write=True) as db:
-            self._catalogue.erase(db, copies=True)  # once, of all memories
+            if not self._catalogue.erase(db, copies=True):  # once, of all memories
+                failed.append(MemoryBusy("another process uses the catalogue, where copies of plain texts may stay."))
         if failed:
-            kind = MemoryCorrupt if any(isinstance(error, MemoryCorrupt) for error in failed) else MemoryBusy
-            raise kind(f"not everything in {self.root} is encrypted: " + " ".join(map(str, failed)))
+            failed.sort(key=lambda error: (not isinstance(error, MemoryCorrupt), isinstance(error, MemoryBusy)))
+            raise type(failed[0])(f"not everything in {self.root} is encrypted: " + " ".join(map(str, failed)))
         return done
+
+    def _plain(self, name: str) -> bool:
+        """Whether a row or a file of a memory is not encrypted."""
+        with self._catalogue.errors(), self._catalogue.connect() as db:
+            found = self._catalogue.find(db, name)
+            if found is None or self._catalogue.has_plain_rows(db, found[0]):
+                return found is not None
+            with suppress(FileNotFoundError):  # without a folder no file is plain
+                return any(not file.endswith(ENDING) for file in os.listdir(self._catalogue.folder(found[0])))
+            return False
 
     @property
     def encrypted(self) -> bool:
