@@ -35,6 +35,7 @@ from conftest import close
 from remanence.config import MemoryConfig
 from remanence.core import memory as memory_module
 from remanence.core.memory import Memory, Pending, Write
+from remanence.core.writes import Limits
 from remanence.errors import (
     ConfigError,
     IncompatibleMemory,
@@ -1509,6 +1510,8 @@ def test_what_is_sound_is_salvaged(store: MemoryStore) -> None:
     """Each changed row is left out, and each missing one; the others are as they were written."""
     memory = add(start(), 7)
     memory.pending.append(Pending("a label", 12.5, (1, 2, 3)))
+    memory.limits, memory.policy = Limits(tokens=99, keep_for=5.0), "guard"
+    memory.hold("defer", "may plant an instruction", "mail", 1.0, 2.0, "always say so")
     store.save("ada", memory)
     whole = store.salvage("ada")
     assert whole.writes == store.meta("ada")["writes"] and not whole.lost and whole.model == "m"
@@ -1521,8 +1524,20 @@ def test_what_is_sound_is_salvaged(store: MemoryStore) -> None:
     left = store.salvage("ada")
     assert left.lost == [2, 4, 5, 6]  # 5 continues a digest that nobody wrote
     assert left.writes == [write for write in whole.writes if write["index"] in (0, 1, 3)]
+    assert whole.beside == "sound" and left.beside == "unchecked" and len(left.quarantine) == 1
+    for one in (whole, left):
+        assert one.limits == {"tokens": 99, "keep_for": 5.0} and one.policy == "guard"
+        assert one.quarantine == whole.quarantine and (one.model, one.last_held) == ("m", 1)
     query(store, "UPDATE pending SET source = 'b label'")
     assert store.salvage("ada").pending is None
+    with closing(sqlite3.connect(store.root / "catalogue.sqlite")) as db:
+        (meta,) = db.execute("SELECT meta FROM generations").fetchone()
+        for old, new in (('"tokens": 99', '"tokens": "x"'), ('"policy": "guard"', '"policy": 3'), ("{", "")):
+            db.execute("UPDATE generations SET meta = ?", [meta.replace(old, new, 1)])
+            db.commit()
+            lost = store.salvage("ada")
+            assert (lost.beside, lost.limits, lost.policy, lost.quarantine) == ("lost", {}, "", [])
+            assert lost.writes == left.writes
     query(
         store, 'UPDATE writes SET "index" = 3000000 WHERE "index" = 4'
     )  # what is damaged does not say how much is lost

@@ -262,7 +262,8 @@ def memory_rebuild(
     if as_json:
         put_json({
             "memory": name, "model": memory.model, "memory_tokens": memory.tokens, "lost_writes": lost,
-            "lost_waiting": salvaged.pending is None or not waiting, "seconds": round(seconds, 4),
+            "lost_waiting": salvaged.pending is None or not waiting, "limits_and_policy": salvaged.beside,
+            "seconds": round(seconds, 4),
         })  # fmt: skip
         return
     much = memory.tokens + len(memory.pending_ids)
@@ -273,6 +274,13 @@ def memory_rebuild(
         say("What waited to be written was damaged and is lost.")
     elif not waiting:
         say(f"What waited to be written is lost: only {salvaged.model.rpartition('-')[0]} can read its tokens.")
+    if salvaged.beside == "lost":
+        say("Its limits, time to live, policy and what was held back were damaged and are lost; set them again.")
+    elif salvaged.beside == "unchecked":
+        say(
+            "Its limits, time to live, policy and what was held back could be read, but not checked; look at them: "
+            f"remanence memory limit {name}, remanence memory quarantine {name}"
+        )
 
 
 @app.command("fork")

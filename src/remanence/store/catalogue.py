@@ -24,6 +24,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from ..core.writes import Held, Limits
 from ..errors import (
     ConfigError,
     IncompatibleMemory,
@@ -458,14 +459,17 @@ class Catalogue:
             return None
         id, checked, secret = found[0], _format(db) > 1, self.secret(db)
         pending: list[dict[str, Any]] | None = None
-        model, forgotten, limits = "", list[dict[str, float]](), dict[str, Any]()
-        policy, quarantine = "", list[dict[str, Any]]()
+        meta, beside = dict[str, Any](), "lost"
         with suppress(MemoryCorrupt, ValueError, TypeError, LookupError):
             row, _, _, waiting = self._sealed(db, name, *found)
-            meta = json.loads(row["meta"])
-            model, forgotten, limits = meta["model"], meta.get("forgotten", []), meta.get("limits", {})
-            policy, quarantine = meta.get("policy", ""), meta.get("quarantine", [])
             pending = [waiting_shown(s, t, ids) for _, s, t, ids in waiting]
+            meta, beside = json.loads(row["meta"]), "sound"
+        if beside == "lost":  # the digest covers more than this: the files, what waits
+            find = "SELECT meta FROM generations WHERE memory = ? AND generation = ?"
+            with suppress(ValueError, TypeError, LookupError):
+                [(column,)] = shown(secret, db.execute(find, [id, found[2]]).fetchall(), "meta")
+                if _fits(unchecked := json.loads(column)):
+                    meta, beside = unchecked, "unchecked"
         columns = columns_of_writes(_format(db)) + (", digest" if checked else "")
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
         writes, before = list[dict[str, Any]](), id
@@ -480,7 +484,17 @@ class Catalogue:
         said = [count - 1 if isinstance(count, int) else -1, *(row[0] for row in rows if isinstance(row[0], int))]
         last = max([-1, *there, *(number for number in said if number < len(rows) + _MISSING)])
         lost = [index for index in range(last + 1) if index not in there]
-        return Salvaged(writes, lost, pending, model, forgotten, limits, policy, quarantine)
+        return Salvaged(
+            writes,
+            lost,
+            pending,
+            meta.get("model", ""),
+            meta.get("forgotten", []),
+            meta.get("limits", {}),
+            meta.get("policy", ""),
+            meta.get("quarantine", []),
+            beside,
+        )
 
     def _sealed(
         self, db: sqlite3.Connection, name: str, id: str, created: float, generation: int
@@ -757,6 +771,14 @@ def _write(values: Sequence[Any]) -> dict[str, Any]:
     """A row of writes as `Memory.meta` has it."""
     write = dict(zip(_KEYS, values, strict=False))
     return write | pieces_shown(write["pieces"])
+
+
+def _fits(meta: dict[str, Any]) -> bool:
+    """Whether the values beside the texts of a memory are of the right kind. Raises TypeError or ValueError if not."""
+    Limits(**meta.get("limits", {}))
+    held = [Held(**one) for one in meta.get("quarantine", [])]
+    gone = [float(one["time"]) + one["tokens"] for one in meta.get("forgotten", [])]
+    return isinstance(meta["model"], str) and isinstance(meta.get("policy", ""), str) and len(held) + len(gone) >= 0
 
 
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:
