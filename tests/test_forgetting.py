@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import build_tokenizer
-from remanence import ConfigError, InputError, MemoryModel, MemoryStore
+from remanence import ConfigError, InputError, Limits, MemoryModel, MemoryStore
 from remanence.core.forgetting import Wanted, retell
 from remanence.core.memory import Memory, Pending
 from remanence.store import segments as segments_module
@@ -342,6 +342,15 @@ def test_rebuilt_is_as_told(model: MemoryModel, tokenizer: Any) -> None:
     silent = model_of(tokenizer, keep_text=False)
     with pytest.raises(InputError, match="keeps no texts"):
         retell(silent, told(silent, texts(1, 9)).meta()["writes"], [], silent.fingerprint)
+
+
+def test_rebuilt_what_had_left_the_store_leaves_it_again(model: MemoryModel) -> None:
+    """And no question reads it."""
+    memory, limits = model.new_memory(), Limits(tokens=4 * CHUNK, when_full="oldest")
+    memory.limits = limits
+    model.memorize(memory, " ".join(SENTENCES * 3))
+    again, _ = retell(model, memory.meta()["writes"], memory.meta()["pending"], memory.model, limits=limits)
+    assert again.first_write == memory.first_write > 0 and again.limits == limits
 
 
 def test_a_damaged_memory_is_rebuilt(home: Path) -> None:

@@ -252,10 +252,12 @@ def memory_rebuild(
         loaded = load_model(model)
         began = time.perf_counter()
         with bar("writing again") as update:
-            memory, waiting = retell(loaded, salvaged.writes, salvaged.pending or [], salvaged.model, progress=update)
+            memory, waiting = retell(
+                loaded, salvaged.writes, salvaged.pending or [], salvaged.model,
+                limits=Limits(**salvaged.limits), progress=update,
+            )  # fmt: skip
         memory.forgotten, memory.policy = salvaged.forgotten, salvaged.policy
         memory.quarantine = [Held(**one) for one in salvaged.quarantine]
-        memory.limits = Limits(**salvaged.limits)
         shelf.save(name, memory, whole=True)
         seconds = time.perf_counter() - began
     lost = list(salvaged.lost)

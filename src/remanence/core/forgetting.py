@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from ..errors import ConfigError, InputError
 from .memory import Memory
-from .writes import Held, Only, Pending, Tags, Write
+from .writes import Held, Limits, Only, Pending, Tags, Write
 
 SENTENCE = re.compile(r"[^\n]+?(?:[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*")
 
@@ -171,6 +171,7 @@ def retell(
     pending: Sequence[dict[str, Any]],
     wrote: str,
     *,
+    limits: Limits = Limits(),  # noqa: B008
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Memory, bool]:
     """A new memory of the texts of an old one, which another model may have written.
@@ -180,6 +181,7 @@ def retell(
         writes, pending: as in `Memory.meta`.
         wrote: the fingerprint of the old one's model. What waits is kept as tokens, which a model of the same name can
             read.
+        limits: of the new memory; what they let leave the long-term store leaves it again.
         progress: called with (tokens done, tokens in all) after every write.
 
     Returns:
@@ -194,7 +196,9 @@ def retell(
     readable = not pending or wrote.rpartition("-")[0] == model.fingerprint.rpartition("-")[0]
     waits = [Pending.of(piece) for piece in pending if readable]
     told += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in waits]
+    told = [piece for text in _by_text(told) for piece in text]
     memory: Memory = model.new_memory()
+    memory.limits = limits
     stays = list(_stays(model, told, [[] for _ in told]))
     _write(model, memory, stays, progress)
     return memory, readable

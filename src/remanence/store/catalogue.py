@@ -776,9 +776,11 @@ def _write(values: Sequence[Any]) -> dict[str, Any]:
 def _fits(meta: dict[str, Any]) -> bool:
     """Whether the values beside the texts of a memory are of the right kind. Raises TypeError or ValueError if not."""
     Limits(**meta.get("limits", {}))
-    held = [Held(**one) for one in meta.get("quarantine", [])]
-    gone = [float(one["time"]) + one["tokens"] for one in meta.get("forgotten", [])]
-    return isinstance(meta["model"], str) and isinstance(meta.get("policy", ""), str) and len(held) + len(gone) >= 0
+    for one in meta.get("quarantine", []):
+        Held(**one)
+    for one in meta.get("forgotten", []):
+        float(one["time"]), int(one["tokens"])
+    return isinstance(meta["model"], str) and isinstance(meta.get("policy", ""), str)
 
 
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:
