@@ -344,6 +344,19 @@ def test_rebuilt_is_as_told(model: MemoryModel, tokenizer: Any) -> None:
         retell(silent, told(silent, texts(1, 9)).meta()["writes"], [], silent.fingerprint)
 
 
+@pytest.mark.parametrize("lost", [{0}, {3}, {2, 3}, {-1}])
+def test_rebuilt_around_what_is_lost(model: MemoryModel, lost: set[int]) -> None:
+    """Nothing becomes one sentence that nobody told."""
+    memory = model.new_memory()
+    model.memorize(memory, " ".join(SENTENCES))
+    writes = memory.meta()["writes"]
+    lost = {number % len(writes) for number in lost}
+    left = [write for write in writes if write["index"] not in lost]
+    again, _ = retell(model, left, memory.meta()["pending"], memory.model, lost=lost)
+    pieces = [everything(memory, model)[: min(lost) * CHUNK], everything(memory, model)[(max(lost) + 1) * CHUNK :]]
+    assert everything(again, model) == "\n".join(filter(None, pieces))
+
+
 def test_rebuilt_what_had_left_the_store_leaves_it_again(model: MemoryModel) -> None:
     """And no question reads it."""
     memory, limits = model.new_memory(), Limits(tokens=4 * CHUNK, when_full="oldest")

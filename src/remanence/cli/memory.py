@@ -254,7 +254,7 @@ def memory_rebuild(
         with bar("writing again") as update:
             memory, waiting = retell(
                 loaded, salvaged.writes, salvaged.pending or [], salvaged.model,
-                limits=Limits(**salvaged.limits), progress=update,
+                lost=salvaged.lost, limits=Limits(**salvaged.limits), progress=update,
             )  # fmt: skip
         memory.forgotten, memory.policy = salvaged.forgotten, salvaged.policy
         memory.quarantine = [Held(**one) for one in salvaged.quarantine]

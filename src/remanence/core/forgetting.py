@@ -171,6 +171,7 @@ def retell(
     pending: Sequence[dict[str, Any]],
     wrote: str,
     *,
+    lost: Collection[int] = (),
     limits: Limits = Limits(),  # noqa: B008
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Memory, bool]:
@@ -181,6 +182,7 @@ def retell(
         writes, pending: as in `Memory.meta`.
         wrote: the fingerprint of the old one's model. What waits is kept as tokens, which a model of the same name can
             read.
+        lost: numbers of writes that are missing. What was on both sides of one does not become one text.
         limits: of the new memory; what they let leave the long-term store leaves it again.
         progress: called with (tokens done, tokens in all) after every write.
 
@@ -192,16 +194,26 @@ def retell(
     """
     if any(write["text"] is None for write in writes):
         raise InputError("this memory keeps no texts (keep_text), so they cannot be written again.")
-    told = [piece for write in writes for piece in _pieces(Write.of(write))]
+    told = list[_Told]()
+    for write in writes:
+        told += _behind(write["index"], lost, list(_pieces(Write.of(write))))
     readable = not pending or wrote.rpartition("-")[0] == model.fingerprint.rpartition("-")[0]
     waits = [Pending.of(piece) for piece in pending if readable]
-    told += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in waits]
+    waiting = [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in waits]
+    told += _behind(len(writes) + len(lost), lost, waiting)
     told = [piece for text in _by_text(told) for piece in text]
     memory: Memory = model.new_memory()
     memory.limits = limits
-    stays = list(_stays(model, told, [[] for _ in told]))
+    stays = list(_stays(model, told, [[] for _ in told], begins=0 in lost))
     _write(model, memory, stays, progress)
     return memory, readable
+
+
+def _behind(write: int, lost: Collection[int], pieces: list[_Told]) -> list[_Told]:
+    """The pieces of a write, with a line end in front if the write before it is lost."""
+    if write - 1 in lost and pieces and not pieces[0].text.startswith("\n"):
+        pieces[0] = replace(pieces[0], text=f"\n{pieces[0].text}")
+    return pieces
 
 
 def retell_both(
