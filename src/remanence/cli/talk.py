@@ -124,7 +124,13 @@ def memorize(
     if opened.policy:
         result["held_back"] = [one.number for one in held]
     if as_json:
-        put_json(result | _files_dict(telling) | (_place_dict(telling.cut, reader) if telling.cut else {}))
+        over = {"error": error_dict("OverLimit", str(telling.over))} if telling.over else {}
+        put_json(result | _files_dict(telling) | (_place_dict(telling.cut, reader) if telling.cut else {}) | over)
+    if telling.cut is not None and telling.over is not None:
+        if not as_json:
+            kept = f"{telling.tokens:,} tokens before that are kept in {memory}."
+            say(f"remanence: {telling.over} {kept} {_go_on(telling.cut, last is not None)}")
+        raise typer.Exit(2)
     if telling.cut is not None and stop.asked is not None:
         stop.asked.line = "" if as_json else _stopped_line(memory, opened, telling, last is not None)
         raise stop.asked
