@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from conftest import build_tokenizer, close, random_text
 from remanence import ConfigError, IncompatibleMemory, Limits, MemoryModel, MemoryStore, Only, OverLimit, Wanted
+from remanence.cli import keeping
+from remanence.cli.keeping import sweep_if_possible
 from remanence.cli.memory import _events
 from remanence.core import model as model_module
 from remanence.core.forgetting import retell_both
@@ -22,6 +24,7 @@ from remanence.core.memory import Memory
 from remanence.core.merging import merged
 from remanence.core.view import View, over, readable
 from remanence.core.writes import Tags, Write
+from remanence.errors import InputError
 from test_cli import refused, run
 from test_search import CHUNK, model_of
 
@@ -317,6 +320,44 @@ def test_tags_and_limits_come_back_from_the_disk(model: MemoryModel, tmp_path: P
     bare = store.import_(tmp_path / "bare.memory", "dan")
     assert bare.writes[0].tags == (Tags((), 65.0),) and b"\xc3\xbc" not in (tmp_path / "bare.memory").read_bytes()
     assert replace(loaded.writes[0], tags=()).plain().keys() == replace(bare.writes[0], tags=()).plain().keys()
+
+
+def test_a_memory_that_came_without_texts_is_written_on(
+    model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What expires in it is hidden; it cannot be forgotten, and that is in nobody's way."""
+    store = MemoryStore(tmp_path / "store")
+    with store.open("ada", model) as memory:
+        memory.limits = Limits(keep_for=5.0)
+        model.memorize(memory, random_text(3 * CHUNK), time=1000.0)
+    store.export("ada", tmp_path / "bare.memory", texts=False)
+    bare = store.import_(tmp_path / "bare.memory", "bare")
+    assert not bare.config.keep_text and bare.limits.keep_for == 5.0 and bare.has_expired(2000.0)
+    assert not model.merge(model.new_memory(), bare).config.keep_text
+    assert sweep_if_possible(model, bare) == 0
+    model.memorize(bare, random_text(CHUNK))
+    with pytest.raises(ConfigError, match="keep_for needs"):
+        model.memorize(bare, "More.", keep_for=5.0)
+
+
+def test_a_memory_that_cannot_be_swept_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    for name in ("ada", "bob"):
+        run(home, "memorize", "-m", name, stdin="Rex is a brown dog. " * 5)
+    sweep = keeping.sweep_if_possible
+
+    def refuses(model: MemoryModel, memory: Memory, update: Any) -> int:
+        if not refused_names:
+            refused_names.append("ada")
+            raise InputError("keeps no texts")
+        return sweep(model, memory, update)
+
+    refused_names = list[str]()
+    monkeypatch.setattr(keeping, "sweep_if_possible", refuses)
+    swept = run(home, "memory", "sweep", "--all", "--json")
+    assert swept.returncode == 1 and json.loads(swept.stdout) == {
+        "forgotten_tokens": {"bob": 0}, "failed": {"ada": "keeps no texts"},
+    }  # fmt: skip
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
+from ..errors import ConfigError, InputError, RemanenceError
 from ..models.names import DEFAULT_MODEL
 from .output import Json, Model, Store, bar, load_model, open_store, put, put_json, say
 from .reading import check_text
@@ -55,7 +55,7 @@ def bytes_of(text: str, option: str) -> int:
 
 def sweep_if_possible(model: MemoryModel, memory: Memory, update: Any = None) -> int:
     """Forget what has expired in a memory that is open for writing; how many tokens that were."""
-    if not memory.config.keep_text or memory.ledger is not None:  # nothing in it can have an end
+    if not memory.config.keep_text or memory.ledger is not None or model.shipped is not None:  # it can forget nothing
         return 0
     return model.sweep(memory, progress=update).tokens
 
@@ -134,7 +134,8 @@ def sweep(
 ) -> None:
     """Forget for good what has expired. What was told after it is written again.
 
-    With --all, a memory that is damaged, or that somebody writes to, is named; then the command ends with code 1.
+    With --all, a memory that cannot be swept, for instance as somebody writes to it, is named; the command then ends
+    with code 1.
 
     Example: remanence memory sweep ada
     """
@@ -152,7 +153,7 @@ def sweep(
             try:
                 with shelf.open(each, loaded, create=False) as memory, bar("writing again") as update:
                     swept[each] = sweep_if_possible(loaded, memory, update)
-            except (MemoryCorrupt, MemoryBusy) as error:  # the others are not to wait for it
+            except RemanenceError as error:  # the others are not to wait for it
                 if name is not None:
                     raise
                 failed[each] = str(error)

@@ -44,7 +44,8 @@ def merged(one: Memory, other: Memory, line: tuple[int, ...] = ()) -> Memory:
             "only memories with a long-term store can be merged, and none of a published checkpoint; write their texts "
             "into a new memory: remanence memory merge --rewrite"
         )
-    pair, config = (one, other), one.config
+    pair = one, other
+    config = one.config.replace(keep_text=one.config.keep_text and other.config.keep_text)
     gone = _in_order([memory.writes[: memory.first_write] for memory in pair])
     kept = _in_order([memory.writes[memory.first_write :] for memory in pair])
     new = Memory(config, layers=one.layers, width=one.width, model=one.model, dtype=one.pool_LnD.dtype)

@@ -115,6 +115,8 @@ def unpack(path: Path) -> Memory:
         meta["writes"] = [line["write"] for line in lines if "write" in line]
         meta["pending"] = [line["waits"] for line in lines if "waits" in line]
         meta["quarantine"] = [line["held"] for line in lines if "held" in line]
+        if any(write["text"] is None for write in meta["writes"]):  # it can forget nothing
+            meta["config"]["keep_text"] = False
         return Memory.from_parts(load(parts[_TENSORS]), meta)
     except FileNotFoundError as error:
         raise InputError(f"no file {str(path)!r}.") from error
