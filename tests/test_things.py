@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time as clock
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,23 @@ def test_what_has_expired_is_not_read(kind: str, tokenizer: Any, monkeypatch: py
         assert model.sweep(memory).texts == []
         assert not memory.has_ends  # else every first question would read all writes for nothing
         monkeypatch.undo()
+
+
+def test_a_write_is_forced_by_its_own_number(model: MemoryModel) -> None:
+    """Also where something has expired in a memory whose first writes have left the long-term store."""
+    memory, now = model.new_memory(), clock.time()
+    memory.limits = Limits(tokens=8 * CHUNK, when_full="oldest")
+    model.memorize(memory, random_text(20 * CHUNK), time=now)
+    model.memorize(memory, random_text(CHUNK, 1), time=now - 9.0, keep_for=5.0)
+    model.memorize(memory, random_text(3 * CHUNK, 2), time=now)
+    [view] = model.readable([memory])
+    first = memory.first_write
+    assert isinstance(view, View) and 0 < first < view.origin(view.write_count - 1)[1] == memory.write_count - 1
+    for write in (first, memory.write_count - 1):
+        assert view.origin(view.number_of(write)) == ("", write)
+    for number in range(first, first + 4):
+        [answer] = model.ask_batch([memory], ["what"], force=[number], max_new_tokens=1)
+        assert (memory.writes[number].text or "").strip() in {source.text for source in answer.sources}
 
 
 def test_only_what_matches_is_read(model: MemoryModel) -> None:
