@@ -53,9 +53,9 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
 
     def write(to: Path) -> None:
         part = to.with_name(f"{to.name}.part")
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             tensors = {key: value.detach().cpu().contiguous() for key, value in memory.tensors().items()}
-            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
             save_file(tensors, part)
             body = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
             files = {_TEXTS: _digest(body)}
