@@ -1607,7 +1607,7 @@ def test_quotas(store: MemoryStore) -> None:
         db.commit()
     assert store.quotas() == sound
     store.quotas(bytes=None, memories=None)
-    for wrong in ({"bytes": 0}, {"tokens": 5}):
+    for wrong in ({"bytes": 0}, {"tokens": 5}, {"bytes": 1 << 63}):
         with pytest.raises(ConfigError, match="no limit of a store"):
             store.quotas(**wrong)
 

@@ -17,7 +17,7 @@ from conftest import build_tokenizer, close, random_text
 from remanence import ConfigError, IncompatibleMemory, Limits, MemoryModel, MemoryStore, Only, OverLimit, Wanted
 from remanence.cli import keeping
 from remanence.cli.keeping import sweep_if_possible
-from remanence.cli.memory import _events
+from remanence.cli.memory import _events, _when
 from remanence.core import model as model_module
 from remanence.core.forgetting import retell_both
 from remanence.core.looking import candidates
@@ -356,6 +356,19 @@ def test_a_memory_that_came_without_texts_is_written_on(
     model.memorize(bare, random_text(CHUNK))
     with pytest.raises(ConfigError, match="keep_for needs"):
         model.memorize(bare, "More.", keep_for=5.0)
+
+
+def test_numbers_that_cannot_be(tmp_path: Path) -> None:
+    """One line, no traceback; and what got in before is shown."""
+    home = tmp_path / "home"
+    refused(run(home, "memory", "quota", "--bytes", "999999999999999T"), "2^63")
+    refused(run(home, "memory", "quota", "--memories", "9" * 20), "2^63")
+    assert not run(home, "memory", "quota", "--bytes", "5G").returncode
+    refused(run(home, "memory", "quota", "--bytes", "0.4"), "less than a byte", "0 for no limit")
+    assert MemoryStore(home).quotas() == {"bytes": 5 * 10**9}
+    assert not run(home, "memory", "quota", "--bytes", "0").returncode and MemoryStore(home).quotas() == {}
+    refused(run(home, "memorize", "-m", "ada", "--keep-for", "9999999d", stdin="x"), "1,000 years")
+    assert _when(1e12) == "1,000,000,000,000 s" and _when(0.0).startswith(("1970", "1969"))
 
 
 def test_a_memory_that_cannot_be_swept_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

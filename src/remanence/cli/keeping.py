@@ -21,6 +21,7 @@ Metadata = Annotated[list[str] | None, typer.Option("--meta", help="Metadata: KE
 KeepFor = Annotated[str | None, typer.Option("--keep-for", help="Forget it after so long: 30d, 12h, 90m or 45s.")]
 Under = Annotated[list[str] | None, typer.Option("--under", help="A memory that is read, too. May be repeated.")]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_YEARS = 1000  # longest time to live: a calendar has an end
 
 
 def metadata_of(pairs: list[str] | None) -> dict[str, str]:
@@ -42,7 +43,10 @@ def seconds_of(text: str | None, option: str) -> float | None:
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhdw])", text.strip())
     if match is None or not float(match[1]):
         raise InputError(f"{option} {text!r} is no time; give for instance 30d, 12h, 90m, 45s or 8w.")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > _YEARS * 365 * _SECONDS["d"]:
+        raise InputError(f"{option} {text!r} is more than {_YEARS:,} years; leave it out to keep a text for ever.")
+    return seconds
 
 
 def bytes_of(text: str, option: str) -> int:
@@ -50,7 +54,10 @@ def bytes_of(text: str, option: str) -> int:
     match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kMGT]?)B?", text.strip())
     if match is None:
         raise InputError(f"{option} {text!r} is no size; give for instance 500M or 20G.")
-    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+    size = int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+    if not size and text.strip() != "0":
+        raise InputError(f"{option} {text!r} is less than a byte; give for instance 500M or 20G, or 0 for no limit.")
+    return size
 
 
 def sweep_if_possible(model: MemoryModel, memory: Memory, update: Any = None) -> int:

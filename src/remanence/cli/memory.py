@@ -86,7 +86,7 @@ def memory_history(
         put_json({"memory": name, "events": events})
         return
     for event in events:
-        when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M")
+        when = _when(event["time"])
         if event["what"] == "held back":
             name_of = f"number {event['number']}"
             put(
@@ -100,8 +100,16 @@ def memory_history(
         first, last = event["writes"]
         writes = "waiting" if first is None else f"write {first}" + (f" to {last}" if last > first else "")
         metadata = "".join(f"  {key}={value}" for key, value in event.get("metadata", {}).items())
-        until = f"  until {datetime.fromtimestamp(event['until']):%Y-%m-%d %H:%M}" if "until" in event else ""
+        until = f"  until {_when(event['until'])}" if "until" in event else ""
         put(f"{when}  told       {much}  {writes:<18}  {event['source']}{metadata}{until}")
+
+
+def _when(seconds: float) -> str:
+    """A time of this place, for people; the number where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:,.0f} s"
 
 
 def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,7 +174,7 @@ def memory_quarantine(
         if not found:
             say(f"{name}: nothing is in quarantine.")
         for one in found:
-            when = datetime.fromtimestamp(one["time"]).strftime("%Y-%m-%d %H:%M")
+            when = _when(one["time"])
             put(f"{one['number']:>4}  {when}  {_DONE[one['verdict']]}  {one['source']}: {one['reason']}")
             put(f"      {'(no text was kept)' if one['text'] is None else ' '.join(one['text'].split())}")
         return

@@ -510,11 +510,13 @@ class MemoryStore:
             The limits that there are, by those names.
 
         Raises:
-            ConfigError: another name, or a number below 1.
+            ConfigError: another name, or a number below 1 or above 2^63 - 1.
         """
         for what, most in limits.items():
-            if what not in QUOTAS or (most is not None and most < 1):
-                raise ConfigError(f"{what} = {most!r} is no limit of a store; it has memories and bytes, from 1 on.")
+            if what not in QUOTAS or (most is not None and not 1 <= most < 1 << 63):
+                raise ConfigError(
+                    f"{what} = {most!r} is no limit of a store; it has memories and bytes, from 1 to 2^63 - 1."
+                )
         with self._catalogue.errors(), self._catalogue.connect(create=bool(limits)) as db:
             kept = {what: most for what, most in (self._catalogue.quotas(db) | limits).items() if most is not None}
             if limits:
