@@ -308,7 +308,7 @@ def test_what_is_held_back_leaves_no_trace_but_in_quarantine(model: MemoryModel)
     [held] = memory.quarantine
     assert (held.text, held.source, held.time, held.number, held.verdict) == (SECRET, "mail", 5.0, 1, REFUSE)
     assert "Quillfeather" not in held.reason
-    memory.quarantine = []
+    memory.quarantine, memory.last_held = [], 0
     assert memory.meta() == never.meta()
     alike(memory, never)
     assert model.memorize(memory, SECRET, policy=Guard(witnesses=0)) == 0
@@ -330,6 +330,21 @@ def test_the_memorys_own_policy(model: MemoryModel) -> None:
     memory.policy = "guard"
     with pytest.raises(ConfigError, match="last"):
         model.memorize(memory, FACT, last=3)
+
+
+def test_a_number_is_never_given_again(model: MemoryModel, tmp_path: Path) -> None:
+    """Who admits "2" from an older listing must not admit what they never saw."""
+    store, memory = MemoryStore(tmp_path), model.new_memory()
+    for text in ("one", "two"):
+        memory.hold(DEFER, "why", "mail", 1.0, 2.0, text)
+    memory.last_held = 0  # as in a memory that an older version saved
+    memory.release({2})
+    store.save("ada", memory)
+    loaded = store.load("ada")
+    loaded.become(loaded.before(0), 0)
+    loaded.hold(DEFER, "why", "mail", 1.0, 2.0, "three")
+    assert [(one.number, one.text) for one in loaded.quarantine] == [(1, "one"), (3, "three")]
+    assert store.salvage("ada").last_held == 2
 
 
 def test_let_in(model: MemoryModel) -> None:

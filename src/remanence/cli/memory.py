@@ -265,7 +265,7 @@ def memory_rebuild(
                 lost=salvaged.lost, limits=Limits(**salvaged.limits), progress=update,
             )  # fmt: skip
         memory.forgotten, memory.policy = salvaged.forgotten, salvaged.policy
-        memory.quarantine = [Held(**one) for one in salvaged.quarantine]
+        memory.quarantine, memory.last_held = [Held(**one) for one in salvaged.quarantine], salvaged.last_held
         shelf.save(name, memory, whole=True)
         seconds = time.perf_counter() - began
     lost = list(salvaged.lost)

@@ -493,6 +493,7 @@ class Catalogue:
             meta.get("limits", {}),
             meta.get("policy", ""),
             meta.get("quarantine", []),
+            meta.get("last_held", 0),
             beside,
         )
 
@@ -780,7 +781,8 @@ def _fits(meta: dict[str, Any]) -> bool:
         Held(**one)
     for one in meta.get("forgotten", []):
         float(one["time"]), int(one["tokens"])
-    return isinstance(meta["model"], str) and isinstance(meta.get("policy", ""), str)
+    texts, number = (meta["model"], meta.get("policy", "")), meta.get("last_held", 0)
+    return all(isinstance(text, str) for text in texts) and isinstance(number, int)
 
 
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:
