@@ -1612,6 +1612,16 @@ def test_quotas(store: MemoryStore) -> None:
             store.quotas(**wrong)
 
 
+def test_a_first_save_that_fails_takes_no_place(store: MemoryStore) -> None:
+    store.quotas(memories=1)
+    with pytest.raises(InputError, match="not valid Unicode"):
+        store.save("ada", add(start(), 2, "\ud800"))
+    assert store.list() == [] and os.listdir(store.root / "memories") == []
+    store.save("bob", add(start(), 2))
+    with pytest.raises(OverLimit, match="1 of at most 1 memories"):
+        store.save("ada", add(start(), 2))
+
+
 def test_two_new_memories_at_once(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only one of them is the last one that there may be."""
     store.quotas(memories=1)

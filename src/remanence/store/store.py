@@ -283,13 +283,14 @@ class MemoryStore:
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
             kept = memory.write_count - memory.first_write if memory.config.long_term else 0
             catalogue.must_fit(db, name, kept * memory.bytes_per_write)
-            found = id, _, generation = catalogue.register(db, name)
-            done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
-            try:
-                self._clean(db, id)
-                self._write_generation(db, name, found, memory, done, replaced)
-            finally:
-                self._clean(db, id)
+            with self._registered(db, name) as found:
+                id, _, generation = found
+                done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
+                try:
+                    self._clean(db, id)
+                    self._write_generation(db, name, found, memory, done, replaced)
+                finally:
+                    self._clean(db, id)
             if generation and (replaced or not done):
                 sync_folder(catalogue.folder(id))  # what was replaced does not come back when the power fails,
                 catalogue.erase(db, copies=copies and replaced)  # neither files nor text
@@ -524,6 +525,20 @@ class MemoryStore:
             return kept
 
     # Saving -----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _registered(self, db: sqlite3.Connection, name: str) -> Iterator[tuple[str, float, int]]:
+        """What `Catalogue.register` finds. A name that is new is free again if the first save raises."""
+        new = self._catalogue.find(db, name) is None
+        found = self._catalogue.register(db, name)
+        try:
+            yield found
+        except Exception:
+            with suppress(OSError, sqlite3.Error, RemanenceError):  # what is left, the next save or a deletion takes
+                if new and not db.in_transaction and self._catalogue.find(db, name) == found:
+                    _remove(self._catalogue.folder(found[0]))
+                    self._catalogue.drop_name(db, found[0])
+            raise
 
     def _stored_writes(self, name: str, memory: Memory, id: str, generation: int) -> tuple[int, bool]:
         """How many of a memory's first writes are stored already, and whether others were replaced (`Memory.cuts`)."""
