@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import build_tokenizer
 from remanence import ConfigError, InputError, Limits, MemoryModel, MemoryStore
-from remanence.core.forgetting import Wanted, retell
+from remanence.core.forgetting import SENTENCE, Wanted, retell
 from remanence.core.memory import Memory, Pending
 from remanence.store import segments as segments_module
 from test_cli import refused, run
@@ -107,6 +107,14 @@ def test_words_of_a_text_as_if_they_had_never_been_told(model: MemoryModel, plac
     memory.forgotten = []
     alike(memory, never)
     assert where != "whole" or f"text {place}" not in str(memory.meta())
+
+
+def test_a_sentence_goes_on_behind_an_abbreviation(model: MemoryModel) -> None:
+    sister = "My sister is Dr. Ann Lee, i.e. Mrs. Lee from Oslo."
+    memory = told(model, [f"I like tea. {sister} So is Prof. Ray."])
+    assert model.forget(memory, Wanted(containing="my sister")).texts == [sister]
+    assert everything(memory, model) == "I like tea. So is Prof. Ray."
+    assert SENTENCE.findall("Call Dr... No. 1? Yes.") == ["Call Dr... ", "No. ", "1? ", "Yes."]
 
 
 def test_by_write_source_and_time(model: MemoryModel) -> None:

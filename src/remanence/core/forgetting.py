@@ -22,7 +22,12 @@ from ..errors import ConfigError, InputError
 from .memory import Memory
 from .writes import Held, Limits, Only, Pending, Tags, Write
 
-SENTENCE = re.compile(r"[^\n]+?(?:[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*")
+_ABBREVIATIONS = ("Dr", "Mr", "Mrs", "Ms", "Prof", "e.g", "i.e", "vs", "cf")  # behind which a sentence goes on
+SENTENCE = re.compile(
+    r"[^\n]+?(?:"
+    + "".join(rf"(?<!\b{re.escape(word)})" for word in _ABBREVIATIONS)
+    + r"[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*"
+)
 
 
 @dataclass(frozen=True)
