@@ -371,6 +371,26 @@ def test_numbers_that_cannot_be(tmp_path: Path) -> None:
     assert _when(1e12) == "1,000,000,000,000 s" and _when(0.0).startswith(("1970", "1969"))
 
 
+def test_without_texts_no_word_is_exported(model: MemoryModel, tokenizer: Any, tmp_path: Path) -> None:
+    """A number for each word is as good as the text. Everything but the search by words works on."""
+    store = MemoryStore(tmp_path / "store")
+    with store.open("ada", model) as memory:
+        model.memorize(memory, random_text(12 * CHUNK))
+    store.export("ada", tmp_path / "bare.memory", texts=False)
+    bare = store.import_(tmp_path / "bare.memory", "bare")
+    words, kept = bare.tensors(), memory.tensors()
+    assert words["words"].abs().sum() == 0 < kept["words"].abs().sum() and words["words"].shape == kept["words"].shape
+    assert torch.equal(words["vectors"], kept["vectors"]) and torch.equal(words["keys"], kept["keys"])
+    assert model.ask(bare, "what", max_new_tokens=1).sources
+    model.memorize(bare, random_text(2 * CHUNK, 1))
+    tokens = model_of(tokenizer, store_dtype="tokens")
+    with store.open("tokens", tokens) as memory:
+        tokens.memorize(memory, random_text(3 * CHUNK))
+    with pytest.raises(InputError, match="nothing but text"):
+        store.export("tokens", tmp_path / "tokens.memory", texts=False)
+    assert not (tmp_path / "tokens.memory").exists()
+
+
 def test_a_memory_that_cannot_be_swept_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     for name in ("ada", "bob"):

@@ -315,7 +315,9 @@ def memory_fork(
 def memory_export(
     name: Annotated[str, typer.Argument(help="The memory's name.")],
     file: Annotated[Path, typer.Argument(help="The file; it must not exist.")],
-    texts: Annotated[bool, typer.Option(help="With the texts.")] = True,
+    texts: Annotated[
+        bool, typer.Option(help="With the texts; without them no words are searched for, and nothing can be forgotten.")
+    ] = True,
     store: Store = None,
     as_json: Json = False,
 ) -> None:

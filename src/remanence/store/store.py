@@ -368,11 +368,11 @@ class MemoryStore:
         Args:
             name: of the memory.
             path: a file that does not exist.
-            texts: False leaves out the texts, and what waits to be written.
+            texts: False leaves out the texts, what waits to be written, and the words that are searched for.
 
         Raises:
             UnknownMemory: no memory of that name.
-            InputError: there is such a file already.
+            InputError: there is such a file already; or no texts of a memory that stores tokens in place of vectors.
         """
         from .portable import pack
 
