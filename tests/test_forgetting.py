@@ -18,6 +18,7 @@ from remanence import ConfigError, InputError, Limits, MemoryModel, MemoryStore
 from remanence.core.forgetting import SENTENCE, Wanted, retell
 from remanence.core.memory import Memory, Pending
 from remanence.store import segments as segments_module
+from remanence.store.catalogue import Catalogue
 from test_cli import refused, run
 from test_search import CHUNK, model_of
 from test_write import alike
@@ -303,6 +304,7 @@ def test_the_command(home: Path) -> None:
     result = json.loads(done.stdout)
     assert result["forgotten"] and 5 < result["tokens"] < 30 and result["written_again"] > 200 and "texts" not in result
     assert b"Quillfeather" not in raw(MemoryStore(home))
+    assert result["erased"]
     nothing = run(home, "forget", "quillfeather", "--memory", "ada", "--yes")
     assert "nothing was changed" in nothing.stderr and nothing.returncode == 0
     assert run(home, "forget", "--source", "second", "--memory", "ada", "--yes").returncode == 0
@@ -311,6 +313,15 @@ def test_the_command(home: Path) -> None:
     assert not any("second" in line for line in history) and any("first" in line for line in history)
     events = json.loads(run(home, "memory", "history", "ada", "--json").stdout)["events"]
     assert len(events) == len(history) and events[-1]["tokens"] > 50
+
+
+def test_the_command_says_when_text_may_stay(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(home, "memorize", "--memory", "ada", stdin=f"{SECRET} Rex is a brown dog.")
+    monkeypatch.setattr(Catalogue, "erase", lambda *_, **options: False)
+    done = run(home, "forget", "Quillfeather", "--memory", "ada", "--yes")
+    assert done.returncode == 0 and "a copy of the text may stay" in done.stderr
+    said = run(home, "chat", "--memory", "ada", stdin="/forget Rex\n")
+    assert "Forgotten: Rex" in said.stderr and "a copy of the text may stay" in said.stderr
 
 
 def test_in_a_conversation(home: Path) -> None:

@@ -625,6 +625,39 @@ def test_only_what_erases_writes_the_catalogue_anew(store: MemoryStore, monkeypa
         assert faults.steps.count("VACUUM") == 2
 
 
+def test_a_save_beside_a_reader_tells_that_text_stays(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_module, "_ERASE_SECONDS", 0.2)
+    memory = add(start(), 6)
+    assert store.save("ada", memory)
+    memory.become(add(memory.before(3), 1, "bob"), 3)
+    with closing(sqlite3.connect(store.root / "catalogue.sqlite", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM writes").fetchone() == (6,)
+        assert not store.save("ada", memory)
+        assert traces(store.root, "ada wrote 5") and seen(store) == state(memory)
+    memory.become(memory.before(3), 3)
+    assert store.save("ada", memory) and traces(store.root, "ada wrote 5") == []
+
+
+def test_a_save_beside_a_writer_tells_that_text_may_stay(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue is not written anew; the save is done all the same."""
+    memory = add(start(), 6)
+    store.save("ada", memory)
+    memory.become(add(memory.before(3), 1, "bob"), 3)
+
+    class Busy(Unsynced):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if statement == "VACUUM":
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(statement, *values)
+
+    with monkeypatch.context() as patch:
+        connect = sqlite3.connect
+        patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"factory": Busy}))
+        assert not store.save("ada", memory)
+    assert seen(store) == state(memory)
+
+
 def test_a_deletion_that_was_cut_short_is_repeated(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.save("ada", add(start(), 2))
     store.save("bob", add(start(), 2, "bob"))

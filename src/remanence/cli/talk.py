@@ -17,6 +17,7 @@ from ..core.prompts import LONG, SHORT
 from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
 from ..files import write_whole
 from ..models.names import DEFAULT_MODEL
+from .forgetting import MAY_STAY
 from .keeping import KeepFor, Metadata, Under, metadata_of, seconds_of, sweep_if_possible
 from .output import (
     Json,
@@ -518,12 +519,16 @@ class _Chat:
             raise InputError("nothing is remembered yet.")
         with self._open("forgotten") as opened:
             found = self.model.forget(opened, wanted)
+            erased = not found.texts or self.shelf.save(self.name, opened)
         session.turns.clear()  # the base would still see them
         self.last = None
         if self.as_json:
-            put_json({"forgotten": bool(found.texts), "tokens": found.tokens, "memory_tokens": session.memory.tokens})
+            result = {"forgotten": bool(found.texts), "tokens": found.tokens, "erased": erased}
+            put_json(result | {"memory_tokens": session.memory.tokens})
         elif found.texts:
             say("Forgotten: " + " / ".join(found.texts))
+            if not erased:
+                say(MAY_STAY)
         else:
             say("Nothing of the kind is remembered.")
 

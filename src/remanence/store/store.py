@@ -257,7 +257,7 @@ class MemoryStore:
         saved = self._saved.get(memory)
         return saved is not None and saved.mark == mark(memory)
 
-    def save(self, name: str, memory: Memory, *, whole: bool = False) -> None:
+    def save(self, name: str, memory: Memory, *, whole: bool = False) -> bool:
         """Make a memory permanent under a name. When it returns, it is on the disk.
 
         A memory that this store loaded or saved under the name before costs what is new; any other replaces what the
@@ -268,14 +268,18 @@ class MemoryStore:
             memory: stays as it is.
             whole: write everything again, for a memory whose past was changed; the old bytes are erased.
 
+        Returns:
+            False if text that was replaced may stay in the catalogue, as another process reads it; the next save that
+            erases takes it along.
+
         Raises:
             MemoryBusy: someone else has it open, or has saved it since this one was loaded.
             InputError: a text or a label that is not valid Unicode.
             OverLimit: it is more than the store may hold (`quotas`).
         """
-        self._save(name, memory, whole=whole, copies=True)
+        return self._save(name, memory, whole=whole, copies=True)
 
-    def _save(self, name: str, memory: Memory, *, whole: bool, copies: bool) -> None:
+    def _save(self, name: str, memory: Memory, *, whole: bool, copies: bool) -> bool:
         """As `save`. copies: of text that was replaced no copy stays in the catalogue."""
         _check_name(name)
         memory.must_be_writable()
@@ -293,7 +297,8 @@ class MemoryStore:
                     self._clean(db, id)
             if generation and (replaced or not done):
                 sync_folder(catalogue.folder(id))  # what was replaced does not come back when the power fails,
-                catalogue.erase(db, copies=copies and replaced)  # neither files nor text
+                return catalogue.erase(db, copies=copies and replaced)  # neither files nor text
+            return True
 
     def list(self) -> list[MemoryInfo]:
         """All memories, by name. What is damaged is among them and says so (`MemoryInfo.damage`)."""
