@@ -57,6 +57,17 @@ def test_a_file_that_cannot_be_written_is_as_it_was(old: str | None, tmp_path: P
     assert content(tmp_path) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_a_private_file_takes_no_place_of_another(tmp_path: Path) -> None:
+    """What somebody has, or has put there for all to read, under the name with .tmp."""
+    mine, path = tmp_path / "notes.tmp", tmp_path / "notes"
+    write_text(mine, "precious")
+    mine.chmod(0o644)
+    write_whole(path, lambda to: to.write_text("private"), private=True)
+    assert content(tmp_path) == {"notes.tmp": b"precious", "notes": b"private"}
+    assert path.stat().st_mode & 0o777 == 0o600 and mine.stat().st_mode & 0o777 == 0o644
+
+
 def test_files_that_belong_together(tmp_path: Path) -> None:
     """They come in whole, with folders; stale ones go; what is written anew and the rest of the folder stay."""
     for name in ("part-1", "part-2", "notes", "last"):

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import build_tokenizer
-from remanence import ConfigError, InputError, MemoryModel, MemoryStore
-from remanence.core.forgetting import Wanted, retell
+from remanence import ConfigError, InputError, Limits, MemoryModel, MemoryStore
+from remanence.core.forgetting import SENTENCE, Wanted, retell
 from remanence.core.memory import Memory, Pending
 from remanence.store import segments as segments_module
+from remanence.store.catalogue import Catalogue
 from test_cli import refused, run
 from test_search import CHUNK, model_of
 from test_write import alike
@@ -89,6 +90,32 @@ def test_a_whole_text_as_if_it_had_never_been_told(model: MemoryModel, place: in
     model.forget(memory, Wanted(source="a"))
     memory.forgotten = []
     alike(memory, never)
+
+
+@pytest.mark.parametrize("place", [0, 3, 8])
+@pytest.mark.parametrize("where", ["whole", "begin", "end"])
+def test_words_of_a_text_as_if_they_had_never_been_told(model: MemoryModel, place: int, where: str) -> None:
+    """Texts with labels of their own: of one that is forgotten whole no label stays, and of none a space at its end."""
+    parts = texts(12, 9)
+    memory, never = model.new_memory(), model.new_memory()
+    for i, text in enumerate(parts):
+        secret = {"whole": SECRET, "begin": f"{SECRET} {text}", "end": f"{text} {SECRET}"}[where]
+        tags = {"source": f"text {i}", "time": float(i), "metadata": {"about": str(i)}}
+        model.memorize(memory, secret if i == place else text, **tags)
+        if i != place or where != "whole":
+            model.memorize(never, text, **tags)
+    assert model.forget(memory, Wanted(containing="doctor")).texts == [SECRET]
+    memory.forgotten = []
+    alike(memory, never)
+    assert where != "whole" or f"text {place}" not in str(memory.meta())
+
+
+def test_a_sentence_goes_on_behind_an_abbreviation(model: MemoryModel) -> None:
+    sister = "My sister is Dr. Ann Lee, i.e. Mrs. Lee from Oslo."
+    memory = told(model, [f"I like tea. {sister} So is Prof. Ray."])
+    assert model.forget(memory, Wanted(containing="my sister")).texts == [sister]
+    assert everything(memory, model) == "I like tea. So is Prof. Ray."
+    assert SENTENCE.findall("Call Dr... No. 1? Yes.") == ["Call Dr... ", "No. ", "1? ", "Yes."]
 
 
 def test_by_write_source_and_time(model: MemoryModel) -> None:
@@ -277,6 +304,7 @@ def test_the_command(home: Path) -> None:
     result = json.loads(done.stdout)
     assert result["forgotten"] and 5 < result["tokens"] < 30 and result["written_again"] > 200 and "texts" not in result
     assert b"Quillfeather" not in raw(MemoryStore(home))
+    assert result["erased"]
     nothing = run(home, "forget", "quillfeather", "--memory", "ada", "--yes")
     assert "nothing was changed" in nothing.stderr and nothing.returncode == 0
     assert run(home, "forget", "--source", "second", "--memory", "ada", "--yes").returncode == 0
@@ -285,6 +313,15 @@ def test_the_command(home: Path) -> None:
     assert not any("second" in line for line in history) and any("first" in line for line in history)
     events = json.loads(run(home, "memory", "history", "ada", "--json").stdout)["events"]
     assert len(events) == len(history) and events[-1]["tokens"] > 50
+
+
+def test_the_command_says_when_text_may_stay(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(home, "memorize", "--memory", "ada", stdin=f"{SECRET} Rex is a brown dog.")
+    monkeypatch.setattr(Catalogue, "erase", lambda *_, **options: False)
+    done = run(home, "forget", "Quillfeather", "--memory", "ada", "--yes")
+    assert done.returncode == 0 and "a copy of the text may stay" in done.stderr
+    said = run(home, "chat", "--memory", "ada", stdin="/forget Rex\n")
+    assert "Forgotten: Rex" in said.stderr and "a copy of the text may stay" in said.stderr
 
 
 def test_in_a_conversation(home: Path) -> None:
@@ -324,6 +361,28 @@ def test_rebuilt_is_as_told(model: MemoryModel, tokenizer: Any) -> None:
     silent = model_of(tokenizer, keep_text=False)
     with pytest.raises(InputError, match="keeps no texts"):
         retell(silent, told(silent, texts(1, 9)).meta()["writes"], [], silent.fingerprint)
+
+
+@pytest.mark.parametrize("lost", [{0}, {3}, {2, 3}, {-1}])
+def test_rebuilt_around_what_is_lost(model: MemoryModel, lost: set[int]) -> None:
+    """Nothing becomes one sentence that nobody told."""
+    memory = model.new_memory()
+    model.memorize(memory, " ".join(SENTENCES))
+    writes = memory.meta()["writes"]
+    lost = {number % len(writes) for number in lost}
+    left = [write for write in writes if write["index"] not in lost]
+    again, _ = retell(model, left, memory.meta()["pending"], memory.model, lost=lost)
+    pieces = [everything(memory, model)[: min(lost) * CHUNK], everything(memory, model)[(max(lost) + 1) * CHUNK :]]
+    assert everything(again, model) == "\n".join(filter(None, pieces))
+
+
+def test_rebuilt_what_had_left_the_store_leaves_it_again(model: MemoryModel) -> None:
+    """And no question reads it."""
+    memory, limits = model.new_memory(), Limits(tokens=4 * CHUNK, when_full="oldest")
+    memory.limits = limits
+    model.memorize(memory, " ".join(SENTENCES * 3))
+    again, _ = retell(model, memory.meta()["writes"], memory.meta()["pending"], memory.model, limits=limits)
+    assert again.first_write == memory.first_write > 0 and again.limits == limits
 
 
 def test_a_damaged_memory_is_rebuilt(home: Path) -> None:

@@ -499,6 +499,31 @@ def test_a_stop_as_json(home: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
     assert result["from"].startswith("shelf/") and "left_tokens" in result
 
 
+def test_a_limit_keeps_what_fits_and_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
+    """Nothing that was read is lost, and nothing is told twice."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(prose(400).replace("\n", " ") + name)
+    size = json.loads(run(home, "memorize", str(folder), "--memory", "all", "--json").stdout)["tokens"]
+    run(home, "memorize", "--memory", "ada", stdin="Hello.")
+    run(home, "memory", "limit", "ada", "--tokens", str(size * 4 // 5))
+    stopped = run(home, "memorize", str(folder), "--memory", "ada")
+    refused(stopped, "at most", "are kept in ada", "--from notes/c.txt")
+    refused(run(home, "memorize", str(folder / "c.txt"), "--memory", "ada"), "at most")
+    run(home, "memory", "limit", "ada", "--tokens", "0")
+    went_on = run(home, "memorize", str(folder), "--memory", "ada", "--from", "notes/c.txt", "--json")
+    assert went_on.returncode == 0
+    told = MemoryStore(home).load("ada"), MemoryStore(home).load("all")
+    ada, both = ("".join([w.text or "" for w in memory.writes]) for memory in told)
+    assert ada.removeprefix("Hello.\n")[:600] == both[:600] != ""
+    run(home, "memory", "limit", "all", "--tokens", str(size + size // 2))
+    over = run(home, "memorize", str(folder), "--memory", "all", "--json")
+    result = json.loads(over.stdout)
+    assert over.returncode == 2 and result["error"]["type"] == "OverLimit" and result["from"] == "notes/b.txt"
+    assert 0 < result["tokens"] < size // 2
+
+
 def test_a_second_stop_says_what_is_saved(home: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def twice() -> None:
         interrupt()

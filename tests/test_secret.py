@@ -7,14 +7,17 @@ import json
 import os
 import random
 import re
+import shutil
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from remanence import ConfigError, MemoryBusy, MemoryCorrupt, MemoryStore
+from remanence import ConfigError, IncompatibleMemory, MemoryBusy, MemoryCorrupt, MemoryStore
 from remanence.core.memory import Memory, Pending
+from remanence.store import catalogue as catalogue_module
 from remanence.store import secret as secret_module
 from remanence.store import segments as segments_module
 from remanence.store import store as store_module
@@ -106,14 +109,14 @@ def test_what_was_there_is_encrypted_and_the_key_can_change(tmp_path: Path, monk
     for name in ("ada", "bob"):
         store.save(name, memory.copy())
     assert TEXT.encode() in raw(tmp_path) and WAITS.search(raw(tmp_path))
-    saved = store.save
+    saved = store._save
 
     def cut_short(name: str, *args: Any, **options: Any) -> None:
         if name == "bob":
             raise KeyboardInterrupt
         saved(name, *args, **options)
 
-    monkeypatch.setattr(store, "save", cut_short)
+    monkeypatch.setattr(store, "_save", cut_short)
     with pytest.raises(KeyboardInterrupt):
         store.encrypt(KEY)
     again = MemoryStore(tmp_path, key=KEY)
@@ -146,6 +149,94 @@ def test_a_damaged_memory_does_not_keep_others_plain(tmp_path: Path) -> None:
     assert state(again.load("carl")) == state(told())
     again.delete("ada")
     assert again.encrypt() == [] and TEXT.encode() not in raw(tmp_path)
+
+
+def test_whatever_is_in_the_way_of_one_memory_keeps_no_other_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is missing, a memory that is deleted meanwhile, one of a newer version."""
+    store = MemoryStore(tmp_path)
+    for name in ("ada", "bob", "carl", "dora"):
+        store.save(name, told())
+    shutil.rmtree(store.path("ada"))
+    load, encrypting = store.load, list[str]()
+
+    def other_version(name: str) -> Memory:
+        if name == "carl":
+            raise IncompatibleMemory("carl is too new")
+        return load(name)
+
+    def deleted(name: str) -> None:
+        encrypting.append(name)
+        if name == "bob":
+            MemoryStore(tmp_path).delete("bob")
+
+    monkeypatch.setattr(store, "load", other_version)
+    with pytest.raises(MemoryCorrupt, match=r"not everything.*ada.*carl is too new"):
+        store.encrypt(KEY, progress=deleted)
+    again = MemoryStore(tmp_path, key=KEY)
+    assert encrypting == ["ada", "bob", "carl", "dora"] and not again._plain("dora") and again._plain("carl")
+    assert state(again.load("dora")) == state(told())
+
+
+def test_plain_rows_are_found_behind_encrypted_files(tmp_path: Path) -> None:
+    """Cut short after the key was there: saves replace the files, not the rows of older writes."""
+    store, memory = MemoryStore(tmp_path), told(long_term=False)
+    store.save("ada", memory)
+    catalogue = Catalogue(tmp_path)
+    with catalogue.connect(create=True) as db:
+        catalogue.seal(db, KEY)
+    again = MemoryStore(tmp_path, key=KEY)
+    for _ in range(3):
+        again.save("ada", add(again.load("ada"), 4, "later"))
+    assert {path.suffix for path in again.path("ada").iterdir()} == {".aes"} and TEXT.encode() in raw(tmp_path)
+    right = state(again.load("ada"))
+    assert again.encrypt() == ["ada"]
+    assert TEXT.encode() not in raw(tmp_path) and state(again.load("ada")) == right and again.encrypt() == []
+
+
+def test_encrypting_beside_a_reader_says_what_may_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_module, "_ERASE_SECONDS", 0.2)
+    store = MemoryStore(tmp_path)
+    store.save("ada", told())
+    with closing(sqlite3.connect(tmp_path / "catalogue.sqlite", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM writes").fetchone() == (7,)
+        with pytest.raises(MemoryBusy, match="copies of plain texts may stay"):
+            store.encrypt(KEY)
+        assert TEXT.encode() in raw(tmp_path)
+    assert store.encrypt() == [] and TEXT.encode() not in raw(tmp_path)
+
+
+def test_two_first_encryptions_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second takes the first one's key; it made another, and what the first had encrypted was lost."""
+    one, two, sealed = MemoryStore(tmp_path), MemoryStore(tmp_path, key=KEY), Secret.sealed
+    one.save("ada", told())
+
+    def meanwhile(secret: Secret, passphrase: str) -> Any:
+        monkeypatch.setattr(Secret, "sealed", sealed)
+        assert one.encrypt(KEY) == ["ada"]
+        return sealed(secret, passphrase)
+
+    monkeypatch.setattr(Secret, "sealed", meanwhile)
+    assert two.encrypt(KEY) == []
+    for store in (one, two, MemoryStore(tmp_path, key=KEY)):
+        assert state(store.load("ada")) == state(told()) and store.verify("ada") == ()
+
+
+def test_rows_of_another_key_are_damage(tmp_path: Path) -> None:
+    """And no error of Python."""
+    store = MemoryStore(tmp_path, key=KEY)
+    store.encrypt()
+    store.save("ada", told())
+    with Catalogue(tmp_path).connect(write=True) as db:
+        sealed = Secret.new().sealed(KEY)
+        db.execute("UPDATE secret SET salt = ?, wrapped = ?", [sealed.salt, sealed.wrapped])
+    again = MemoryStore(tmp_path, key=KEY)
+    for call in (again.load, again.meta):
+        with pytest.raises(MemoryCorrupt, match="meta was changed, in memory 'ada'"):
+            call("ada")
+    assert again.salvage("ada").writes == [] and "meta was changed" in again.list()[0].damage
 
 
 def test_no_digest_tells_what_was_told(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -34,6 +35,7 @@ from conftest import close
 from remanence.config import MemoryConfig
 from remanence.core import memory as memory_module
 from remanence.core.memory import Memory, Pending, Write
+from remanence.core.writes import Limits
 from remanence.errors import (
     ConfigError,
     IncompatibleMemory,
@@ -50,6 +52,7 @@ from remanence.store import segments as segments_module
 from remanence.store import store as store_module
 from remanence.store.catalogue import Catalogue
 from remanence.store.portable import unpack
+from remanence.store.rows import File
 
 LIGHT = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 TESTS = Path(__file__).parent
@@ -583,6 +586,78 @@ def test_delete_erases(store: MemoryStore) -> None:
     assert store.load("victim").write_count == 0
 
 
+def test_no_copy_of_deleted_text_stays_in_the_catalogue(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite leaves copies of rows that it moved in unused room of its pages, where no deletion overwrites them."""
+    rng = random.Random(8)
+    monkeypatch.setattr(catalogue_module.uuid, "uuid4", lambda: uuid.UUID(int=rng.getrandbits(128)))
+    told: dict[str, list[str]] = {}
+    catalogue = Catalogue(store.root)
+    with catalogue.connect(create=True) as db:
+        for number in range(150):
+            name = rng.choice("abcdef")
+            texts, more = told.setdefault(name, []), rng.randint(1, 6)
+            texts += [f"<{number:03}-{i}>" for i in range(more)]
+            long = [text * rng.randint(14, 48) for text in texts]
+            writes = [(i, "chat", 1.5, i * 8, 8, long[i], None, "e" * 64) for i in range(len(texts) - more, len(texts))]
+            catalogue.commit(
+                db, name, catalogue.register(db, name), header={}, state=File("state", "", 1), files=[],
+                done=len(texts) - more, writes=writes, pending=[], sizes=(len(texts), 0, 0), secret=None,
+            )  # fmt: skip
+    for name, texts in told.items():
+        store.delete(name)
+        data = catalogue.path.read_bytes()
+        assert [text for text in texts if text.encode() in data] == []
+
+
+def test_only_what_erases_writes_the_catalogue_anew(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary save costs what it did."""
+    memory = add(start(), 6)
+    with Faults(monkeypatch, at=None) as faults:
+        store.save("ada", memory)
+        store.save("ada", add(memory))
+        memory.pending.append(Pending("s", 1.0, (1,)))
+        store.save("ada", memory)
+        assert "VACUUM" not in faults.steps
+        memory.become(add(memory.before(3), 1), 3)
+        store.save("ada", memory)
+        assert faults.steps.count("VACUUM") == 1
+        store.delete("ada")
+        assert faults.steps.count("VACUUM") == 2
+
+
+def test_a_save_beside_a_reader_tells_that_text_stays(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue_module, "_ERASE_SECONDS", 0.2)
+    memory = add(start(), 6)
+    assert store.save("ada", memory)
+    memory.become(add(memory.before(3), 1, "bob"), 3)
+    with closing(sqlite3.connect(store.root / "catalogue.sqlite", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM writes").fetchone() == (6,)
+        assert not store.save("ada", memory)
+        assert traces(store.root, "ada wrote 5") and seen(store) == state(memory)
+    memory.become(memory.before(3), 3)
+    assert store.save("ada", memory) and traces(store.root, "ada wrote 5") == []
+
+
+def test_a_save_beside_a_writer_tells_that_text_may_stay(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The catalogue is not written anew; the save is done all the same."""
+    memory = add(start(), 6)
+    store.save("ada", memory)
+    memory.become(add(memory.before(3), 1, "bob"), 3)
+
+    class Busy(Unsynced):
+        def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+            if statement == "VACUUM":
+                raise sqlite3.OperationalError("database is locked")
+            return super().execute(statement, *values)
+
+    with monkeypatch.context() as patch:
+        connect = sqlite3.connect
+        patch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k | {"factory": Busy}))
+        assert not store.save("ada", memory)
+    assert seen(store) == state(memory)
+
+
 def test_a_deletion_that_was_cut_short_is_repeated(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.save("ada", add(start(), 2))
     store.save("bob", add(start(), 2, "bob"))
@@ -782,11 +857,11 @@ def test_what_goes_is_gone_for_good(store: MemoryStore, monkeypatch: pytest.Monk
     memory.become(add(memory.before(3), 1), 3)
     with Faults(monkeypatch, at=None) as faults:
         store.save("ada", memory)
-    assert faults.steps[-3:] == ["unlink", "fsync", "PRAGMA"]
+    assert faults.steps[-4:] == ["unlink", "fsync", "VACUUM", "PRAGMA"]
     with Faults(monkeypatch, at=None) as faults:
         store.delete("ada")
     after = [step for step in faults.steps[faults.steps.index("rmtree") :] if step != "unlink"]
-    assert after[:3] == ["rmtree", "fsync", "PRAGMA"] and "COMMIT" in after
+    assert after[:4] == ["rmtree", "fsync", "VACUUM", "PRAGMA"] and "COMMIT" in after
 
 
 def test_a_commit_that_cannot_be_rolled_back(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1468,6 +1543,8 @@ def test_what_is_sound_is_salvaged(store: MemoryStore) -> None:
     """Each changed row is left out, and each missing one; the others are as they were written."""
     memory = add(start(), 7)
     memory.pending.append(Pending("a label", 12.5, (1, 2, 3)))
+    memory.limits, memory.policy = Limits(tokens=99, keep_for=5.0), "guard"
+    memory.hold("defer", "may plant an instruction", "mail", 1.0, 2.0, "always say so")
     store.save("ada", memory)
     whole = store.salvage("ada")
     assert whole.writes == store.meta("ada")["writes"] and not whole.lost and whole.model == "m"
@@ -1480,8 +1557,20 @@ def test_what_is_sound_is_salvaged(store: MemoryStore) -> None:
     left = store.salvage("ada")
     assert left.lost == [2, 4, 5, 6]  # 5 continues a digest that nobody wrote
     assert left.writes == [write for write in whole.writes if write["index"] in (0, 1, 3)]
+    assert whole.beside == "sound" and left.beside == "unchecked" and len(left.quarantine) == 1
+    for one in (whole, left):
+        assert one.limits == {"tokens": 99, "keep_for": 5.0} and one.policy == "guard"
+        assert one.quarantine == whole.quarantine and (one.model, one.last_held) == ("m", 1)
     query(store, "UPDATE pending SET source = 'b label'")
     assert store.salvage("ada").pending is None
+    with closing(sqlite3.connect(store.root / "catalogue.sqlite")) as db:
+        (meta,) = db.execute("SELECT meta FROM generations").fetchone()
+        for old, new in (('"tokens": 99', '"tokens": "x"'), ('"policy": "guard"', '"policy": 3'), ("{", "")):
+            db.execute("UPDATE generations SET meta = ?", [meta.replace(old, new, 1)])
+            db.commit()
+            lost = store.salvage("ada")
+            assert (lost.beside, lost.limits, lost.policy, lost.quarantine) == ("lost", {}, "", [])
+            assert lost.writes == left.writes
     query(
         store, 'UPDATE writes SET "index" = 3000000 WHERE "index" = 4'
     )  # what is damaged does not say how much is lost
@@ -1551,9 +1640,19 @@ def test_quotas(store: MemoryStore) -> None:
         db.commit()
     assert store.quotas() == sound
     store.quotas(bytes=None, memories=None)
-    for wrong in ({"bytes": 0}, {"tokens": 5}):
+    for wrong in ({"bytes": 0}, {"tokens": 5}, {"bytes": 1 << 63}):
         with pytest.raises(ConfigError, match="no limit of a store"):
             store.quotas(**wrong)
+
+
+def test_a_first_save_that_fails_takes_no_place(store: MemoryStore) -> None:
+    store.quotas(memories=1)
+    with pytest.raises(InputError, match="not valid Unicode"):
+        store.save("ada", add(start(), 2, "\ud800"))
+    assert store.list() == [] and os.listdir(store.root / "memories") == []
+    store.save("bob", add(start(), 2))
+    with pytest.raises(OverLimit, match="1 of at most 1 memories"):
+        store.save("ada", add(start(), 2))
 
 
 def test_two_new_memories_at_once(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time as clock
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from conftest import build_tokenizer, close, random_text
 from remanence import ConfigError, IncompatibleMemory, Limits, MemoryModel, MemoryStore, Only, OverLimit, Wanted
-from remanence.cli.memory import _events
+from remanence.cli import keeping
+from remanence.cli.keeping import sweep_if_possible
+from remanence.cli.memory import _events, _when
 from remanence.core import model as model_module
 from remanence.core.forgetting import retell_both
 from remanence.core.looking import candidates
@@ -22,6 +25,7 @@ from remanence.core.memory import Memory
 from remanence.core.merging import merged
 from remanence.core.view import View, over, readable
 from remanence.core.writes import Tags, Write
+from remanence.errors import InputError
 from test_cli import refused, run
 from test_search import CHUNK, model_of
 
@@ -172,6 +176,23 @@ def test_what_has_expired_is_not_read(kind: str, tokenizer: Any, monkeypatch: py
         monkeypatch.undo()
 
 
+def test_a_write_is_forced_by_its_own_number(model: MemoryModel) -> None:
+    """Also where something has expired in a memory whose first writes have left the long-term store."""
+    memory, now = model.new_memory(), clock.time()
+    memory.limits = Limits(tokens=8 * CHUNK, when_full="oldest")
+    model.memorize(memory, random_text(20 * CHUNK), time=now)
+    model.memorize(memory, random_text(CHUNK, 1), time=now - 9.0, keep_for=5.0)
+    model.memorize(memory, random_text(3 * CHUNK, 2), time=now)
+    [view] = model.readable([memory])
+    first = memory.first_write
+    assert isinstance(view, View) and 0 < first < view.origin(view.write_count - 1)[1] == memory.write_count - 1
+    for write in (first, memory.write_count - 1):
+        assert view.origin(view.number_of(write)) == ("", write)
+    for number in range(first, first + 4):
+        [answer] = model.ask_batch([memory], ["what"], force=[number], max_new_tokens=1)
+        assert (memory.writes[number].text or "").strip() in {source.text for source in answer.sources}
+
+
 def test_only_what_matches_is_read(model: MemoryModel) -> None:
     memory = model.new_memory()
     for chunk in range(10):
@@ -237,20 +258,56 @@ def test_merged(model: MemoryModel, times: list[tuple[bool, int]]) -> None:
     old = [(which, write) for which in (0, 1) for write in pair[which].writes]
     assert new.write_count >= len(old)
     assert [w.time for w in new.writes][: len(old)] == sorted(write.time for _, write in old)
-    place, K = {w.text: w.index for w in new.writes}, model.config.K
+    place, K = {(w.text or "").strip("\n"): w.index for w in new.writes}, model.config.K
     for which, write in old:
         rows = torch.arange(K)
-        ours = new.long_term(1, rows + place[write.text] * K)
+        at = place[(write.text or "").strip("\n")]  # what a memory began with has a line end in front now
+        ours = new.long_term(1, rows + at * K)
         assert torch.equal(ours, pair[which].long_term(1, rows + write.index * K))
-        ends = {part.tags.until for part in new.writes[place[write.text]].parts()}
+        ends = {part.tags.until for part in new.writes[at].parts()}
         assert ends == ({part.time + 7.0 for part in write.parts()} if which == 0 else {None})
     total = sum(m.tokens + len(m.pending_ids) for m in pair)
-    assert new.tokens + len(new.pending_ids) == total and new.copy().meta() == new.meta()
+    both_wait = all(memory.pending for memory in pair)  # then a line end is put between
+    assert new.tokens + len(new.pending_ids) - total in (0, both_wait) and new.copy().meta() == new.meta()
     assert new.pool_size == min(model.config.N, new.write_count * K)
     again = retell_both(model, pair)
     text = "".join([w.text or "" for w in again.writes] + [model.text_of(p.ids) for p in again.pending])
     found = [text.index(random_text(CHUNK, n)) for n in range(len(times))]
     assert len(set(found)) == len(times)
+
+
+def whole_text(model: MemoryModel, memory: Memory) -> str:
+    return "".join([w.text or "" for w in memory.writes] + [model.text_of(p.ids) for p in memory.pending])
+
+
+def test_a_text_that_merging_tore_is_forgotten_whole(model: MemoryModel) -> None:
+    """And nothing of the other memory, whose writes lie in between; also of a memory and a fork of it."""
+    sister = "My sister Ann, who moved from town to town with her two dogs, lives at 5 Elm Road with Bea."
+    key = "The spare key is in the blue teapot, and the tram is late."
+    one, other = model.new_memory(), model.new_memory()
+    for memory, text, time in ((one, "I like tea.", 1.0), (other, key, 2.0), (one, sister, 3.0), (one, "So.", 4.0)):
+        model.memorize(memory, text, source="chat", time=time)
+    fork = one.copy()
+    model.memorize(fork, "The cat is called Tom.", source="chat", time=5.0)
+    for pair, sisters in (((one, other), 1), ((other, one), 1), ((one, fork), 2)):
+        new = model.merge(*pair)
+        left = whole_text(model, new)
+        assert pair[1] is fork or sister not in left  # it is torn
+        found = model.forget(new, Wanted(containing="sister Ann"))
+        assert found.texts == [sister] * sisters
+        left = whole_text(model, new)
+        assert "Elm" not in left and "Ann" not in left and "dogs" not in left and "I like tea.\n" in left
+        assert key in left.replace("\n", "") if other in pair else "The cat is called Tom." in left
+        assert key in left or fork in pair  # written again it is whole
+
+
+def test_what_waits_in_merged_memories_is_told_apart(model: MemoryModel) -> None:
+    one, other = model.new_memory(), model.new_memory()
+    model.memorize(one, "Tea.", source="a", time=1.0)
+    model.memorize(other, "Dog.", source="b", time=2.0)
+    new = model.merge(one, other)
+    assert whole_text(model, new) == "Tea.\nDog."
+    assert model.forget(new, Wanted(containing="Dog")).texts == ["Dog."] and whole_text(model, new) == "Tea.\n"
 
 
 @pytest.mark.parametrize("store_dtype", ["float32", "tokens"])
@@ -281,6 +338,77 @@ def test_tags_and_limits_come_back_from_the_disk(model: MemoryModel, tmp_path: P
     bare = store.import_(tmp_path / "bare.memory", "dan")
     assert bare.writes[0].tags == (Tags((), 65.0),) and b"\xc3\xbc" not in (tmp_path / "bare.memory").read_bytes()
     assert replace(loaded.writes[0], tags=()).plain().keys() == replace(bare.writes[0], tags=()).plain().keys()
+
+
+def test_a_memory_that_came_without_texts_is_written_on(
+    model: MemoryModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What expires in it is hidden; it cannot be forgotten, and that is in nobody's way."""
+    store = MemoryStore(tmp_path / "store")
+    with store.open("ada", model) as memory:
+        memory.limits = Limits(keep_for=5.0)
+        model.memorize(memory, random_text(3 * CHUNK), time=1000.0)
+    store.export("ada", tmp_path / "bare.memory", texts=False)
+    bare = store.import_(tmp_path / "bare.memory", "bare")
+    assert not bare.config.keep_text and bare.limits.keep_for == 5.0 and bare.has_expired(2000.0)
+    assert not model.merge(model.new_memory(), bare).config.keep_text
+    assert sweep_if_possible(model, bare) == 0
+    model.memorize(bare, random_text(CHUNK))
+    with pytest.raises(ConfigError, match="keep_for needs"):
+        model.memorize(bare, "More.", keep_for=5.0)
+
+
+def test_numbers_that_cannot_be(tmp_path: Path) -> None:
+    """One line, no traceback; and what got in before is shown."""
+    home = tmp_path / "home"
+    refused(run(home, "memory", "quota", "--bytes", "999999999999999T"), "2^63")
+    refused(run(home, "memory", "quota", "--memories", "9" * 20), "2^63")
+    assert not run(home, "memory", "quota", "--bytes", "5G").returncode
+    refused(run(home, "memory", "quota", "--bytes", "0.4"), "less than a byte", "0 for no limit")
+    assert MemoryStore(home).quotas() == {"bytes": 5 * 10**9}
+    assert not run(home, "memory", "quota", "--bytes", "0").returncode and MemoryStore(home).quotas() == {}
+    refused(run(home, "memorize", "-m", "ada", "--keep-for", "9999999d", stdin="x"), "1,000 years")
+    assert _when(1e12) == "1,000,000,000,000 s" and _when(0.0).startswith(("1970", "1969"))
+
+
+def test_without_texts_no_word_is_exported(model: MemoryModel, tokenizer: Any, tmp_path: Path) -> None:
+    """A number for each word is as good as the text. Everything but the search by words works on."""
+    store = MemoryStore(tmp_path / "store")
+    with store.open("ada", model) as memory:
+        model.memorize(memory, random_text(12 * CHUNK))
+    store.export("ada", tmp_path / "bare.memory", texts=False)
+    bare = store.import_(tmp_path / "bare.memory", "bare")
+    words, kept = bare.tensors(), memory.tensors()
+    assert words["words"].abs().sum() == 0 < kept["words"].abs().sum() and words["words"].shape == kept["words"].shape
+    assert torch.equal(words["vectors"], kept["vectors"]) and torch.equal(words["keys"], kept["keys"])
+    assert model.ask(bare, "what", max_new_tokens=1).sources
+    model.memorize(bare, random_text(2 * CHUNK, 1))
+    tokens = model_of(tokenizer, store_dtype="tokens")
+    with store.open("tokens", tokens) as memory:
+        tokens.memorize(memory, random_text(3 * CHUNK))
+    with pytest.raises(InputError, match="nothing but text"):
+        store.export("tokens", tmp_path / "tokens.memory", texts=False)
+    assert not (tmp_path / "tokens.memory").exists()
+
+
+def test_a_memory_that_cannot_be_swept_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    for name in ("ada", "bob"):
+        run(home, "memorize", "-m", name, stdin="Rex is a brown dog. " * 5)
+    sweep = keeping.sweep_if_possible
+
+    def refuses(model: MemoryModel, memory: Memory, update: Any) -> int:
+        if not refused_names:
+            refused_names.append("ada")
+            raise InputError("keeps no texts")
+        return sweep(model, memory, update)
+
+    refused_names = list[str]()
+    monkeypatch.setattr(keeping, "sweep_if_possible", refuses)
+    swept = run(home, "memory", "sweep", "--all", "--json")
+    assert swept.returncode == 1 and json.loads(swept.stdout) == {
+        "forgotten_tokens": {"bob": 0}, "failed": {"ada": "keeps no texts"},
+    }  # fmt: skip
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ class MemoryConfig:
             numbers (`core/quantise.py`). With "tokens" no vectors are stored: the tokens are, and what is read of them
             is encoded again, each write behind the one before it.
         key_dtype: number format of the retriever's keys; bfloat16 ones take half the room.
-        keep_text: keep the text of each write, so that answers can name their sources.
+        keep_text: keep the text of each write, so that answers can name their sources. Without it the store still holds
+            what can be read as text: what waits, and with one search (`score_layers`) the numbers of the words.
 
     What the published code does otherwise (docs/method.md, "Published checkpoints"). The defaults are right for new
     models; a converted checkpoint has the other values, because it was trained or is known with them.

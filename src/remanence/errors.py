@@ -45,7 +45,7 @@ class InputError(RemanenceError, ValueError):
 
 
 class OverLimit(RemanenceError):
-    """More than a memory, or a store, was allowed to hold. Nothing was written."""
+    """More than a memory, or a store, was allowed to hold. Nothing of it was written."""
 
 
 class StorageError(RemanenceError, OSError):

@@ -21,10 +21,11 @@ def write_whole(path: Path, write: Callable[[Path], object], *, private: bool = 
         write: writes the content to the path it is given. If it raises, nothing has changed.
         private: nobody but the owner may read it.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    own = f".{os.urandom(8).hex()}" if private else ""  # of nobody else, who could have made it for others to read
+    temporary = path.with_name(path.name + own + TEMPORARY)
+    if private:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
-        if private:
-            os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
         write(temporary)
         _sync(temporary)
         os.replace(temporary, path)

@@ -16,6 +16,10 @@ from .output import Json, Model, Name, Store, bar, load_model, open_store, put, 
 from .reading import check_text
 from .stopping import stoppable
 
+MAY_STAY = (
+    "Another process uses the store, so a copy of the text may stay in the catalogue until something is forgotten or "
+    "deleted after that has finished."
+)
 _SHOWN = 20  # pieces of text that are shown before one is asked
 
 
@@ -39,7 +43,8 @@ def forget(
 ) -> None:
     """Forget a part of what was told: sentences with some words, a source, a time, single writes.
 
-    What was told afterwards is written again, since it has seen what is forgotten. Nothing of it stays on the disk.
+    What was told afterwards is written again, since it has seen what is forgotten. Nothing of it stays in the store,
+    unless another process reads it meanwhile, which is then said.
 
     Example: remanence forget "my sister" --memory ada
     """
@@ -73,21 +78,24 @@ def forget(
         began = time.perf_counter()
         with shelf.open(memory, loaded, create=False) as opened, bar("writing again") as update:
             found = loaded.forget(opened, wanted, progress=update)
-        _tell(memory, found, as_json, True, time.perf_counter() - began)
+            erased = not found.texts or shelf.save(memory, opened)
+        _tell(memory, found, as_json, True, time.perf_counter() - began, erased)
 
 
-def _tell(memory: str, found: Any, as_json: bool, done: bool, seconds: float) -> None:
+def _tell(memory: str, found: Any, as_json: bool, done: bool, seconds: float, erased: bool = True) -> None:
     """What was forgotten, or would be."""
     if as_json:
         result: dict[str, Any] = {
             "memory": memory, "forgotten": done and bool(found.texts), "tokens": found.tokens,
             "written_again": found.again, "seconds": round(seconds, 4),
         }  # fmt: skip
-        put_json(result if done else result | {"texts": found.texts})
+        put_json(result | ({"erased": erased} if done else {"texts": found.texts}))
     elif not found.texts:
         say(f"{memory}: nothing of the kind is remembered; nothing was changed.")
     elif done:
         say(f"{memory}: {found.tokens:,} tokens forgotten, {found.again:,} written again in {seconds:.1f} s.")
+        if not erased:
+            say(MAY_STAY)
     else:
         for text in found.texts:
             put(text)

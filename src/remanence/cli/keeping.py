@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt
+from ..errors import ConfigError, InputError, RemanenceError
 from ..models.names import DEFAULT_MODEL
 from .output import Json, Model, Store, bar, load_model, open_store, put, put_json, say
 from .reading import check_text
@@ -21,6 +21,7 @@ Metadata = Annotated[list[str] | None, typer.Option("--meta", help="Metadata: KE
 KeepFor = Annotated[str | None, typer.Option("--keep-for", help="Forget it after so long: 30d, 12h, 90m or 45s.")]
 Under = Annotated[list[str] | None, typer.Option("--under", help="A memory that is read, too. May be repeated.")]
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_YEARS = 1000  # longest time to live: a calendar has an end
 
 
 def metadata_of(pairs: list[str] | None) -> dict[str, str]:
@@ -42,7 +43,10 @@ def seconds_of(text: str | None, option: str) -> float | None:
     match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhdw])", text.strip())
     if match is None or not float(match[1]):
         raise InputError(f"{option} {text!r} is no time; give for instance 30d, 12h, 90m, 45s or 8w.")
-    return float(match[1]) * _SECONDS[match[2]]
+    seconds = float(match[1]) * _SECONDS[match[2]]
+    if seconds > _YEARS * 365 * _SECONDS["d"]:
+        raise InputError(f"{option} {text!r} is more than {_YEARS:,} years; leave it out to keep a text for ever.")
+    return seconds
 
 
 def bytes_of(text: str, option: str) -> int:
@@ -50,12 +54,15 @@ def bytes_of(text: str, option: str) -> int:
     match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)([kMGT]?)B?", text.strip())
     if match is None:
         raise InputError(f"{option} {text!r} is no size; give for instance 500M or 20G.")
-    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+    size = int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
+    if not size and text.strip() != "0":
+        raise InputError(f"{option} {text!r} is less than a byte; give for instance 500M or 20G, or 0 for no limit.")
+    return size
 
 
 def sweep_if_possible(model: MemoryModel, memory: Memory, update: Any = None) -> int:
     """Forget what has expired in a memory that is open for writing; how many tokens that were."""
-    if not memory.config.keep_text or memory.ledger is not None:  # nothing in it can have an end
+    if not memory.config.keep_text or memory.ledger is not None or model.shipped is not None:  # it can forget nothing
         return 0
     return model.sweep(memory, progress=update).tokens
 
@@ -134,7 +141,8 @@ def sweep(
 ) -> None:
     """Forget for good what has expired. What was told after it is written again.
 
-    With --all, a memory that is damaged, or that somebody writes to, is named; then the command ends with code 1.
+    With --all, a memory that cannot be swept, for instance as somebody writes to it, is named; the command then ends
+    with code 1.
 
     Example: remanence memory sweep ada
     """
@@ -152,7 +160,7 @@ def sweep(
             try:
                 with shelf.open(each, loaded, create=False) as memory, bar("writing again") as update:
                     swept[each] = sweep_if_possible(loaded, memory, update)
-            except (MemoryCorrupt, MemoryBusy) as error:  # the others are not to wait for it
+            except RemanenceError as error:  # the others are not to wait for it
                 if name is not None:
                     raise
                 failed[each] = str(error)

@@ -86,7 +86,7 @@ def memory_history(
         put_json({"memory": name, "events": events})
         return
     for event in events:
-        when = datetime.fromtimestamp(event["time"]).strftime("%Y-%m-%d %H:%M")
+        when = _when(event["time"])
         if event["what"] == "held back":
             name_of = f"number {event['number']}"
             put(
@@ -100,8 +100,16 @@ def memory_history(
         first, last = event["writes"]
         writes = "waiting" if first is None else f"write {first}" + (f" to {last}" if last > first else "")
         metadata = "".join(f"  {key}={value}" for key, value in event.get("metadata", {}).items())
-        until = f"  until {datetime.fromtimestamp(event['until']):%Y-%m-%d %H:%M}" if "until" in event else ""
+        until = f"  until {_when(event['until'])}" if "until" in event else ""
         put(f"{when}  told       {much}  {writes:<18}  {event['source']}{metadata}{until}")
+
+
+def _when(seconds: float) -> str:
+    """A time of this place, for people; the number where no calendar has it."""
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:,.0f} s"
 
 
 def _events(meta: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,7 +174,7 @@ def memory_quarantine(
         if not found:
             say(f"{name}: nothing is in quarantine.")
         for one in found:
-            when = datetime.fromtimestamp(one["time"]).strftime("%Y-%m-%d %H:%M")
+            when = _when(one["time"])
             put(f"{one['number']:>4}  {when}  {_DONE[one['verdict']]}  {one['source']}: {one['reason']}")
             put(f"      {'(no text was kept)' if one['text'] is None else ' '.join(one['text'].split())}")
         return
@@ -252,17 +260,20 @@ def memory_rebuild(
         loaded = load_model(model)
         began = time.perf_counter()
         with bar("writing again") as update:
-            memory, waiting = retell(loaded, salvaged.writes, salvaged.pending or [], salvaged.model, progress=update)
+            memory, waiting = retell(
+                loaded, salvaged.writes, salvaged.pending or [], salvaged.model,
+                lost=salvaged.lost, limits=Limits(**salvaged.limits), progress=update,
+            )  # fmt: skip
         memory.forgotten, memory.policy = salvaged.forgotten, salvaged.policy
-        memory.quarantine = [Held(**one) for one in salvaged.quarantine]
-        memory.limits = Limits(**salvaged.limits)
+        memory.quarantine, memory.last_held = [Held(**one) for one in salvaged.quarantine], salvaged.last_held
         shelf.save(name, memory, whole=True)
         seconds = time.perf_counter() - began
     lost = list(salvaged.lost)
     if as_json:
         put_json({
             "memory": name, "model": memory.model, "memory_tokens": memory.tokens, "lost_writes": lost,
-            "lost_waiting": salvaged.pending is None or not waiting, "seconds": round(seconds, 4),
+            "lost_waiting": salvaged.pending is None or not waiting, "limits_and_policy": salvaged.beside,
+            "seconds": round(seconds, 4),
         })  # fmt: skip
         return
     much = memory.tokens + len(memory.pending_ids)
@@ -273,6 +284,13 @@ def memory_rebuild(
         say("What waited to be written was damaged and is lost.")
     elif not waiting:
         say(f"What waited to be written is lost: only {salvaged.model.rpartition('-')[0]} can read its tokens.")
+    if salvaged.beside == "lost":
+        say("Its limits, time to live, policy and what was held back were damaged and are lost; set them again.")
+    elif salvaged.beside == "unchecked":
+        say(
+            "Its limits, time to live, policy and what was held back could be read, but not checked; look at them: "
+            f"remanence memory limit {name}, remanence memory quarantine {name}"
+        )
 
 
 @app.command("fork")
@@ -297,7 +315,9 @@ def memory_fork(
 def memory_export(
     name: Annotated[str, typer.Argument(help="The memory's name.")],
     file: Annotated[Path, typer.Argument(help="The file; it must not exist.")],
-    texts: Annotated[bool, typer.Option(help="With the texts.")] = True,
+    texts: Annotated[
+        bool, typer.Option(help="With the texts; without them no words are searched for, and nothing can be forgotten.")
+    ] = True,
     store: Store = None,
     as_json: Json = False,
 ) -> None:

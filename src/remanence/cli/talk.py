@@ -17,6 +17,7 @@ from ..core.prompts import LONG, SHORT
 from ..errors import ConfigError, InputError, MemoryBusy, RemanenceError, StorageError
 from ..files import write_whole
 from ..models.names import DEFAULT_MODEL
+from .forgetting import MAY_STAY
 from .keeping import KeepFor, Metadata, Under, metadata_of, seconds_of, sweep_if_possible
 from .output import (
     Json,
@@ -124,7 +125,13 @@ def memorize(
     if opened.policy:
         result["held_back"] = [one.number for one in held]
     if as_json:
-        put_json(result | _files_dict(telling) | (_place_dict(telling.cut, reader) if telling.cut else {}))
+        over = {"error": error_dict("OverLimit", str(telling.over))} if telling.over else {}
+        put_json(result | _files_dict(telling) | (_place_dict(telling.cut, reader) if telling.cut else {}) | over)
+    if telling.cut is not None and telling.over is not None:
+        if not as_json:
+            kept = f"{telling.tokens:,} tokens before that are kept in {memory}."
+            say(f"remanence: {telling.over} {kept} {_go_on(telling.cut, last is not None)}")
+        raise typer.Exit(2)
     if telling.cut is not None and stop.asked is not None:
         stop.asked.line = "" if as_json else _stopped_line(memory, opened, telling, last is not None)
         raise stop.asked
@@ -512,12 +519,16 @@ class _Chat:
             raise InputError("nothing is remembered yet.")
         with self._open("forgotten") as opened:
             found = self.model.forget(opened, wanted)
+            erased = not found.texts or self.shelf.save(self.name, opened)
         session.turns.clear()  # the base would still see them
         self.last = None
         if self.as_json:
-            put_json({"forgotten": bool(found.texts), "tokens": found.tokens, "memory_tokens": session.memory.tokens})
+            result = {"forgotten": bool(found.texts), "tokens": found.tokens, "erased": erased}
+            put_json(result | {"memory_tokens": session.memory.tokens})
         elif found.texts:
             say("Forgotten: " + " / ".join(found.texts))
+            if not erased:
+                say(MAY_STAY)
         else:
             say("Nothing of the kind is remembered.")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..documents import Document, Piece
+from ..errors import OverLimit
 from .reading import Reader
 from .stopping import Stop
 
@@ -60,8 +61,9 @@ class Telling:
         metadata, keep_for: of all pieces, as for `MemoryModel.memorize`.
 
     Attributes:
-        tokens: that the memory took. told: the same, by name of the document. cut: where a stop ended it, None if none
-            did. saved: tokens, and where to go on, of the last save; None before the first.
+        tokens: that the memory took. told: the same, by name of the document. cut: where a stop ended it, or the limit
+            of the memory; None if none did. over: what was said of the limit, if it was that. saved: tokens, and where
+            to go on, of the last save; None before the first.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Telling:
         self.tokens = 0
         self.told: dict[str, int] = {}
         self.cut: Place | None = None
+        self.over: OverLimit | None = None
         self.saved: tuple[int, Place] | None = None
         self._save, self._every, self._saved_at = save, every, time.monotonic()
         self._files = reader.to_read
@@ -93,6 +96,7 @@ class Telling:
 
         Raises:
             Stopped: stop was asked for twice.
+            OverLimit: not even the first piece fits into the memory; what fits before a later one is told.
         """
         if self.model.config.short_chunks == "complete":  # however small, each would be a write of its own
             pieces = joined(pieces, _LETTERS_A_TOKEN * self.model.config.chunk_tokens)
@@ -140,6 +144,10 @@ class Telling:
         except _Cut as cut:
             self.cut = replace(place, left=cut.left, total=cut.total - waited)
             tokens = max(0, cut.total - waited - cut.left)
+        except OverLimit as over:
+            if not self.tokens:
+                raise
+            self.cut, self.over, tokens = place, over, 0
         self.tokens += tokens
         self.told[document.name] = self.told.get(document.name, 0) + tokens
 

@@ -20,9 +20,14 @@ from typing import Any, Protocol
 
 from ..errors import ConfigError, InputError
 from .memory import Memory
-from .writes import Held, Only, Pending, Tags, Write
+from .writes import Held, Limits, Only, Pending, Tags, Write
 
-SENTENCE = re.compile(r"[^\n]+?(?:[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*")
+_ABBREVIATIONS = ("Dr", "Mr", "Mrs", "Ms", "Prof", "e.g", "i.e", "vs", "cf")  # behind which a sentence goes on
+SENTENCE = re.compile(
+    r"[^\n]+?(?:"
+    + "".join(rf"(?<!\b{re.escape(word)})" for word in _ABBREVIATIONS)
+    + r"[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -132,27 +137,28 @@ def forget(
             "this memory keeps no texts (keep_text), so what came after a forgotten part cannot be written again. "
             "Delete it, and tell again what is to stay."
         )
-    told = [piece for write in memory.writes for piece in _pieces(write)]
-    told += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in memory.pending]
-    gone = _gone(told, wanted, memory.limits.keep_for)
+    pieces = [piece for write in memory.writes for piece in _pieces(write)]
+    pieces += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in memory.pending]
+    whole = _by_text(pieces)
+    told = [piece for text in whole for piece in text]
+    gone = _gone(whole, wanted, memory.limits.keep_for)
     held = _held(memory, wanted)
     beside = [one.text or "" for one in held]
-    touched = [place for place, spans in enumerate(gone) if spans]
+    touched = {piece.write for piece, spans in zip(told, gone, strict=True) if spans}
     if not touched:
         lost = sum(len(model.encode(text)) for text in beside)
         if held and not dry_run:
             memory.release({one.number for one in held})
             memory.note_forgotten(clock.time(), lost)
         return Forgotten([text.strip() for text in beside], lost, memory.write_count, 0)
-    write = told[touched[0]].write
-    first = memory.write_count if write < 0 else write
+    first = min((write for write in touched if write >= 0), default=memory.write_count)
     if not memory.config.long_term:  # the pool of that moment is not kept
         first = 0
     texts = [*_texts(told, gone), *(text.strip() for text in beside)]
     lost = sum(len(model.encode(text)) for text in texts)
-    since = next((place for place, piece in enumerate(told) if piece.write in (first, -1)), len(told))
     apart = memory.config.short_chunks != "complete"  # whether texts are told apart, by the line end before each
-    stays = list(_stays(model, told[since:], gone[since:], begins=apart and since == 0))
+    after = [place for place, piece in enumerate(told) if not 0 <= piece.write < first]
+    stays = list(_stays(model, [told[at] for at in after], [gone[at] for at in after], begins=apart and first == 0))
     again = sum(len(piece.ids) for piece in stays)
     if not dry_run:
         earlier = model.before(memory, first)
@@ -170,6 +176,8 @@ def retell(
     pending: Sequence[dict[str, Any]],
     wrote: str,
     *,
+    lost: Collection[int] = (),
+    limits: Limits = Limits(),  # noqa: B008
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Memory, bool]:
     """A new memory of the texts of an old one, which another model may have written.
@@ -179,6 +187,8 @@ def retell(
         writes, pending: as in `Memory.meta`.
         wrote: the fingerprint of the old one's model. What waits is kept as tokens, which a model of the same name can
             read.
+        lost: numbers of writes that are missing. What was on both sides of one does not become one text.
+        limits: of the new memory; what they let leave the long-term store leaves it again.
         progress: called with (tokens done, tokens in all) after every write.
 
     Returns:
@@ -189,14 +199,26 @@ def retell(
     """
     if any(write["text"] is None for write in writes):
         raise InputError("this memory keeps no texts (keep_text), so they cannot be written again.")
-    told = [piece for write in writes for piece in _pieces(Write.of(write))]
+    told = list[_Told]()
+    for write in writes:
+        told += _behind(write["index"], lost, list(_pieces(Write.of(write))))
     readable = not pending or wrote.rpartition("-")[0] == model.fingerprint.rpartition("-")[0]
     waits = [Pending.of(piece) for piece in pending if readable]
-    told += [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in waits]
+    waiting = [_Told(-1, model.text_of(p.ids), p.source, p.time, p.tags) for p in waits]
+    told += _behind(len(writes) + len(lost), lost, waiting)
+    told = [piece for text in _by_text(told) for piece in text]
     memory: Memory = model.new_memory()
-    stays = list(_stays(model, told, [[] for _ in told]))
+    memory.limits = limits
+    stays = list(_stays(model, told, [[] for _ in told], begins=0 in lost))
     _write(model, memory, stays, progress)
     return memory, readable
+
+
+def _behind(write: int, lost: Collection[int], pieces: list[_Told]) -> list[_Told]:
+    """The pieces of a write, with a line end in front if the write before it is lost."""
+    if write - 1 in lost and pieces and not pieces[0].text.startswith("\n"):
+        pieces[0] = replace(pieces[0], text=f"\n{pieces[0].text}")
+    return pieces
 
 
 def retell_both(
@@ -261,14 +283,37 @@ def _pieces(write: Write) -> Iterator[_Told]:
         at += part.characters
 
 
-def _gone(told: Sequence[_Told], wanted: Wanted, keep_for: float | None) -> list[list[tuple[int, int]]]:
-    """Of every piece the characters that are to be forgotten. keep_for: of the memory (`Limits`)."""
-    only = Only(wanted.source, wanted.metadata or {})
+def _by_text(pieces: Sequence[_Told]) -> list[list[_Told]]:
+    """The pieces of each text, in the order in which the texts begin.
+
+    In a merged memory a text may go on behind writes of the other memory. So what begins with no line end goes on with
+    the last text of its kind that the end of a write has cut; or, told in a later call (`last`), with the text right
+    before it, if that has the same label.
+    """
+    texts, cut = list[list[_Told]](), dict[tuple[str, float, Tags], list[list[_Told]]]()
+    text: list[_Told] = []
+    for at, piece in enumerate(pieces):
+        waits, begins = cut.setdefault(piece.kind, []), piece.text.startswith("\n")
+        if waits and not begins:
+            text = waits.pop()
+        elif begins or not text or text[-1].source != piece.source:
+            text = []
+            texts.append(text)
+        text.append(piece)
+        if at + 1 == len(pieces) or pieces[at + 1].write != piece.write:
+            waits.append(text)
+    return texts
+
+
+def _gone(texts: Sequence[Sequence[_Told]], wanted: Wanted, keep_for: float | None) -> list[list[tuple[int, int]]]:
+    """Of every piece of the texts the characters that are to be forgotten. keep_for: of the memory (`Limits`)."""
+    only, told = Only(wanted.source, wanted.metadata or {}), [piece for text in texts for piece in text]
     matches: list[list[tuple[int, int]]]
     if wanted.containing is None:
         matches = [[(0, len(piece.text))] if piece.text else [] for piece in told]
     else:
-        matches = _sentences(told, wanted.containing)
+        pattern = _pattern(wanted.containing)
+        matches = [spans for text in texts for spans in _sentences(text, pattern)]
     return [
         spans
         if (wanted.writes is None or piece.write in wanted.writes)
@@ -304,13 +349,24 @@ def _pattern(words: str) -> re.Pattern[str]:
     return re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words.split())) + r"(?!\w)", re.IGNORECASE)
 
 
-def _sentences(told: Sequence[_Told], words: str) -> list[list[tuple[int, int]]]:
-    """The characters of all sentences in which the words stand; a sentence may go over several pieces."""
-    whole = "".join(piece.text for piece in told)
-    pattern = _pattern(words)
+def _sentences(text: Sequence[_Told], pattern: re.Pattern[str]) -> list[list[tuple[int, int]]]:
+    """Of every piece of a text the characters of the sentences in which words stand.
+
+    No white space is left at its end that stood before such a sentence; nor a text that is only white space.
+    """
+    whole = "".join(piece.text for piece in text)
     found = [m.span() for m in SENTENCE.finditer(whole) if pattern.search(m[0])]
+    left = whole
+    for begin, end in reversed(found):
+        if end >= len(left):
+            left = left[:begin].rstrip()
+    if left and whole[-1:].isspace():  # of a text that ended with it
+        left = whole
+    found = [span for span in found if span[0] < len(left)]
+    if len(left) < len(whole):
+        found.append((len(left), len(whole)))
     spans, at = list[list[tuple[int, int]]](), 0
-    for piece in told:
+    for piece in text:
         end = at + len(piece.text)
         spans.append([(max(a, at) - at, min(b, end) - at) for a, b in found if a < end and b > at])
         at = end
@@ -322,7 +378,7 @@ def _texts(told: Sequence[_Told], gone: Sequence[Sequence[tuple[int, int]]]) -> 
     held, open_end = "", False
     for piece, spans in zip(told, gone, strict=True):
         for begin, end in spans:
-            if held and not (open_end and begin == 0):
+            if held and (begin or not open_end or piece.text.startswith("\n")):
                 yield held.strip()
                 held = ""
             held += piece.text[begin:end]

@@ -85,6 +85,7 @@ class Memory:
         self.forgotten: list[dict[str, float]] = []  # that something was forgotten, "time" and "tokens"; not what
         self.policy = ""  # the name of the policy that judges what is told from now on; see `core/admission.py`
         self.quarantine: list[Held] = []  # what it held back
+        self.last_held = 0  # the highest number that a text of it has had; none is used again
         self.cuts: list[int] = []  # since it was made: from these writes on, others took the place of those before
         self.ledger = Ledger(config, layers) if config.keeps_ledger else None
         self.limits = Limits()
@@ -240,7 +241,7 @@ class Memory:
         earlier = Memory(self.config, layers=self.layers, width=self.width, model=self.model)
         earlier._generator.set_state(self._generator.get_state())
         earlier.writes, earlier.forgotten = self.writes.until(write), list(self.forgotten)
-        earlier.policy, earlier.quarantine = self.policy, list(self.quarantine)
+        earlier.policy, earlier.quarantine, earlier.last_held = self.policy, list(self.quarantine), self.last_held
         earlier.limits, earlier.has_ends = self.limits, self.has_ends
         earlier._base, earlier.first_write = min(self._base, write), min(self.first_write, write)
         if self.config.long_term:
@@ -292,14 +293,20 @@ class Memory:
             verdict, reason, source, time, held, text, tags: see `Held`.
         """
         kept = text if self.config.keep_text else None
-        number = self.quarantine[-1].number + 1 if self.quarantine else 1
+        self._note_held()
+        number = self.last_held = self.last_held + 1
         others = [one for one in self.quarantine if kept is None or (one.source, one.text) != (source, kept)]
         self.quarantine = [*others, Held(number, verdict, reason, source, time, held, kept, (tags or Tags()).plain())]
 
     def release(self, numbers: Collection[int]) -> None:
         """Take texts out of the quarantine, by number. The next save erases them from the disk."""
+        self._note_held()
         self.quarantine = [one for one in self.quarantine if one.number not in numbers]
         self.cuts.append(self.write_count)  # no write was replaced, but text is to be erased
+
+    def _note_held(self) -> None:
+        """Know the highest number, also of a memory that older versions saved."""
+        self.last_held = max([self.last_held, *(one.number for one in self.quarantine)])
 
     # Writing, inside --------------------------------------------------------------------------------------------------
 
@@ -515,6 +522,7 @@ class Memory:
             **({"forgotten": self.forgotten} if self.forgotten else {}),
             **({"policy": self.policy} if self.policy else {}),
             **({"quarantine": [dataclasses.asdict(one) for one in self.quarantine]} if self.quarantine else {}),
+            **({"last_held": self.last_held} if self.last_held else {}),
             **({"ledger": self.ledger.meta()} if self.ledger is not None else {}),
         }
 
@@ -565,6 +573,7 @@ class Memory:
         memory.forgotten = [dict(one) for one in meta.get("forgotten", ())]
         memory.policy = meta.get("policy", "")
         memory.quarantine = [Held(**one) for one in meta.get("quarantine", ())]
+        memory.last_held = meta.get("last_held", 0)
         pool = tensors["pool"].shape[1]
         expected = {"pool": (memory.layers, pool, memory.width), "pool_rows": (memory.layers, pool)}
         for name, shape in expected.items():

@@ -2,7 +2,8 @@
 
 Nothing is written again: every write keeps its vectors, which saw what its own memory held at that time. What is
 guaranteed: the writes of each memory keep their order, and where both were told in the order of time, so is the whole;
-writes that had left the long-term store come first. Every write keeps its text, label, time, metadata and end.
+writes that had left the long-term store come first. Every write keeps its text, label, time, metadata and end; only
+what a memory begins with gets a line end in front, as texts are told apart by one.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from .records import Block
 from .writes import Tags, Write
 
 
-def merged(one: Memory, other: Memory) -> Memory:
+def merged(one: Memory, other: Memory, line: tuple[int, ...] = ()) -> Memory:
     """A new memory of two, which stay as they are. It has no limits; what would expire still does.
 
     Its pool is the newest N vectors, as the long-term store has them (zeros with `store_dtype="tokens"`). What waited
     in either waits.
+
+    Args:
+        one, other: the two.
+        line: the tokens of a line end, where it tells texts apart; put between what waits in the one and the other.
 
     Raises:
         IncompatibleMemory: different models wrote them.
@@ -39,7 +44,8 @@ def merged(one: Memory, other: Memory) -> Memory:
             "only memories with a long-term store can be merged, and none of a published checkpoint; write their texts "
             "into a new memory: remanence memory merge --rewrite"
         )
-    pair, config = (one, other), one.config
+    pair = one, other
+    config = one.config.replace(keep_text=one.config.keep_text and other.config.keep_text)
     gone = _in_order([memory.writes[: memory.first_write] for memory in pair])
     kept = _in_order([memory.writes[memory.first_write :] for memory in pair])
     new = Memory(config, layers=one.layers, width=one.width, model=one.model, dtype=one.pool_LnD.dtype)
@@ -49,6 +55,8 @@ def merged(one: Memory, other: Memory) -> Memory:
     for which, write in [*gone, *kept]:
         tags = tuple(_ends(part.tags, part.time, pair[which].limits.keep_for) for part in write.parts())
         tags = tags if any(each != Tags() for each in tags) else ()
+        if line and writes and not write.index:  # what a memory begins with is told apart by no line end
+            write = _below(write)
         writes.append(replace(write, index=len(writes), first_token=tokens, tags=tags))
         tokens += write.tokens
         new.has_ends |= any(each.until is not None for each in tags)
@@ -68,12 +76,20 @@ def merged(one: Memory, other: Memory) -> Memory:
         pool = torch.stack([new.long_term(layer, rows) for layer, rows in enumerate(new.pool_rows_Ln)])
     new.pool_LnD = pool.to(one.pool_LnD)
     new.forgotten = sorted(one.forgotten + other.forgotten, key=lambda each: each["time"])
-    new.pending = [
-        replace(piece, tags=_ends(piece.tags, piece.time, memory.limits.keep_for))
-        for memory in sorted(pair, key=lambda memory: memory.pending[0].time if memory.pending else 0.0)
-        for piece in memory.pending
-    ]
+    for memory in sorted(pair, key=lambda memory: memory.pending[0].time if memory.pending else 0.0):
+        waits = [replace(p, tags=_ends(p.tags, p.time, memory.limits.keep_for)) for p in memory.pending]
+        if new.pending and waits and waits[0].ids[: len(line)] != line:
+            new.pending.append(replace(new.pending[-1], ids=line))
+        new.pending += waits
     return new
+
+
+def _below(write: Write) -> Write:
+    """A write whose text begins with a line end."""
+    if write.text is None or write.text.startswith("\n"):
+        return write
+    pieces = tuple((source, time, letters + (not at)) for at, (source, time, letters) in enumerate(write.pieces))
+    return replace(write, text=f"\n{write.text}", pieces=pieces)
 
 
 def _in_order(both: Sequence[Sequence[Write]]) -> list[tuple[int, Write]]:

@@ -28,7 +28,7 @@ from .prompts import UNKNOWN
 from .read import ReadSlots, Source, waiting
 from .search import Found, Question, Search
 from .spans import Span, pairs
-from .view import over, readable
+from .view import View, over, readable
 from .write import Writer
 from .writes import Only
 
@@ -311,11 +311,17 @@ class MemoryDecoder(Writer):
         Args:
             force: as in `reading`. Where a write is forced, memory is read even if the base would answer by itself.
         """
-        memories = self.readable(memories, only)
+        given, memories = memories, self.readable(memories, only)
         options = {"do_sample": False} | options
         if options.get("num_return_sequences", 1) != 1:
             raise ConfigError("ask gives one answer a question; for several use generate(num_return_sequences=...).")
         histories, force = histories or [()] * len(questions), force or [None] * len(questions)
+        force = [
+            write
+            if write is None or isinstance(before, View) or not isinstance(memory, View)
+            else memory.number_of(write)
+            for before, memory, write in zip(given, memories, force, strict=True)
+        ]
         prompts, asks = [], []
         for memory, question in zip(memories, questions, strict=True):
             prompt, asked = self.whole_prompt(memory, question, max_new_tokens)

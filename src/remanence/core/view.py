@@ -208,6 +208,10 @@ class View(Memory):
         """As of a memory."""
         return _origin(self.parts, write)
 
+    def number_of(self, write: int) -> int:
+        """The number here of a write of the private memory."""
+        return write - self.parts[-1].first + self.parts[-1].place
+
     @property
     def pool_owner(self) -> Memory:
         """The private memory, unless some of its pool is hidden."""

@@ -85,6 +85,7 @@ class Writer(AttachedDecoder, Asked):
             Limits(keep_for=keep_for)  # checks it
             self._check_forgets(memory)
         tags = Tags.of(metadata, None if keep_for is None else time + keep_for)
+        quarantine = memory.quarantine
         if policy is not None:
             if last is not None:
                 raise ConfigError("`last` does not work where a policy judges what is told; tell the rest as a text.")
@@ -94,6 +95,7 @@ class Writer(AttachedDecoder, Asked):
         if most is not None and memory.limits.when_full == "refuse":
             held = memory.tokens + len(memory.pending_ids)
             if ids and held + len(ids) > most:
+                memory.quarantine = quarantine
                 raise OverLimit(
                     f"the text takes {len(ids):,} tokens, and the memory holds {held:,} of at most {most:,}. Raise its "
                     "limit (remanence memory limit), or forget a part of it."
@@ -212,7 +214,8 @@ class Writer(AttachedDecoder, Asked):
         for memory in (one, other):
             self.check(memory)
             memory.must_be_writable()
-        memory = self._with_pool(merged(one, other))
+        line = () if self.config.short_chunks == "complete" else tuple(self.encode("\n"))
+        memory = self._with_pool(merged(one, other, line))
         memory.pool_LnD = memory.pool_LnD.to(self.device)
         self.take(memory, [], "", 0.0)  # what waits of both may fill a chunk
         return memory

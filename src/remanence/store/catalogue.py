@@ -24,6 +24,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
+from ..core.writes import Held, Limits
 from ..errors import (
     ConfigError,
     IncompatibleMemory,
@@ -232,13 +233,23 @@ class Catalogue:
 
     def seal(self, db: sqlite3.Connection, passphrase: str) -> None:
         """Encrypt from now on; or let another passphrase open an encrypted store."""
-        secret = self.secret(db) or Secret.new()
-        sealed = secret.sealed(passphrase)
-        with transaction(db):
-            db.execute("DELETE FROM secret")
-            db.execute("INSERT INTO secret VALUES (?, ?)", [sealed.salt, sealed.wrapped])
+        done = False
+        while not done:  # else of two at one moment the second's key would replace the first's
+            before = self.sealed(db)
+            secret = self.secret(db) or Secret.new()
+            sealed = secret.sealed(passphrase)
+            with transaction(db):
+                if done := self.sealed(db) == before:
+                    db.execute("DELETE FROM secret")
+                    db.execute("INSERT INTO secret VALUES (?, ?)", [sealed.salt, sealed.wrapped])
         self._secret = sealed, secret
         self.erase(db)  # what the old passphrase opens
+
+    def has_plain_rows(self, db: sqlite3.Connection, id: str) -> bool:
+        """Whether something private of a memory's rows is not encrypted: then it is a text, else bytes."""
+        columns = {"writes": "source", "pending": "ids", "generations": "meta"}
+        find = "SELECT 1 FROM {} WHERE memory = ? AND typeof({}) = 'text' LIMIT 1"
+        return any(db.execute(find.format(*each), [id]).fetchone() for each in columns.items())
 
     # Quotas -----------------------------------------------------------------------------------------------------------
 
@@ -439,7 +450,7 @@ class Catalogue:
                 raise self._changed(name, f"write {place} was changed")
         if len(rows) != end - first or not same:
             raise self._changed(name, f"write {first + len(rows)} is missing")
-        return [(_write(values), values[-2]) for values in shown(secret, rows, WRITE)]
+        return [(_write(values), values[-2]) for values in self._shown(name, secret, rows, WRITE)]
 
     def salvaged(self, db: sqlite3.Connection, name: str) -> Salvaged | None:
         """What of a memory's texts is as it was written, row by row; None if there is no memory of that name."""
@@ -448,28 +459,43 @@ class Catalogue:
             return None
         id, checked, secret = found[0], _format(db) > 1, self.secret(db)
         pending: list[dict[str, Any]] | None = None
-        model, forgotten, limits = "", list[dict[str, float]](), dict[str, Any]()
-        policy, quarantine = "", list[dict[str, Any]]()
+        meta, beside = dict[str, Any](), "lost"
         with suppress(MemoryCorrupt, ValueError, TypeError, LookupError):
             row, _, _, waiting = self._sealed(db, name, *found)
-            meta = json.loads(row["meta"])
-            model, forgotten, limits = meta["model"], meta.get("forgotten", []), meta.get("limits", {})
-            policy, quarantine = meta.get("policy", ""), meta.get("quarantine", [])
             pending = [waiting_shown(s, t, ids) for _, s, t, ids in waiting]
+            meta, beside = json.loads(row["meta"]), "sound"
+        if beside == "lost":  # the digest covers more than this: the files, what waits
+            find = "SELECT meta FROM generations WHERE memory = ? AND generation = ?"
+            with suppress(ValueError, TypeError, LookupError):
+                [(column,)] = shown(secret, db.execute(find, [id, found[2]]).fetchall(), "meta")
+                if _fits(unchecked := json.loads(column)):
+                    meta, beside = unchecked, "unchecked"
         columns = columns_of_writes(_format(db)) + (", digest" if checked else "")
         rows = db.execute(f'SELECT {columns} FROM writes WHERE memory = ? ORDER BY "index"', [id]).fetchall()
         writes, before = list[dict[str, Any]](), id
         for values in rows:
             row_values, own = (values[:-1], values[-1]) if checked else (values, None)
             if own is None or own == next(chained(before, [row_values])):
-                writes += [_write(plain) for plain in shown(secret, [row_values], WRITE)]
+                with suppress(ValueError):  # of another key
+                    writes += [_write(plain) for plain in shown(secret, [row_values], WRITE)]
             before = own if isinstance(own, str) else ""
         there = {write["index"] for write in writes}
         (count,) = db.execute("SELECT writes FROM generations WHERE memory = ?", [id]).fetchone()
         said = [count - 1 if isinstance(count, int) else -1, *(row[0] for row in rows if isinstance(row[0], int))]
         last = max([-1, *there, *(number for number in said if number < len(rows) + _MISSING)])
         lost = [index for index in range(last + 1) if index not in there]
-        return Salvaged(writes, lost, pending, model, forgotten, limits, policy, quarantine)
+        return Salvaged(
+            writes,
+            lost,
+            pending,
+            meta.get("model", ""),
+            meta.get("forgotten", []),
+            meta.get("limits", {}),
+            meta.get("policy", ""),
+            meta.get("quarantine", []),
+            meta.get("last_held", 0),
+            beside,
+        )
 
     def _sealed(
         self, db: sqlite3.Connection, name: str, id: str, created: float, generation: int
@@ -488,9 +514,18 @@ class Catalogue:
             if seal != _seal(id, name, created, values, last, old, new, waiting):
                 raise self._changed(name, f"its save {generation} was changed")
         secret = self.secret(db)
-        [values] = shown(secret, [values], ROW)
+        [values] = self._shown(name, secret, [values], ROW)
         row = dict(zip(ROW.split(", "), values, strict=True))
-        return row, last, [*old, *new], shown(secret, waiting, WAITING)
+        return row, last, [*old, *new], self._shown(name, secret, waiting, WAITING)
+
+    def _shown(
+        self, name: str, secret: Secret | None, rows: Iterable[Sequence[Any]], columns: str
+    ) -> list[tuple[Any, ...]]:
+        """As `shown`, of a memory's rows. Raises `MemoryCorrupt` if they were encrypted with another key."""
+        try:
+            return shown(secret, rows, columns)
+        except ValueError as error:
+            raise self._changed(name, str(error)) from error
 
     # Changing ---------------------------------------------------------------------------------------------------------
 
@@ -600,11 +635,24 @@ class Catalogue:
         with transaction(db):
             db.execute("DELETE FROM memories WHERE id = ?", [id])
 
-    def erase(self, db: sqlite3.Connection) -> bool:
-        """Take replaced and deleted text out of the log; False if a reader is in the way."""
+    def erase(self, db: sqlite3.Connection, *, copies: bool = False) -> bool:
+        """Take replaced and deleted text out of the log; False if somebody is in the way.
+
+        Args:
+            db: open for writing, in no transaction.
+            copies: also those that SQLite leaves in unused room of a page when it moves rows, which `secure_delete`
+                does not reach. That writes all of the catalogue anew.
+        """
         db.execute(f"PRAGMA busy_timeout = {int(_ERASE_SECONDS * 1000)}")
         try:
+            if copies:
+                db.execute("PRAGMA temp_store = MEMORY")  # else all texts would go through a file elsewhere
+                db.execute("VACUUM")
             return not db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            return False
         finally:
             db.execute(f"PRAGMA busy_timeout = {int(_SECONDS * 1000)}")
 
@@ -724,6 +772,17 @@ def _write(values: Sequence[Any]) -> dict[str, Any]:
     """A row of writes as `Memory.meta` has it."""
     write = dict(zip(_KEYS, values, strict=False))
     return write | pieces_shown(write["pieces"])
+
+
+def _fits(meta: dict[str, Any]) -> bool:
+    """Whether the values beside the texts of a memory are of the right kind. Raises TypeError or ValueError if not."""
+    Limits(**meta.get("limits", {}))
+    for one in meta.get("quarantine", []):
+        Held(**one)
+    for one in meta.get("forgotten", []):
+        float(one["time"]), int(one["tokens"])
+    texts, number = (meta["model"], meta.get("policy", "")), meta.get("last_held", 0)
+    return all(isinstance(text, str) for text in texts) and isinstance(number, int)
 
 
 def _pending(db: sqlite3.Connection, id: str) -> list[tuple[Any, ...]]:

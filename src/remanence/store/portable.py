@@ -27,6 +27,7 @@ from .segments import version
 
 FORMAT = 1
 _MANIFEST, _TEXTS, _TENSORS = "manifest.json", "texts.jsonl", "memory.safetensors"
+_WORDS = "words"  # a tensor (`Memory.add`)
 _MOST_MANIFEST = 16 << 20  # bytes
 
 
@@ -36,13 +37,16 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
     Args:
         memory: stays as it is.
         path: must not exist.
-        texts: False leaves out the texts of writes, and what waits or was held back, which is text as well.
+        texts: False leaves out the texts of writes, what waits or was held back, which is text as well, and the numbers
+            of the words, from which a text could be read: so no word is found any more, only what is meant.
 
     Raises:
-        InputError: there is such a file already.
+        InputError: there is such a file already; or no texts of a memory that stores nothing else.
     """
     if path.exists():
         raise InputError(f"{path} exists already; choose another name.")
+    if not texts and memory.config.store_dtype == "tokens":
+        raise InputError("this memory stores its tokens in place of vectors (store_dtype), and so is nothing but text.")
     meta = memory.meta()
     writes, pending, quarantine = meta.pop("writes"), meta.pop("pending"), meta.pop("quarantine", [])
     if not texts:
@@ -53,9 +57,11 @@ def pack(memory: Memory, path: Path, *, texts: bool = True) -> None:
 
     def write(to: Path) -> None:
         part = to.with_name(f"{to.name}.part")
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
             tensors = {key: value.detach().cpu().contiguous() for key, value in memory.tensors().items()}
-            os.close(os.open(part, os.O_CREAT | os.O_WRONLY, 0o600))
+            if not texts and _WORDS in tensors:
+                tensors[_WORDS] = tensors[_WORDS] * 0
             save_file(tensors, part)
             body = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass")
             files = {_TEXTS: _digest(body)}
@@ -115,6 +121,8 @@ def unpack(path: Path) -> Memory:
         meta["writes"] = [line["write"] for line in lines if "write" in line]
         meta["pending"] = [line["waits"] for line in lines if "waits" in line]
         meta["quarantine"] = [line["held"] for line in lines if "held" in line]
+        if any(write["text"] is None for write in meta["writes"]):  # it can forget nothing
+            meta["config"]["keep_text"] = False
         return Memory.from_parts(load(parts[_TENSORS]), meta)
     except FileNotFoundError as error:
         raise InputError(f"no file {str(path)!r}.") from error

@@ -172,7 +172,8 @@ class Salvaged:
 
     writes: their columns, as dicts; without those of `lost`, which were changed or are missing. pending: what waits, as
     in `Memory.meta`; None if it was changed. model: the fingerprint of the model that wrote it, or "". forgotten,
-    limits, policy, quarantine: as of `Memory.meta`.
+    limits, policy, quarantine, last_held: as of `Memory.meta`. beside: of these, and of the model, "sound" if they are
+    what was saved; "unchecked" if something of the save was changed, and they can still be read; "lost" if they cannot.
     """
 
     writes: list[dict[str, Any]]
@@ -183,6 +184,8 @@ class Salvaged:
     limits: dict[str, Any]
     policy: str
     quarantine: list[dict[str, Any]]
+    last_held: int = 0
+    beside: str = "sound"
 
 
 def digest(*values: Any) -> str:

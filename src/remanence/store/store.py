@@ -33,7 +33,7 @@ from weakref import WeakKeyDictionary
 import platformdirs
 from filelock import FileLock, Timeout
 
-from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt, RemanenceError
+from ..errors import ConfigError, InputError, MemoryBusy, MemoryCorrupt, RemanenceError, UnknownMemory
 from ..files import link_or_copy, sync_folder
 from .catalogue import NAME, QUOTAS, Catalogue, parts, transaction
 from .rows import WAITING, WRITE, MemoryInfo, Salvaged, Stored, hidden, ids_column, pieces_column
@@ -121,7 +121,8 @@ class MemoryStore:
         Raises:
             ConfigError: no key, or the package `cryptography` is missing.
             MemoryCorrupt: some memories are damaged, and stay as they are; all others are encrypted first.
-            MemoryBusy: the same of memories that somebody writes to, if none is damaged.
+            MemoryBusy: the same of memories that somebody writes to, if nothing else is in the way. What else is, such
+                as a memory of a newer version, is raised in the same way.
         """
         chosen, done, failed = key or self._passphrase(), list[str](), list[RemanenceError]()
         if not chosen:
@@ -131,20 +132,36 @@ class MemoryStore:
         with self._catalogue.errors(), self._catalogue.connect(create=True) as db:
             self._catalogue.seal(db, chosen)
         self._key = chosen
-        for info in self.list():
-            if info.name and any(not each.name.endswith(ENDING) for each in self.path(info.name).iterdir()):
+        for name in [info.name for info in self.list() if info.name]:
+            try:
+                if not self._plain(name):
+                    continue
                 if progress is not None:
-                    progress(info.name)
-                try:
-                    with self.hold(info.name):
-                        self.save(info.name, self.load(info.name), whole=True)
-                    done.append(info.name)
-                except (MemoryCorrupt, MemoryBusy) as error:
-                    failed.append(error)
+                    progress(name)
+                with self.hold(name):
+                    self._save(name, self.load(name), whole=True, copies=False)
+                done.append(name)
+            except UnknownMemory:  # deleted meanwhile
+                continue
+            except RemanenceError as error:  # the others are not to wait for it
+                failed.append(error)
+        with self._catalogue.errors(), self._catalogue.connect(write=True) as db:
+            if not self._catalogue.erase(db, copies=True):  # once, of all memories
+                failed.append(MemoryBusy("another process uses the catalogue, where copies of plain texts may stay."))
         if failed:
-            kind = MemoryCorrupt if any(isinstance(error, MemoryCorrupt) for error in failed) else MemoryBusy
-            raise kind(f"not everything in {self.root} is encrypted: " + " ".join(map(str, failed)))
+            failed.sort(key=lambda error: (not isinstance(error, MemoryCorrupt), isinstance(error, MemoryBusy)))
+            raise type(failed[0])(f"not everything in {self.root} is encrypted: " + " ".join(map(str, failed)))
         return done
+
+    def _plain(self, name: str) -> bool:
+        """Whether a row or a file of a memory is not encrypted."""
+        with self._catalogue.errors(), self._catalogue.connect() as db:
+            found = self._catalogue.find(db, name)
+            if found is None or self._catalogue.has_plain_rows(db, found[0]):
+                return found is not None
+            with suppress(FileNotFoundError):  # without a folder no file is plain
+                return any(not file.endswith(ENDING) for file in os.listdir(self._catalogue.folder(found[0])))
+            return False
 
     @property
     def encrypted(self) -> bool:
@@ -240,7 +257,7 @@ class MemoryStore:
         saved = self._saved.get(memory)
         return saved is not None and saved.mark == mark(memory)
 
-    def save(self, name: str, memory: Memory, *, whole: bool = False) -> None:
+    def save(self, name: str, memory: Memory, *, whole: bool = False) -> bool:
         """Make a memory permanent under a name. When it returns, it is on the disk.
 
         A memory that this store loaded or saved under the name before costs what is new; any other replaces what the
@@ -251,27 +268,37 @@ class MemoryStore:
             memory: stays as it is.
             whole: write everything again, for a memory whose past was changed; the old bytes are erased.
 
+        Returns:
+            False if text that was replaced may stay in the catalogue, as another process reads it; the next save that
+            erases takes it along.
+
         Raises:
             MemoryBusy: someone else has it open, or has saved it since this one was loaded.
             InputError: a text or a label that is not valid Unicode.
             OverLimit: it is more than the store may hold (`quotas`).
         """
+        return self._save(name, memory, whole=whole, copies=True)
+
+    def _save(self, name: str, memory: Memory, *, whole: bool, copies: bool) -> bool:
+        """As `save`. copies: of text that was replaced no copy stays in the catalogue."""
         _check_name(name)
         memory.must_be_writable()
         catalogue = self._catalogue
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
             kept = memory.write_count - memory.first_write if memory.config.long_term else 0
             catalogue.must_fit(db, name, kept * memory.bytes_per_write)
-            found = id, _, generation = catalogue.register(db, name)
-            done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
-            try:
-                self._clean(db, id)
-                self._write_generation(db, name, found, memory, done, replaced)
-            finally:
-                self._clean(db, id)
+            with self._registered(db, name) as found:
+                id, _, generation = found
+                done, replaced = (0, True) if whole else self._stored_writes(name, memory, id, generation)
+                try:
+                    self._clean(db, id)
+                    self._write_generation(db, name, found, memory, done, replaced)
+                finally:
+                    self._clean(db, id)
             if generation and (replaced or not done):
                 sync_folder(catalogue.folder(id))  # what was replaced does not come back when the power fails,
-                catalogue.erase(db)  # neither files nor text
+                return catalogue.erase(db, copies=copies and replaced)  # neither files nor text
+            return True
 
     def list(self) -> list[MemoryInfo]:
         """All memories, by name. What is damaged is among them and says so (`MemoryInfo.damage`)."""
@@ -346,11 +373,11 @@ class MemoryStore:
         Args:
             name: of the memory.
             path: a file that does not exist.
-            texts: False leaves out the texts, and what waits to be written.
+            texts: False leaves out the texts, what waits to be written, and the words that are searched for.
 
         Raises:
             UnknownMemory: no memory of that name.
-            InputError: there is such a file already.
+            InputError: there is such a file already; or no texts of a memory that stores tokens in place of vectors.
         """
         from .portable import pack
 
@@ -466,7 +493,7 @@ class MemoryStore:
                 raise catalogue.unknown(db, name)
             catalogue.drop_rows(db, found[0])  # a memory without a generation is gone for everyone ...
             _remove(catalogue.folder(found[0]))
-            erased = catalogue.erase(db)
+            erased = catalogue.erase(db, copies=True)
             if erased:
                 catalogue.drop_name(db, found[0])  # ... but its name stays until all is gone, so it can be redone
                 erased = catalogue.erase(db)
@@ -489,11 +516,13 @@ class MemoryStore:
             The limits that there are, by those names.
 
         Raises:
-            ConfigError: another name, or a number below 1.
+            ConfigError: another name, or a number below 1 or above 2^63 - 1.
         """
         for what, most in limits.items():
-            if what not in QUOTAS or (most is not None and most < 1):
-                raise ConfigError(f"{what} = {most!r} is no limit of a store; it has memories and bytes, from 1 on.")
+            if what not in QUOTAS or (most is not None and not 1 <= most < 1 << 63):
+                raise ConfigError(
+                    f"{what} = {most!r} is no limit of a store; it has memories and bytes, from 1 to 2^63 - 1."
+                )
         with self._catalogue.errors(), self._catalogue.connect(create=bool(limits)) as db:
             kept = {what: most for what, most in (self._catalogue.quotas(db) | limits).items() if most is not None}
             if limits:
@@ -501,6 +530,20 @@ class MemoryStore:
             return kept
 
     # Saving -----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _registered(self, db: sqlite3.Connection, name: str) -> Iterator[tuple[str, float, int]]:
+        """What `Catalogue.register` finds. A name that is new is free again if the first save raises."""
+        new = self._catalogue.find(db, name) is None
+        found = self._catalogue.register(db, name)
+        try:
+            yield found
+        except Exception:
+            with suppress(OSError, sqlite3.Error, RemanenceError):  # what is left, the next save or a deletion takes
+                if new and not db.in_transaction and self._catalogue.find(db, name) == found:
+                    _remove(self._catalogue.folder(found[0]))
+                    self._catalogue.drop_name(db, found[0])
+            raise
 
     def _stored_writes(self, name: str, memory: Memory, id: str, generation: int) -> tuple[int, bool]:
         """How many of a memory's first writes are stored already, and whether others were replaced (`Memory.cuts`)."""
