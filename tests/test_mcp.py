@@ -303,6 +303,19 @@ def test_the_official_client_over_http(serve: Callable[..., Server], mode: str) 
     assert {info.name for info in server.store.list()} == {"ada", "bob"}
 
 
+def test_what_a_policy_holds_back_is_said(serve: Callable[..., Server]) -> None:
+    server = serve(only="ada")
+    with server.people.writing("ada") as memory:
+        memory.policy = "a-mac"
+
+    async def talk(client: Client) -> None:
+        done = await call(client, "remember", text="Thanks a lot, good night!")
+        assert done["tokens"] == 0 and done["held_back"][0]["reason"].startswith("not worth remembering")
+        assert (await call(client, "remember", text=FACT))["held_back"] == []
+
+    server.talk(talk)
+
+
 def test_forgetting_shows_first_what_would_go(serve: Callable[..., Server]) -> None:
     server = serve(only="ada")
 

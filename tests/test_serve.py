@@ -219,6 +219,25 @@ def test_a_turn_that_is_too_long(serve: Callable[..., Server]) -> None:
     assert server.store.info("ada").tokens > 300
 
 
+def test_what_a_policy_holds_back_is_not_acknowledged_as_remembered(serve: Callable[..., Server]) -> None:
+    server = serve()
+    with server.people.writing("ada") as memory:
+        memory.policy = "a-mac"
+    thanks = "Thanks a lot, good night!"
+    for stream in (False, True):
+        said = say(server.openai(), "ada", thanks, stream=stream)
+        told = (list(said)[-1] if stream else said).remanence
+        assert not told["remembered"] and told["held_back"][0]["reason"] == "not worth remembering (small talk)"
+    http = server.http()
+    done = http.post("/v1/memories/ada/write", json={"text": thanks}).json()
+    assert done["tokens"] == 0 and thanks not in json.dumps(done)
+    held = server.store.load("ada").quarantine
+    assert [one["number"] for one in done["held_back"]] == [held[-1].number] and held[-1].text == thanks
+    assert "remanence_writes_total 0.0" in http.get("/metrics").text
+    assert say(server.openai(), "ada", FACT).remanence["held_back"] == []
+    assert http.post("/v1/memories/ada/write", json={"text": "I have two bikes in Rome."}).json()["held_back"] == []
+
+
 def test_forgetting_is_not_done_by_talking(serve: Callable[..., Server]) -> None:
     server = serve()
     said = say(server.openai(), "ada", "Please forget my sister.")

@@ -58,7 +58,7 @@ from .keys import Key, Keys
 from .limits import Limits, Rates, bounded, only_this_machine
 from .metrics import Metrics, Traffic
 from .people import People, Taken
-from .talk import Turn, number, recall
+from .talk import Turn, held_back, number, recall
 
 T = TypeVar("T")
 log = logging.getLogger("remanence.serve")
@@ -424,7 +424,7 @@ def create_app(
             engine.leave()
 
     def count(tokens: int) -> None:
-        metrics.writes.inc()
+        metrics.writes.inc(tokens > 0)  # else all of it was held back
         metrics.written.inc(tokens)
 
     @app.post("/v1/chat/completions", tags=["openai"])
@@ -487,7 +487,10 @@ def create_app(
         await allowed(request, name, there=False)
         done = await computed(people.write, name, body.text, source=body.source, time=body.time)
         count(done.tokens)
-        return {"tokens": done.tokens, "writes": done.writes, "pending_tokens": done.pending_tokens}
+        return {
+            "tokens": done.tokens, "writes": done.writes, "pending_tokens": done.pending_tokens,
+            "held_back": held_back(done.held),
+        }  # fmt: skip
 
     @app.post("/v1/memories/{name}/ask", tags=["memories"])
     async def ask(request: Request, name: str, body: AskBody) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from .bodies import Body, Label, Said, Text
 from .keys import Key, Keys
 from .limits import Limits
 from .people import People
-from .talk import number
+from .talk import held_back, number
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -145,13 +145,22 @@ class HistoryArguments(Body):
 # What they return -----------------------------------------------------------------------------------------------------
 
 
+class HeldBack(BaseModel):
+    """A part of a text was not remembered, and why. number: by which the quarantine names it."""
+
+    number: int
+    verdict: str
+    reason: str
+
+
 class Remembered(BaseModel):
-    """A text was saved. tokens: of it. writes, waiting_tokens: of the memory, now."""
+    """A text was saved. tokens: of it, without what is held_back. writes, waiting_tokens: of the memory, now."""
 
     memory: str
     tokens: int
     writes: int
     waiting_tokens: int
+    held_back: list[HeldBack]
 
 
 class Piece(BaseModel):
@@ -364,7 +373,10 @@ class Tools:
     def remember(self, name: str, given: RememberArguments) -> Remembered:
         """It is on the disk when this returns."""
         done = self.people.write(name, given.text, source=given.source)
-        return Remembered(memory=name, tokens=done.tokens, writes=done.writes, waiting_tokens=done.pending_tokens)
+        return Remembered(
+            memory=name, tokens=done.tokens, writes=done.writes, waiting_tokens=done.pending_tokens,
+            held_back=[HeldBack(**one) for one in held_back(done.held)],
+        )  # fmt: skip
 
     def ask(self, name: str, given: AskArguments) -> Answered:
         """Nothing is remembered."""
@@ -423,7 +435,8 @@ class Tools:
 _KINDS = (
     _Kind(
         "remember", "Remember",
-        "Remember a text for good. It is saved when this returns.",
+        "Remember a text for good. It is saved when this returns. What is in held_back a policy of the memory kept out "
+        "of it; say so.",
         RememberArguments, Remembered, Tools.remember, reads=False,
     ),
     _Kind(

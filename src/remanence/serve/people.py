@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..core.memory import Memory
     from ..core.model import Answer, MemoryDecoder
     from ..core.read import Source
+    from ..core.writes import Held as HeldBack
     from ..store.rows import MemoryInfo
 
 T = TypeVar("T")
@@ -120,11 +121,16 @@ class Held:
 
 @dataclass(frozen=True)
 class Written:
-    """What `People.write` did. tokens: that were taken. writes, pending_tokens: of the memory, now."""
+    """What `People.write` did.
+
+    tokens: that were taken. writes, pending_tokens: of the memory, now. held: what the memory's policy held back; it is
+    in the memory's quarantine and not remembered.
+    """
 
     tokens: int
     writes: int
     pending_tokens: int
+    held: tuple[HeldBack, ...] = ()
 
 
 class People:
@@ -313,6 +319,8 @@ class People:
     def write(self, name: str, text: str, *, source: str = "", time: float | None = None) -> Written:
         """Remember a text; a memory that does not exist is started. It is on the disk when this returns.
 
+        What the memory's policy holds back of it is on the disk, too, but not remembered (`Written.held`).
+
         Args:
             name: whose.
             text: any text that is not empty.
@@ -325,12 +333,14 @@ class People:
         if not text.strip():
             raise InputError("the text is empty; there is nothing to remember.")
         with self.writing(name) as memory:
+            before = {one.number for one in memory.quarantine}
             tokens = self.computer.run(
                 lambda: self.model.memorize(
                     memory, text, source=source, time=time, progress=lambda done, total: self.computer.between()
                 )
             )
-        return Written(tokens, memory.write_count, len(memory.pending_ids))
+            held = tuple(one for one in memory.quarantine if one.number not in before)
+        return Written(tokens, memory.write_count, len(memory.pending_ids), held)
 
     def search(self, name: str, query: str, k: int = 5) -> list[Source]:
         """The writes that fit a query best, best first, without an answer.

@@ -19,6 +19,7 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..core.read import Source
+    from ..core.writes import Held as HeldBack
     from .engine import Asked, Engine
     from .people import Held, People, Written
 
@@ -179,7 +180,16 @@ class Turn:
 
     def told(self) -> dict[str, Any]:
         """What our field of a response says: what was read for the answer, and whether the turn was remembered."""
-        return {"memory": self.name, **recall(self.answer), "remembered": self.written is not None}
+        held = () if self.written is None else self.written.held
+        return {
+            "memory": self.name, **recall(self.answer), "remembered": self.written is not None and not held,
+            "held_back": held_back(held),
+        }  # fmt: skip
+
+
+def held_back(held: Sequence[HeldBack]) -> list[dict[str, Any]]:
+    """What a policy held back, as JSON has it: which number in the quarantine, and why, but nothing of the text."""
+    return [{"number": one.number, "verdict": one.verdict, "reason": one.reason} for one in held]
 
 
 def recall(answer: Answer | None) -> dict[str, Any]:
