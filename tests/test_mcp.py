@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,13 +20,14 @@ import httpx2
 import pytest
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CallToolRequestParams
 
 from listening import Listening
 from remanence import MemoryModel, MemoryStore, cli
 from remanence.serve.engine import Engine
 from remanence.serve.keys import FILE, Keys
 from remanence.serve.limits import Limits
-from remanence.serve.mcp import create_mcp_app
+from remanence.serve.mcp import Tools, create_mcp_app
 from remanence.serve.people import People
 
 FACT = "Marla Quist's favourite colour is teal."
@@ -409,6 +411,33 @@ def test_limits(serve: Callable[..., Server]) -> None:
         await call(client, "remember", memory="ada", text=FACT)
 
     busy.talk(talk)
+
+
+def test_a_call_that_is_given_up_keeps_its_place_while_it_is_at_work(model: MemoryModel, tmp_path: Path) -> None:
+    people, taken = People(model, MemoryStore(tmp_path)), list[int]()
+    people.write("ada", FACT)
+
+    @contextmanager
+    def place() -> Iterator[None]:
+        taken.append(1)
+        yield
+        taken.pop()
+
+    tools = Tools(people, only="ada", place=place)
+    call = CallToolRequestParams(name="history", arguments={})
+
+    async def main() -> None:
+        with people.writing("ada"):
+            asked = asyncio.create_task(tools._call(SimpleNamespace(request=None), call))
+            while not taken:
+                await asyncio.sleep(0.01)
+            asked.cancel()
+            await asyncio.wait([asked])
+            assert asked.cancelled() and taken
+
+    asyncio.run(main())
+    tools.close()
+    assert not taken
 
 
 def test_what_is_no_call(serve: Callable[..., Server]) -> None:

@@ -402,7 +402,8 @@ def test_who_goes_away_before_the_first_piece_leaves_no_place_taken(
 def test_who_goes_away_while_a_memory_is_loaded_lets_it_go(
     serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = serve()
+    """Its place is free when the thread that loads has ended."""
+    server = serve(places=2)
     server.people.write("ada", FACT)
     hold, loads = server.people.hold, threading.Event()
 
@@ -411,11 +412,34 @@ def test_who_goes_away_while_a_memory_is_loaded_lets_it_go(
         return hold(name, **options)
 
     monkeypatch.setattr(server.people, "hold", slowly)
-    with pytest.raises(openai.APITimeoutError):
-        say(server.openai(), "ada", QUESTION, timeout=0.3)
-    until(lambda: server.engine.taken == 0)
+    for stream in (False, True):
+        with pytest.raises(openai.APITimeoutError):
+            say(server.openai(), "ada", QUESTION, stream=stream, timeout=0.3)
+    with pytest.raises(openai.RateLimitError):  # the threads that wait are bounded
+        say(server.openai(), "ada", QUESTION)
     loads.set()
+    until(lambda: server.engine.taken == 0)
     server.people.write("ada", "I have a bike.")
+
+
+def test_who_waits_for_a_memory_holds_up_nobody_else(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ask for one that is being written to, others are served."""
+    monkeypatch.setattr("remanence.serve.people._MOST_WAITING", 2)
+    server = serve(places=4)  # and 8 threads more
+    for name in ("ada", "bob"):
+        server.people.write(name, FACT)
+    with ThreadPoolExecutor(20) as pool:
+        with server.people.writing("ada"):
+            asked = [pool.submit(server.http().get, "/v1/memories/ada/history") for _ in range(20)]
+            until(lambda: server.engine.taken == 2 and sum(each.done() for each in asked) == 18)
+            assert {each.result().status_code for each in asked if each.done()} <= {409, 429}
+            assert server.http().get("/v1/memories/bob/history", timeout=3).status_code == 200
+            assert say(server.openai(), "bob", QUESTION, timeout=3).choices[0].message.content == "teal"
+            busy = server.http().post("/v1/memories/ada/write", json={"text": FACT})
+            assert busy.status_code == 409 and "many wait" in _error(busy)["message"]
+        assert [each.result().status_code for each in asked].count(200) == 2
 
 
 class _SlowBatch:

@@ -302,7 +302,7 @@ def create_app(
         return await asyncio.get_running_loop().run_in_executor(pool, partial(work, *args, **options))
 
     async def computed(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """The same for what uses the model: it takes a place."""
+        """The same for what uses a memory: it takes a place."""
         with engine.place():
             return await later(work, *args, **options)
 
@@ -372,15 +372,14 @@ def create_app(
         name = await allowed(request, name, there=False)
         history, said = conversation(body.messages)
         turn = Turn(
-            people, engine, later, name, history, said, most=most, limit=bounds.answer_tokens, stops=stops, done=done
+            people, engine, pool, name, history, said, most=most, limit=bounds.answer_tokens, stops=stops, done=done
         )
         began = time.perf_counter()
         engine.enter()
         try:
             await turn.begin()
         except BaseException:
-            turn.close()
-            engine.leave()
+            turn.close(engine.leave)
             raise
         metrics.first.observe(time.perf_counter() - began)
         return turn
@@ -390,7 +389,7 @@ def create_app(
     ) -> Any:
         """A turn to its end, as a stream or whole."""
         if stream:
-            return _Closing(guarded(events), lambda: ended(turn))
+            return _Closing(guarded(events), lambda: turn.close(engine.leave))
 
         async def rest() -> None:
             async for _ in turn.pieces():
@@ -401,7 +400,7 @@ def create_app(
             await while_there(request, rest())
             return JSONResponse(whole())
         finally:
-            ended(turn)
+            turn.close(engine.leave)
 
     async def guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
         """The events; an error is the last one, as the status is sent already."""
@@ -416,12 +415,6 @@ def create_app(
         metrics.tokens.inc(turn.answer_tokens)
         if turn.written is not None:
             count(turn.written.tokens)
-
-    def ended(turn: Turn) -> None:
-        try:
-            turn.close()
-        finally:
-            engine.leave()
 
     def count(tokens: int) -> None:
         metrics.writes.inc(tokens > 0)  # else all of it was held back
@@ -458,7 +451,7 @@ def create_app(
             raise ConfigError(
                 "a memory's name has 1 to 100 of the letters a-z and A-Z, digits, and . _ - @, and begins with no dot."
             )
-        return _entry(await later(people.create, await allowed(request, body.name, there=False)))
+        return _entry(await computed(people.create, await allowed(request, body.name, there=False)))
 
     @app.get("/v1/memories/{name}", tags=["memories"])
     async def show(request: Request, name: str) -> dict[str, Any]:
@@ -473,12 +466,12 @@ def create_app(
                     "chunk_tokens": memory.config.chunk_tokens, "window_tokens": memory.config.window_tokens,
                 }  # fmt: skip
 
-        return _entry(info) | await later(sizes)
+        return _entry(info) | await computed(sizes)
 
     @app.delete("/v1/memories/{name}", tags=["memories"])
     async def delete(request: Request, name: str) -> dict[str, Any]:
         """Erase a memory for good."""
-        await later(people.delete, await allowed(request, name))
+        await computed(people.delete, await allowed(request, name))
         return {"name": name, "deleted": True}
 
     @app.post("/v1/memories/{name}/write", tags=["memories"])
@@ -523,7 +516,7 @@ def create_app(
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     ) -> dict[str, Any]:
         """What was told, newest first."""
-        told_: dict[str, Any] = await later(people.history, await allowed(request, name), offset=offset, limit=limit)
+        told_: dict[str, Any] = await computed(people.history, await allowed(request, name), offset=offset, limit=limit)
         return told_
 
     @app.post("/v1/memories/{name}/forget", tags=["memories"])
@@ -539,7 +532,7 @@ def create_app(
     async def fork(request: Request, name: str, body: NewName) -> dict[str, Any]:
         """Copy a memory under a name that is free."""
         await allowed(request, name)
-        return _entry(await later(people.fork, name, await allowed(request, body.name, there=False)))
+        return _entry(await computed(people.fork, name, await allowed(request, body.name, there=False)))
 
     @app.get("/v1/memories/{name}/export", tags=["memories"], response_class=FileResponse)
     async def export(request: Request, name: str, texts: bool = True) -> FileResponse:
@@ -548,7 +541,7 @@ def create_app(
         folder = await later(partial(tempfile.TemporaryDirectory, prefix="remanence-"))
         path = Path(folder.name) / "memory"
         try:
-            await later(people.export, name, path, texts=texts)
+            await computed(people.export, name, path, texts=texts)
         except BaseException:
             folder.cleanup()
             raise

@@ -18,7 +18,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -351,8 +351,12 @@ class Tools:
         """What a call returns."""
         arguments = self._takes[kind.name].model_validate(given)
         name = await self._allowed(getattr(arguments, "memory", None), key, there=kind.name != "remember")
-        with self._place():
-            return await self._later(kind.work, self, name, arguments)
+        with ExitStack() as place:
+            place.enter_context(self._place())
+            working = self._pool.submit(kind.work, self, name, arguments)
+            taken = place.pop_all()  # until the thread is done, also if nobody waits for it any more
+            working.add_done_callback(lambda _: taken.close())
+        return await asyncio.wrap_future(working)
 
     async def _allowed(self, given: str | None, key: Key | None, *, there: bool) -> str:
         """The memory that a call is about. Raises `UnknownMemory`, the same for one that is not theirs or not there."""

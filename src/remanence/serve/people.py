@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MOST_QUERY = 10_000  # letters; a search looks at 64 tokens
+_MOST_WAITING = 16  # for one memory that somebody uses; each takes a thread and a place meanwhile
 
 
 class Computer(Protocol):
@@ -84,11 +85,15 @@ class Alone:
 
 @dataclass
 class _Loaded:
-    """A memory that is loaded, or about to be. readers, writing: who uses it. wishes: who waits to write."""
+    """A memory that is loaded, or about to be.
+
+    readers, writing: who uses it. waiting: who waits to. wishes: who of them waits to write.
+    """
 
     memory: Memory | None = None
     readers: int = 0
     writing: bool = False
+    waiting: int = 0
     wishes: int = 0
     loading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -147,7 +152,7 @@ class People:
     Raises (any method that takes a name):
         ConfigError: a name that is not allowed.
         UnknownMemory: there is no memory of that name.
-        MemoryBusy: somebody else has it.
+        MemoryBusy: somebody else has it for long, or many others wait for it already.
         IncompatibleMemory: another model wrote it.
         MemoryCorrupt, StorageError: as of `MemoryStore`.
     """
@@ -236,16 +241,20 @@ class People:
         until = clock.monotonic() + self.patience_s
         with self._changed:
             one = self._loaded.setdefault(name, _Loaded())
+            one.waiting += 1
             one.wishes += writing
             try:
                 while one.writing or (one.readers if writing else one.wishes):
                     left = until - clock.monotonic()
+                    if one.waiting > _MOST_WAITING:  # who came last
+                        raise MemoryBusy(f"memory {name!r} is in use, and many wait for it already; try again.")
                     if left <= 0:
                         raise MemoryBusy(f"memory {name!r} is in use for longer than usual; try again.")
                     self._changed.wait(left)
                     if name not in self._loaded:
                         self._loaded[name] = one  # it was unused for a moment, and let go
             finally:
+                one.waiting -= 1
                 one.wishes -= writing
                 if writing:
                     self._changed.notify_all()  # those who read may, if we gave up

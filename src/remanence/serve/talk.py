@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from .people import Held, People, Written
 
 T = TypeVar("T")
-Later = Callable[..., Awaitable[Any]]  # calls a function in a thread, and waits for its result
 _LETTERS_A_TOKEN = 8  # of history, about: more is not worth counting tokens of
+_DONE: Future[None] = Future()
+_DONE.set_result(None)
 NOT_BY_TALKING = "Nothing was forgotten: that is not done by talking. Ask for it where your memories are shown."
 
 
@@ -34,7 +36,7 @@ class Turn:
 
     Args:
         people, engine: whose memory, and what answers.
-        later: runs what waits for the disk or the model in a thread.
+        pool: threads for what waits for a memory, the disk or the model.
         name: of the memory; one that does not exist begins empty.
         history: earlier turns, oldest first.
         said: what the user says.
@@ -53,7 +55,7 @@ class Turn:
         self,
         people: People,
         engine: Engine,
-        later: Later,
+        pool: Executor,
         name: str,
         history: Sequence[tuple[str, str]],
         said: str,
@@ -67,7 +69,8 @@ class Turn:
         self.answer: Answer | None = None
         self.text, self.cut, self.prompt_tokens = "", False, 0
         self.written: Written | None = None
-        self._done, self._later, self._loop = done, later, asyncio.get_running_loop()
+        self._done, self._pool, self._loop = done, pool, asyncio.get_running_loop()
+        self._work: Future[Any] | None = None  # the last that was done in a thread
         window = people.model.config.window_tokens
         usual = LONG if people.model.config.base_answers else SHORT
         self._most = max(1, min(most or usual, limit, window // 2))
@@ -97,6 +100,11 @@ class Turn:
         if isinstance(first, BaseException):
             raise first
         self._first = first
+
+    async def _later(self, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """The result of work in a thread."""
+        self._work = self._pool.submit(work, *args, **options)
+        return await asyncio.wrap_future(self._work)
 
     def _hold(self) -> None:
         """In a thread, which goes on when nobody waits for it any more: then nobody else would let the memory go."""
@@ -165,9 +173,14 @@ class Turn:
             self.prompt_tokens = self.prompt_tokens or self.written.tokens  # of what is too long to be answered
         self._done(self)
 
-    def close(self) -> None:
-        """Nobody waits for the rest."""
+    def close(self, left: Callable[[], None]) -> None:
+        """Nobody waits for the rest.
+
+        Args:
+            left: called when nothing is done for this turn any more. A thread may be at work that cannot be ended.
+        """
         self._closed = True
+        (self._work or _DONE).add_done_callback(lambda _: left())
         if self._asked is not None:
             self.engine.cancel(self._asked)
         if self._held is not None:
