@@ -29,6 +29,7 @@ from starlette.routing import Mount
 
 from listening import Listening, until
 from remanence import MemoryModel, MemoryStore, Wanted
+from remanence.core.admission import DEFER, Candidate, Decision
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve.api import create_app
 from remanence.serve.bodies import Message, conversation
@@ -992,6 +993,27 @@ def test_a_long_write_lets_others_be_answered(model: MemoryModel, tmp_path: Path
         assert ends["a"] < ends["b"]
     finally:
         engine.close()
+
+
+def test_a_policy_lets_others_be_answered_and_has_its_time(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        def judge(self, candidate: Candidate) -> Decision:
+            time.sleep(0.05)
+            return Decision(DEFER, "slow")
+
+    server = serve(seconds=1)
+    server.people.write("ada", FACT)
+    monkeypatch.setattr("remanence.core.write.named", lambda name: Slow())
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        body = {"text": "This is a passage of its own.\n\n" * 100}
+        writes = pool.submit(server.http().post, "/v1/memories/bob/write", json=body)
+        until(lambda: bool(server.engine._ends))
+        assert server.people.ask("ada", QUESTION).text == "teal" and not writes.done()
+        assert writes.result().status_code == 503 and time.monotonic() - began < 4
+    assert not server.store.exists("bob")
 
 
 def test_counts_for_prometheus_name_nobody(serve: Callable[..., Server]) -> None:

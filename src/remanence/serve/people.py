@@ -49,7 +49,7 @@ class Computer(Protocol):
         """The result of work that uses the model; it waits for its turn."""
 
     def between(self) -> None:
-        """Called between two writes of a long piece of work: others may have a turn."""
+        """Called between two steps of a long piece of work, such as two writes: others may have a turn."""
 
     def answer(
         self, memory: Memory, question: str, *, history: Sequence[tuple[str, str]] = (), max_new_tokens: int = 32
@@ -341,11 +341,12 @@ class People:
         """
         if not text.strip():
             raise InputError("the text is empty; there is nothing to remember.")
+        between = self.computer.between
         with self.writing(name) as memory:
             before = {one.number for one in memory.quarantine}
             tokens = self.computer.run(
                 lambda: self.model.memorize(
-                    memory, text, source=source, time=time, progress=lambda done, total: self.computer.between()
+                    memory, text, source=source, time=time, progress=lambda *_: between(), between=between
                 )
             )
             held = tuple(one for one in memory.quarantine if one.number not in before)
