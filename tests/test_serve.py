@@ -30,6 +30,7 @@ from starlette.routing import Mount
 from listening import Listening, until
 from remanence import MemoryModel, MemoryStore, Wanted
 from remanence.core.admission import DEFER, Candidate, Decision
+from remanence.core.writes import Limits as MemoryLimits
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve.api import create_app
 from remanence.serve.bodies import Message, conversation
@@ -658,6 +659,28 @@ def test_time_is_bounded(serve: Callable[..., Server], model: MemoryModel) -> No
     assert response.status_code == 503 and _error(response)["code"] == "timeout"
     assert not server.store.exists("ada")
     assert server.http().post("/v1/memories/ada/write", json={"text": FACT}).status_code == 200
+
+
+def test_what_is_above_a_limit_is_refused_and_not_repeated(serve: Callable[..., Server]) -> None:
+    """In words that tell nothing of the disk or of other memories."""
+    server = serve()
+    with server.people.writing("ada") as memory:
+        memory.limits = MemoryLimits(tokens=20)
+    http, long = server.http(), "I have a bike and a dog and a cat and a boat and a house, and that is all. "
+    server.store.quotas(memories=1)
+    chat = {"user": "ada", "messages": [{"role": "user", "content": long}]}
+    for path, body in (
+        ("/v1/memories/ada/write", {"text": long}), ("/v1/chat/completions", chat),
+        ("/v1/memories", {"name": "bob"}), ("/v1/memories/bob/write", {"text": FACT}),
+        ("/v1/memories/ada/fork", {"name": "bob"}), ("/v1/chat/completions", chat | {"user": "bob"}),
+    ):  # fmt: skip
+        refused = http.post(path, json=body)
+        error = _error(refused)
+        assert (refused.status_code, error["code"]) == (400, "over_limit"), path
+        assert str(server.store.root) not in error["message"] and "1 memories" not in error["message"]
+    streamed = http.post("/v1/chat/completions", json=chat | {"stream": True}).text
+    assert "over_limit" in streamed and "[DONE]" not in streamed
+    assert [info.tokens for info in server.store.list()] == [0]
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------

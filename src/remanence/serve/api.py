@@ -35,6 +35,7 @@ from ..errors import (
     InputError,
     MemoryBusy,
     MemoryCorrupt,
+    OverLimit,
     RemanenceError,
     StorageError,
     UnknownMemory,
@@ -77,6 +78,7 @@ _STATUS: list[tuple[type[Exception], int, str]] = [  # the first that fits
     (Taken, 409, "memory_exists"),
     (MemoryBusy, 409, "memory_busy"),
     (IncompatibleMemory, 409, "incompatible_memory"),
+    (OverLimit, 400, "over_limit"),  # clients repeat 409 and 5xx
     (InputError, 400, "invalid_value"),
     (ConfigError, 400, "invalid_value"),
     (Full, 429, "server_busy"),
@@ -88,6 +90,8 @@ _STATUS: list[tuple[type[Exception], int, str]] = [  # the first that fits
 _SAID: dict[type[Exception], str] = {  # in place of messages that tell of the disk, or of other memories
     UnknownMemory: "there is no such memory, or this key is not for it.",
     MemoryCorrupt: "this memory is damaged on the server's disk; its operator can look: remanence memory verify",
+    OverLimit: "this is more than the memory or the server's store may hold; nothing was changed. Forget a part, or "
+    "delete a memory; the operator can raise the limits (remanence memory limit, remanence memory quota).",
     StorageError: "the server's disk refused that; nothing was changed.",
 }
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
