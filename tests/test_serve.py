@@ -811,6 +811,19 @@ def test_a_page_of_the_web_reaches_no_server_without_keys(model: MemoryModel, tm
             for host in ("evil.example", "localhost.evil.example:80", "10.0.0.1", "localhost@evil.example", ""):
                 assert status(host) == 421, host
             assert _error(web.get("/healthz", headers={"Host": "evil.example"}))["code"] == "wrong_host"
+
+            def planted(**headers: str) -> int:
+                request = web.build_request("POST", "/v1/memories/ada/write", content=b'{"text": "planted"}')
+                request.headers.update(headers)
+                return web.send(request).status_code
+
+            assert planted() == 400  # a body that does not say that it is JSON, as a page may send unasked
+            own = {"Content-Type": "application/json"}
+            for origin in ("http://evil.example", "http://localhost.evil.example", "null", "http://[", "file://"):
+                assert planted(Origin=origin) == planted(**own, Origin=origin) == 403, origin
+            assert not MemoryStore(tmp_path).exists("ada")
+            for origin in ("http://localhost:3000", f"http://127.0.0.1:{listening.port}", "http://[::1]:8000"):
+                assert planted(**own, Origin=origin) == 200, origin
             keys.add(["ada"])  # now whoever comes needs one, under any name
             assert status("proxy.example") == 401
     finally:

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -135,8 +136,9 @@ class Gate:
         limits: what is allowed.
         metrics: what is counted.
         guarded: the beginning of the paths that need a key.
-        local: without keys only requests that name this machine are served. Or a page of the web could read memories
-            through its visitor's browser, by giving its own name the address of this machine.
+        local: without keys only requests that name this machine are served, and none that a page of another place
+            sends. Or a page of the web could read memories through its visitor's browser, by giving its own name the
+            address of this machine; or write to them, as a browser sends without asking what looks like a form.
     """
 
     def __init__(
@@ -184,6 +186,9 @@ class Gate:
         if self._local and not self._closed and not _names_this_machine(scope):
             message = "without keys the server is for this machine alone, under the name localhost; make a key."
             return "host", error_response(421, message, "wrong_host")
+        if self._local and not self._closed and not _from_this_machine(scope):
+            message = "without keys the server is for this machine alone, not for pages of the web; make a key."
+            return "origin", error_response(403, message, "wrong_origin")
         # Where the application is mounted in another one, paths begin with its place there.
         if not scope["path"].removeprefix(scope.get("root_path", "")).startswith(self._guarded):
             return None
@@ -231,6 +236,16 @@ def _names_this_machine(scope: Any) -> bool:
     host = dict(scope["headers"]).get(b"host", b"").decode("latin-1").rpartition("@")[2].lower()
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     return only_this_machine(name)
+
+
+def _from_this_machine(scope: Any) -> bool:
+    """Whether no page of another place sent a request: browsers say whose page did (Origin)."""
+    origin = dict(scope["headers"]).get(b"origin")
+    if origin is None:
+        return True
+    with suppress(ValueError):
+        return only_this_machine(urlsplit(origin.decode("latin-1")).hostname or "")
+    return False
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
