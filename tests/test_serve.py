@@ -30,6 +30,7 @@ from starlette.routing import Mount
 from listening import Listening, until
 from remanence import MemoryModel, MemoryStore, Wanted
 from remanence.core.admission import DEFER, Candidate, Decision
+from remanence.core.model import Answer
 from remanence.core.writes import Limits as MemoryLimits
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve.api import create_app
@@ -209,6 +210,18 @@ def test_stops_and_most_tokens(serve: Callable[..., Server]) -> None:
     short = say(client, "ada", QUESTION, max_tokens=1).choices[0]
     assert short.finish_reason == "length" and short.message.content == "te"
     assert say(client, "ada", QUESTION, max_completion_tokens=100_000).choices[0].message.content == "teal"
+
+
+def test_a_stop_ends_the_answer(serve: Callable[..., Server], model: MemoryModel) -> None:
+    """Nobody waits for what is not shown."""
+    server = serve(seconds=5)
+    slow = server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
+    for stream in (False, True):
+        said = say(server.openai(), "ada", QUESTION, stop=["aaa"], stream=stream)
+        chunks = [chunk.choices[0] for chunk in said] if stream else []
+        text = "".join(chunk.delta.content or "" for chunk in chunks) if stream else said.choices[0].message.content
+        assert text == "" and (chunks or said.choices)[-1].finish_reason == "stop"
+    assert slow.steps < 30 and server.engine.answering == 0
 
 
 def test_a_turn_that_is_too_long(serve: Callable[..., Server]) -> None:
@@ -445,11 +458,12 @@ def test_who_waits_for_a_memory_holds_up_nobody_else(
 
 
 class _SlowBatch:
-    """Answers with a letter every 20 ms, without end. It stands for a large model."""
+    """Answers with a letter every 20 ms, until it is told that it is enough. It stands for a large model."""
 
     def __init__(self, model: MemoryModel) -> None:
         self.tickets: list[int] = []
-        self.next = self.cancelled = 0
+        self.next = self.cancelled = self.steps = 0
+        self.enough = set[int]()
 
     def __len__(self) -> int:
         return len(self.tickets)
@@ -459,6 +473,10 @@ class _SlowBatch:
         self.next += 1
         self.tickets.append(self.next)
         return self.next
+
+    def finish(self, ticket: int) -> None:
+        """The next letter is the last."""
+        self.enough.add(ticket)
 
     def cancel(self, ticket: int) -> None:
         """Drop it."""
@@ -470,7 +488,11 @@ class _SlowBatch:
         from remanence.core.batching import Event
 
         time.sleep(0.02)
-        return [Event(ticket, "a") for ticket in self.tickets]
+        self.steps += 1
+        done = {ticket: Answer("a", [], 0.0, [65], []) for ticket in self.enough}
+        self.tickets = [ticket for ticket in self.tickets if ticket not in done]
+        self.enough.clear()
+        return [Event(ticket, "a") for ticket in self.tickets] + [Event(t, "a", done[t]) for t in done]
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

@@ -54,9 +54,9 @@ class Event:
 class Batch:
     """Questions that are being answered together.
 
-    `add`, `cancel` and `len` may be called at any time and from any thread. `step` computes: one thread calls it, and
-    while it runs nothing else may use the model. A memory is read in the step after `add`, so it must not be written to
-    until then; what is written later does not change the answer.
+    `add`, `finish`, `cancel` and `len` may be called at any time and from any thread. `step` computes: one thread calls
+    it, and while it runs nothing else may use the model. A memory is read in the step after `add`, so it must not be
+    written to until then; what is written later does not change the answer.
 
     Args:
         model: answers.
@@ -113,6 +113,12 @@ class Batch:
         with self._lock:
             self._rows.pop(ticket, None)
 
+    def finish(self, ticket: int) -> None:
+        """What came of this answer is enough: it ends with its next token. What is done already is left alone."""
+        with self._lock:
+            if (row := self._rows.get(ticket)) is not None:
+                row.enough = True
+
     @torch.no_grad()
     def step(self) -> list[Event]:
         """One token for everyone; questions that are new are read first.
@@ -136,7 +142,7 @@ class Batch:
         for alone, group in self._groups.items():
             group.go_on([row for row in rows if row.alone is alone and row.scores is None])
         for row in rows:
-            done = row.choose()
+            done = row.choose() or row.enough
             event = Event(row.ticket, row.piece(self.model, done), row.answer(self.model) if done else None)
             if done:
                 self._end(row, events, event)
@@ -167,6 +173,7 @@ class _Row:
         self.ids = torch.zeros(1, 0, dtype=torch.long)  # what `generate` would know: prompt, or its end, and new tokens
         self.new: list[int] = []
         self.said = ""  # what was handed out of the answer
+        self.enough = False  # no more than the next token is wanted
         self._rules: Any = None
         self._stops: Any = None
 

@@ -76,6 +76,9 @@ class Batch(Protocol):
     def step(self) -> Sequence[Event]:
         """One token for everyone."""
 
+    def finish(self, ticket: int) -> None:
+        """What came of this is enough."""
+
     def cancel(self, ticket: int) -> None:
         """Nobody waits for this any more."""
 
@@ -208,6 +211,12 @@ class Engine:
             self._asks.append(asked)
             self._changed.notify_all()
         return asked
+
+    def finish(self, asked: Asked) -> None:
+        """What came of this answer is enough: the `Answer` comes with its next token."""
+        with self._changed:
+            if asked.ticket is not None and self._answering.get(asked.ticket) is asked:
+                self._batch.finish(asked.ticket)
 
     def cancel(self, asked: Asked) -> None:
         """Nobody waits for this answer any more."""

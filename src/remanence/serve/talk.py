@@ -147,6 +147,8 @@ class Turn:
                 stopped = at >= 0
                 ready = held[:at] if stopped else held[: max(0, len(held) - reach)]
                 held = held[len(ready) :]
+                if stopped and self._asked is not None:  # nothing more is shown
+                    self.engine.finish(self._asked)
                 if ready:
                     self.text += ready
                     yield ready
