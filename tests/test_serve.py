@@ -39,6 +39,7 @@ from remanence.serve.engine import Asked, Engine, Full, Stopping, TimeUp
 from remanence.serve.keys import FILE, Keys
 from remanence.serve.limits import Limits, Rates
 from remanence.serve.people import People
+from remanence.serve.talk import _shown
 from test_search import model_of
 
 FACT = "Marla Quist's favourite colour is teal."
@@ -181,23 +182,48 @@ def test_only_the_last_turn_is_new(serve: Callable[..., Server]) -> None:
 
 
 def test_what_a_conversation_is() -> None:
-    def of(*messages: tuple[str, Any]) -> tuple[list[tuple[str, str]], str]:
+    def of(*messages: tuple[str, Any]) -> tuple[str, list[tuple[str, str]], str]:
         return conversation([Message(role=role, content=content) for role, content in messages])  # type: ignore[arg-type]
 
-    assert of(("user", "a")) == ([], "a")
+    assert of(("user", "a")) == ("", [], "a")
     assert of(("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")) == (
-        [("s", "All right."), ("a", "b")],
+        "s",
+        [("a", "b")],
         "c",
     )
-    assert of(("assistant", "hello"), ("user", "a"), ("user", "c")) == ([("a", "")], "c")
-    assert of(("user", [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}])) == ([], "xy")
+    assert of(("assistant", "hello"), ("user", "a"), ("user", "c")) == ("", [("a", "")], "c")
+    assert of(("user", [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}])) == ("", [], "xy")
     long = [("system", "s"), *[(r, f"{r}{i}") for i in range(20) for r in ("user", "assistant")], ("user", "end")]
-    turns, said = of(*long)
-    assert said == "end" and turns[0] == ("s", "All right.") and turns[-1] == ("user19", "assistant19")
-    assert len(turns) == 8
+    system, turns, said = of(*long)
+    assert (system, said, turns[-1]) == ("s", "end", ("user19", "assistant19"))
     for wrong in ([("user", "a"), ("assistant", "b")], [("user", " ")], [("user", None)]):
         with pytest.raises(InputError):
             of(*wrong)
+
+
+def test_what_of_a_conversation_is_shown() -> None:
+    """The last turns, and in front of them what the system said, which is left out last."""
+    turns = [(f"user {i}", f"assistant {i}") for i in range(20)]
+    assert _shown("", turns, 10_000) == (turns[-8:], 0)
+    assert _shown("Be brief.", turns, 10_000) == ([("Be brief.", "All right."), *turns[-7:]], 1)
+    assert _shown("Be brief.", turns, 50) == ([("Be brief.", "All right."), turns[-1]], 1)
+    assert _shown("Be brief. " * 100, turns, 50) == (turns[-2:], 0)
+    assert _shown("", [], 50) == ([], 0)
+
+
+def test_the_system_is_heard_in_a_long_conversation(
+    serve: Callable[..., Server], model: MemoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, given = serve(), list[dict[str, Any]]()
+    add = server.engine._batch.add
+    monkeypatch.setattr(server.engine._batch, "add", lambda *a, **k: (given.append(k), add(*a, **k))[1])
+    messages = [{"role": "system", "content": "Answer in French."}]
+    for number in range(9):
+        messages += [{"role": "user", "content": f"Number {number}."}, {"role": "assistant", "content": "Noted."}]
+    chat = {"user": "ada", "messages": [*messages, {"role": "user", "content": QUESTION}]}
+    assert server.http().post("/v1/chat/completions", json=chat).status_code == 200
+    assert given[0]["keep"] == 1 and given[0]["history"][0] == ("Answer in French.", "All right.")
+    assert given[0]["history"][-1] == ("Number 8.", "Noted.")
 
 
 def test_stops_and_most_tokens(serve: Callable[..., Server]) -> None:
@@ -976,11 +1002,11 @@ def test_the_engine_answers_and_works_side_by_side(model: MemoryModel, tmp_path:
         with people.hold("a") as memory:  # whose ticket may be that of one that failed
             came: list[Any] = []
             late = Asked(
-                memory, QUESTION, (), 32, came.append, time.monotonic() + 20, ticket=engine._batch.add(memory, "x")
+                memory, QUESTION, (), 0, 32, came.append, time.monotonic() + 20, ticket=engine._batch.add(memory, "x")
             )
             engine._batch.cancel(late.ticket or 0)
             engine._answering[late.ticket or 0] = other = Asked(
-                memory, QUESTION, (), 32, came.append, late.until, late.ticket
+                memory, QUESTION, (), 0, 32, came.append, late.until, late.ticket
             )
             engine.cancel(late)
             assert engine._answering.pop(late.ticket or 0) is other

@@ -84,12 +84,13 @@ class Batch:
         question: str,
         *,
         history: Sequence[tuple[str, str]] = (),
+        keep: int = 0,
         max_new_tokens: int = 32,
     ) -> int:
         """Let a question be answered from the next step on.
 
         Args:
-            memory, question, history, max_new_tokens: as in `MemoryDecoder.ask`.
+            memory, question, history, keep, max_new_tokens: as in `MemoryDecoder.ask`.
 
         Returns:
             A number by which `step` and `cancel` name it.
@@ -105,7 +106,7 @@ class Batch:
             if len(self._rows) >= self.most:
                 raise ConfigError(f"{self.most} questions are being answered already; wait until one is done.")
             ticket = next(self._tickets)
-            self._rows[ticket] = _Row(ticket, memory, question, tuple(history), max_new_tokens)
+            self._rows[ticket] = _Row(ticket, memory, question, tuple(history), keep, max_new_tokens)
         return ticket
 
     def cancel(self, ticket: int) -> None:
@@ -161,10 +162,16 @@ class _Row:
     """One question on its way to an answer."""
 
     def __init__(
-        self, ticket: int, memory: Memory, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int
+        self,
+        ticket: int,
+        memory: Memory,
+        question: str,
+        history: Sequence[tuple[str, str]],
+        keep: int,
+        max_new_tokens: int,
     ) -> None:
         self.ticket, self.memory, self.question = ticket, memory, question
-        self.history, self.max_new_tokens = history, max_new_tokens
+        self.history, self.keep, self.max_new_tokens = history, keep, max_new_tokens
         self.begun: Answer | None = None  # all of the answer but its text and tokens, once the question was read
         self.alone = False  # the base answers by itself
         self.cache: Any = None
@@ -210,6 +217,7 @@ class _Row:
             self.memory,
             self.question,
             history=self.history,
+            keep=self.keep,
             max_new_tokens=self.max_new_tokens,
             custom_generate=instead_of_generating,
         )

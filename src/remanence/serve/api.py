@@ -389,9 +389,19 @@ def create_app(
         if not name:
             raise InputError("whose memory is it? Give user, or the header X-Remanence-Memory.")
         name = await allowed(request, name, there=False)
-        history, said = conversation(body.messages)
+        system, history, said = conversation(body.messages)
         turn = Turn(
-            people, engine, pool, name, history, said, most=most, limit=bounds.answer_tokens, stops=stops, done=done
+            people,
+            engine,
+            pool,
+            name,
+            history,
+            said,
+            system=system,
+            most=most,
+            limit=bounds.answer_tokens,
+            stops=stops,
+            done=done,
         )
         began = time.perf_counter()
         engine.enter()

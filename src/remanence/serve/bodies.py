@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from ..core.session import TURNS
 from ..errors import InputError
 
 _MOST_STOPS = 4  # as OpenAI allows
@@ -178,10 +177,10 @@ class ResponseBody(_Turn):
         return [Message(role="system", content=self.instructions), *own] if self.instructions else own
 
 
-def conversation(messages: list[Message]) -> tuple[list[tuple[str, str]], str]:
-    """The turns before, and what is said now: the last message. Clients send the whole conversation every time.
+def conversation(messages: list[Message]) -> tuple[str, list[tuple[str, str]], str]:
+    """What the system says, the turns before, and what is said now: the last message.
 
-    What the system says is shown as a turn of its own before the others.
+    Clients send the whole conversation every time.
 
     Raises:
         InputError: the last message is not the user's, or is empty.
@@ -204,6 +203,4 @@ def conversation(messages: list[Message]) -> tuple[list[tuple[str, str]], str]:
             said = None
     if said is not None:
         turns.append((said, ""))
-    if system:
-        turns = [(system, "All right."), *turns[1 - TURNS :]]
-    return turns, last.text
+    return system, turns, last.text

@@ -69,7 +69,13 @@ class Batch(Protocol):
     """What answers together: see `core.batching.Batch`."""
 
     def add(
-        self, memory: Memory, question: str, *, history: Sequence[tuple[str, str]] = (), max_new_tokens: int = 32
+        self,
+        memory: Memory,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        keep: int = 0,
+        max_new_tokens: int = 32,
     ) -> int:
         """Take a question; its ticket."""
 
@@ -92,6 +98,7 @@ class Asked:
     memory: Memory
     question: str
     history: Sequence[tuple[str, str]]
+    keep: int
     max_new_tokens: int
     put: Sink
     until: float
@@ -195,16 +202,17 @@ class Engine:
         put: Sink,
         *,
         history: Sequence[tuple[str, str]] = (),
+        keep: int = 0,
         max_new_tokens: int = 32,
     ) -> Asked:
         """Have a question answered piece by piece. The memory must not be written to until it is done or cancelled.
 
         Args:
-            memory, question, history, max_new_tokens: as in `MemoryDecoder.ask`.
+            memory, question, history, keep, max_new_tokens: as in `MemoryDecoder.ask`.
             put: called in the model's thread, so it must return at once: with each piece, and in the end with the
                 `Answer` or with an exception, after which nothing more comes.
         """
-        asked = Asked(memory, question, history, max_new_tokens, put, time.monotonic() + self.seconds)
+        asked = Asked(memory, question, history, keep, max_new_tokens, put, time.monotonic() + self.seconds)
         with self._changed:
             if self._closing and not self._taken:
                 raise Stopping("the server is about to end; try again later.")
@@ -343,7 +351,11 @@ class Engine:
             return
         try:
             ticket = self._batch.add(
-                asked.memory, asked.question, history=asked.history, max_new_tokens=asked.max_new_tokens
+                asked.memory,
+                asked.question,
+                history=asked.history,
+                keep=asked.keep,
+                max_new_tokens=asked.max_new_tokens,
             )
         except Exception as error:  # of this question alone
             _tell(asked, error)

@@ -39,6 +39,7 @@ class Turn:
         pool: threads for what waits for a memory, the disk or the model.
         name: of the memory; one that does not exist begins empty.
         history: earlier turns, oldest first.
+        system: what the system said. It is shown like a turn before the others, and left out after them.
         said: what the user says.
         most: tokens of the answer; what suits the model, if None.
         limit: most tokens that any answer may have.
@@ -60,6 +61,7 @@ class Turn:
         history: Sequence[tuple[str, str]],
         said: str,
         *,
+        system: str = "",
         most: int | None = None,
         limit: int = 512,
         stops: Sequence[str] = (),
@@ -74,7 +76,7 @@ class Turn:
         window = people.model.config.window_tokens
         usual = LONG if people.model.config.base_answers else SHORT
         self._most = max(1, min(most or usual, limit, window // 2))
-        self._history = _recent(history, _LETTERS_A_TOKEN * window)
+        self._history, self._keep = _shown(system, history, _LETTERS_A_TOKEN * window)
         self._came: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
         self._held: Held | None = None
         self._asked: Asked | None = None
@@ -123,7 +125,9 @@ class Turn:
                 with suppress(RuntimeError):  # the server is gone
                     self._loop.call_soon_threadsafe(self._came.put_nowait, item)
 
-        self._asked = self.engine.ask(self._held.memory, self.said, put, history=self._history, max_new_tokens=most)
+        self._asked = self.engine.ask(
+            self._held.memory, self.said, put, history=self._history, keep=self._keep, max_new_tokens=most
+        )
         self._most = most
         return await self._came.get()
 
@@ -230,12 +234,13 @@ def number(value: float) -> float:
     return round(value, 4) if math.isfinite(value) else math.copysign(1e9, value)
 
 
-def _recent(history: Sequence[tuple[str, str]], letters: int) -> list[tuple[str, str]]:
-    """The last turns, no more than are shown anyway."""
-    kept = list[tuple[str, str]]()
-    for turn in reversed(history[-TURNS:]):
+def _shown(system: str, history: Sequence[tuple[str, str]], letters: int) -> tuple[list[tuple[str, str]], int]:
+    """What the system said and the last turns, no more than are shown anyway; and how many are the system's."""
+    first = [(system, "All right.")] if system and len(system) <= letters else []
+    kept, letters = list[tuple[str, str]](), letters - sum(len(text) for turn in first for text in turn)
+    for turn in reversed(history[len(first) - TURNS :]):
         letters -= len(turn[0]) + len(turn[1])
         if letters < 0:
             break
         kept.insert(0, turn)
-    return kept
+    return [*first, *kept], len(first)
