@@ -754,7 +754,7 @@ def test_a_memory_on_the_real_server(browser: Browser, toy: RealServer) -> None:
     expect(page.locator("#line .entry.gone")).to_be_attached()
     expect(page.locator("#line")).not_to_contain_text("Marla")
     assert "Marla" not in json.dumps(toy.people.history("copy")) and "Marla" in json.dumps(toy.people.history("ada"))
-    page.click("[aria-label='Forget what waits']")
+    page.click("#line [aria-label='Forget what waits']")
     expect(page.locator("#forget-yes")).to_be_enabled()
     page.keyboard.press("Escape")
 

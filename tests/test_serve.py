@@ -298,7 +298,8 @@ def test_the_routes_of_memories(serve: Callable[..., Server]) -> None:
     answer = http.post("/v1/memories/ada/ask", json={"question": QUESTION}).json()
     assert answer["answer"] == "teal" and answer["sources"][0]["label"] == "notes" and 0 in answer["read"][0]
     found = http.post("/v1/memories/ada/search", json={"query": QUESTION, "k": 1}).json()["data"]
-    assert len(found) == 1 and FACT in found[0]["text"] and found[0]["where"] in ("short-term", "long-term")
+    assert FACT in found[0]["text"] and found[0]["where"] in ("short-term", "long-term")
+    assert [(one["where"], one["write"], one["score"]) for one in found[1:]] == [("window", -1, 0.0)]
     told = http.get("/v1/memories/ada/history", params={"limit": 1}).json()
     assert told["total"] == done.json()["writes"] and len(told["data"]) == 1 and told["waiting"]
     newest = told["data"][0]
@@ -348,6 +349,15 @@ def test_what_another_process_saves_is_seen(serve: Callable[..., Server], model:
     with MemoryStore(server.store.root).open("ada"), pytest.raises(openai.ConflictError, match="open for writing"):
         say(server.openai(), "ada", "My dog is called Rex.")
     assert "Rex" not in texts_of(server.store, "ada")
+
+
+def test_a_search_finds_what_waits(serve: Callable[..., Server]) -> None:
+    """Whoever told something a moment ago is not to hear that there is nothing."""
+    server = serve()
+    server.people.write("ada", FACT, source="a letter", time=5.0)
+    found = server.http().post("/v1/memories/ada/search", json={"query": QUESTION}).json()["data"]
+    waits = {"write": -1, "score": 0.0, "label": "a letter", "time": 5.0, "text": FACT, "where": "window"}
+    assert found == [waits]
 
 
 def test_a_search_finds_nothing_that_has_expired(tokenizer: Any, tmp_path: Path) -> None:

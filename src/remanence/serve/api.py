@@ -527,7 +527,7 @@ def create_app(
 
     @app.post("/v1/memories/{name}/search", tags=["memories"])
     async def search(request: Request, name: str, body: SearchBody) -> dict[str, Any]:
-        """The writes that fit a query best, without an answer."""
+        """The writes that fit a query best, without an answer; behind them what waits to be written."""
         await allowed(request, name)
         found = await computed(people.search, name, body.query, body.k)
         return {

@@ -58,7 +58,7 @@ class AskBody(Body):
 
 
 class SearchBody(Body):
-    """What to search for; the k best writes are told."""
+    """What to search for; the k best writes are told, and all that waits to be written."""
 
     query: Text
     k: Annotated[int, Field(ge=1, le=100)] = 5

@@ -115,7 +115,7 @@ class SearchArguments(Body):
     """What to search for."""
 
     query: Annotated[Text, Field(description="A question, or some words.")]
-    k: Annotated[int, Field(ge=1, le=100, description="Most pieces that are returned.")] = 5
+    k: Annotated[int, Field(ge=1, le=100, description="Most pieces that are returned, beside what was told last.")] = 5
 
 
 class ForgetArguments(Body):
@@ -184,7 +184,7 @@ class Answered(BaseModel):
 
 
 class Found(BaseModel):
-    """What fits best, best first."""
+    """What fits best, best first; behind it, with score 0, what was told last and waits to be written."""
 
     memory: str
     found: list[Piece]
@@ -450,7 +450,9 @@ _KINDS = (
         AskArguments, Answered, Tools.ask,
     ),
     _Kind(
-        "search", "Search", "Find the remembered pieces that fit a question or some words best, word for word.",
+        "search", "Search",
+        "Find the remembered pieces that fit a question or some words best, word for word. Behind them comes what was "
+        "told last and is not written yet (where: window), whether it fits or not.",
         SearchArguments, Found, Tools.search,
     ),
     _Kind(

@@ -353,15 +353,15 @@ class People:
         return Written(tokens, memory.write_count, len(memory.pending_ids), held)
 
     def search(self, name: str, query: str, k: int = 5) -> list[Source]:
-        """The writes that fit a query best, best first, without an answer.
+        """The writes that fit a query best, best first, without an answer; behind them all that waits to be written.
 
-        With one search for all layers every write is compared. Otherwise the layers search for themselves, and what
-        they would read is told.
+        What waits is not compared (its score is 0): an answer reads all of it. With one search for all layers every
+        write is compared. Otherwise the layers search for themselves, and what they would read is told.
 
         Args:
             name: of the memory.
             query: any text.
-            k: how many at most.
+            k: how many writes at most.
         """
         if not query.strip():
             raise InputError("the query is empty; search for something.")
@@ -369,6 +369,13 @@ class People:
             return self.computer.run(lambda: self._found(memory, query, k))
 
     def _found(self, memory: Memory, query: str, k: int) -> list[Source]:
+        from ..core.read import waiting
+
+        [view] = self.model.readable([memory])  # without what has expired
+        return self._best(memory, view, query, k) + waiting(view, self.model.tokenizer, memory.layers)
+
+    def _best(self, memory: Memory, view: Memory, query: str, k: int) -> list[Source]:
+        """The writes alone. view: the memory as it is read."""
         from ..core.read import Source
 
         if not memory.writes:
@@ -376,7 +383,6 @@ class People:
         if self.model.config.score_layers != "one":
             answer = self.model.ask(memory, query, max_new_tokens=1)
             return [source for source in answer.sources if source.where != "window"][:k]
-        [view] = self.model.readable([memory])  # without what has expired
         found = self.model.search([view], [self.model.encode(query.strip()[:_MOST_QUERY])])[0]
         scores = found.scores - found.null
         best = scores.topk(min(k, int(scores.isfinite().sum())))

@@ -279,9 +279,11 @@ async function find(event) {
   if (!words || !name) return;
   try {
     const { data } = await api.search(name, words);
+    const written = data.filter((write) => write.write >= 0).length; // behind them comes what waits
+    const sum = [written ? `${many(written, "write")}, best first` : "", written < data.length ? "what waits" : ""].filter(Boolean);
     place.replaceChildren(
-      el("p", { class: "facts", role: "status" }, data.length ? `${many(data.length, "write")}, best first` : "Nothing found."),
-      el("ol", { class: "line" }, data.map((write) => entryOf({ ...write, source: write.label }, write.score))),
+      el("p", { class: "facts", role: "status" }, sum.join("; then ") || "Nothing found."),
+      el("ol", { class: "line" }, data.map((write) => entryOf({ ...write, source: write.label }, write.write < 0 ? undefined : write.score))),
       el("button", { type: "button", class: "quiet small", onclick: () => { place.hidden = true; at("find-words").value = ""; at("find-words").focus(); } }, "Close the search"),
     );
     for (const entry of place.querySelectorAll(".mark")) entry.textContent = entry.textContent.replace("read, ", "score ");
