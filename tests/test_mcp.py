@@ -400,6 +400,7 @@ def test_a_server_for_one_memory_tells_a_stranger_nothing(serve: Callable[..., S
 
 
 def test_limits(serve: Callable[..., Server]) -> None:
+    assert serve(seconds=50.0).people.patience_s == 50.0
     server = serve(rate=6.0, body_bytes=2000)
     assert server.post(b"x" * 3000).status_code == 413  # is counted too
     slow = server.post()

@@ -707,6 +707,27 @@ def test_who_finds_no_place_is_told_to_come_again(serve: Callable[..., Server], 
     until(lambda: server.engine.taken == 0)
 
 
+def test_a_write_waits_for_a_question_that_waits_for_the_model(
+    serve: Callable[..., Server], model: MemoryModel
+) -> None:
+    """Which may take as long as the server allows; the write was refused after half a minute."""
+    assert serve(seconds=50).people.patience_s == 50
+    server = serve(together=1, seconds=20)
+    server.people.write("ada", FACT)
+    slow = server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
+    first = say(server.openai(), "bob", QUESTION, stream=True)
+    next(iter(first))
+    with ThreadPoolExecutor(2) as pool:
+        asks = pool.submit(say, server.openai(), "ada", QUESTION, stop="a")
+        until(lambda: server.engine.waiting == 1)
+        writes = pool.submit(server.http().post, "/v1/memories/ada/write", json={"text": "I have a bike."})
+        time.sleep(0.3)
+        assert not writes.done()
+        first.close()
+        assert asks.result().choices[0].message.content == "" and writes.result().status_code == 200
+    assert slow.next == 2
+
+
 def test_time_is_bounded(serve: Callable[..., Server], model: MemoryModel) -> None:
     server = serve(seconds=0.3)
     server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]

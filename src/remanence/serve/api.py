@@ -293,14 +293,15 @@ def create_app(
     """The server's application.
 
     Args:
-        people: the memories; `engine` becomes what computes for them.
+        people: the memories; `engine` becomes what computes for them, and who wants a memory waits for it at least as
+            long as an answer may take.
         engine: owns the model. It is closed when the application ends.
         keys: who may use which memory.
         limits: what is allowed.
         local: it listens to this machine alone; see `Gate`.
     """
     bounds = limits or Limits()
-    people.computer = engine
+    people.computer, people.patience_s = engine, max(people.patience_s, bounds.seconds)
     metrics = Metrics(engine, people)
     pool = ThreadPoolExecutor(bounds.places + _MORE, "memories")
     model = people.model.name

@@ -602,7 +602,8 @@ def create_mcp_app(
     Every answer is one response, so any of several servers may give it, and no connection stays open.
 
     Args:
-        people: the memories; `engine` becomes what computes for them.
+        people: the memories; `engine` becomes what computes for them, and who wants a memory waits for it at least as
+            long as an answer may take.
         engine: owns the model. It is closed when the application ends.
         keys: who may use which memory.
         limits: what is allowed.
@@ -617,7 +618,7 @@ def create_mcp_app(
     from .metrics import Metrics
 
     bounds = limits or Limits()
-    people.computer = engine
+    people.computer, people.patience_s = engine, max(people.patience_s, bounds.seconds)
     log.debug("serving %s", people.model.fingerprint)  # which is computed now, not in several threads at once
 
     def message(error: Exception) -> str:

@@ -199,7 +199,7 @@ class Front:
             tries -= 1
             pieces = self._relay(asked, memory)
             try:
-                async with asyncio.timeout(self._limits.seconds + _MORE_S):
+                async with asyncio.timeout(2 * self._limits.seconds + _MORE_S):  # for the memory, then for the model
                     head = await anext(pieces, None)
                 if not isinstance(head, Head):
                     raise ReplicaLost("it answered nothing")
