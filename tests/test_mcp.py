@@ -298,6 +298,7 @@ def test_the_official_client_over_http(serve: Callable[..., Server], mode: str) 
         assert "whose memory" in await refused(client, "remember", text=FACT)
         assert await refused(client, "ask", question=QUESTION, memory="ada") == NOT_THERE
         assert await refused(client, "ask", question=QUESTION, memory="../ada") == NOT_THERE
+        assert "a-z and A-Z" in await refused(client, "remember", text=FACT, memory="../ada")
         await call(client, "remember", memory="ada", text=FACT)
         await call(client, "remember", memory="bob", text=OTHER)
         assert (await call(client, "ask", memory="ada", question=QUESTION))["answer"] == "teal"

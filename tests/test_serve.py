@@ -596,6 +596,23 @@ def test_wrong_bodies_are_refused_as_openai_does(serve: Callable[..., Server]) -
     assert server.store.info("ada").tokens == server.store.info("ada").pending_tokens == 0
 
 
+def test_a_name_that_cannot_be_is_told_so(serve: Callable[..., Server]) -> None:
+    """Not that there is no such memory: it would be begun. That depends on the name alone, not on the key."""
+    server = serve()
+    chat = {"messages": [_USER]}
+    for keyed in (False, True):
+        http = server.http(server.keys.add(["ada"]) if keyed else "")
+        for name in ("auth0|123", "ada+x@example.com", ".ada", "a" * 101):
+            for path, body in (
+                ("/v1/chat/completions", chat | {"user": name}), ("/v1/responses", {"input": "Hi.", "user": name}),
+                ("/v1/memories", {"name": name}), (f"/v1/memories/{name}/write", {"text": FACT}),
+            ):  # fmt: skip
+                refused = http.post(path, json=body)
+                assert refused.status_code == 400 and "a-z and A-Z" in _error(refused)["message"], (path, name)
+            assert http.put(f"/v1/memories/{name}/import", content=b"").status_code == 400
+            assert http.get(f"/v1/memories/{name}").status_code == 404
+
+
 def test_half_a_character_is_no_text(serve: Callable[..., Server]) -> None:
     """JSON can spell a lone surrogate, which no tokenizer takes and no response can repeat."""
     server = serve(seconds=5)

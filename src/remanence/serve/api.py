@@ -43,6 +43,7 @@ from ..errors import (
 )
 from ..store.catalogue import NAME
 from ..store.rows import MemoryInfo
+from ..store.store import check_name
 from .bodies import (
     AskBody,
     ChatBody,
@@ -327,8 +328,13 @@ def create_app(
             return await later(work, *args, **options)
 
     async def allowed(request: Request, name: str, *, there: bool = True) -> str:
-        """A name that the asker may use. Raises `UnknownMemory`, the same for one that is not theirs or not there."""
+        """A name that the asker may use. Raises `UnknownMemory`, the same for one that is not theirs or not there.
+
+        One that need not be there is about to be: it raises `ConfigError` if no memory can be named so.
+        """
         key: Key | None = request.state.key
+        if not there:
+            check_name(name)
         mine = NAME.fullmatch(name) is not None and (key is None or key.may(name))
         found = await later(people.exists, name if mine else _NOBODY)
         if not mine or (there and not found):
@@ -477,10 +483,6 @@ def create_app(
     @app.post("/v1/memories", tags=["memories"])
     async def create(request: Request, body: NewName) -> dict[str, Any]:
         """Start an empty memory."""
-        if not NAME.fullmatch(body.name):
-            raise ConfigError(
-                "a memory's name has 1 to 100 of the letters a-z and A-Z, digits, and . _ - @, and begins with no dot."
-            )
         return _entry(await computed(people.create, await allowed(request, body.name, there=False)))
 
     @app.get("/v1/memories/{name}", tags=["memories"])

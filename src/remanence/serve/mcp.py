@@ -46,6 +46,7 @@ from ..core.forgetting import Wanted
 from ..core.prompts import SHORT
 from ..errors import InputError, RemanenceError, UnknownMemory
 from ..store.catalogue import NAME
+from ..store.store import check_name
 from .bodies import Body, Label, Said, Text
 from .keys import Key, Keys
 from .limits import Limits
@@ -359,10 +360,15 @@ class Tools:
         return await asyncio.wrap_future(working)
 
     async def _allowed(self, given: str | None, key: Key | None, *, there: bool) -> str:
-        """The memory that a call is about. Raises `UnknownMemory`, the same for one that is not theirs or not there."""
+        """The memory that a call is about. Raises `UnknownMemory`, the same for one that is not theirs or not there.
+
+        One that need not be there is about to be: it raises `ConfigError` if no memory can be named so.
+        """
         name = self.only or given or (key.only if key else None)
         if not name:
             raise InputError("whose memory is it? Give memory, its name.")
+        if not there:
+            check_name(name)
         mine = NAME.fullmatch(name) is not None and (key is None or key.may(name))
         found = await self._later(self.people.exists, name if mine else _NOBODY)
         if not mine or (there and not found):

@@ -185,7 +185,7 @@ class MemoryStore:
             IncompatibleMemory: another model wrote it.
             MemoryBusy: someone else has it open.
         """
-        _check_name(name)
+        check_name(name)
         starting = create and model is not None
         if not starting and not self.exists(name):
             raise self._unknown(name)
@@ -211,7 +211,7 @@ class MemoryStore:
         """
         from .segments import assemble, mark  # needs torch, which most commands do without
 
-        _check_name(name)
+        check_name(name)
         with self._catalogue.errors():
             while True:
                 stored = self._stored(name, writes=False)
@@ -256,7 +256,7 @@ class MemoryStore:
             InputError: a text or a label that is not valid Unicode.
             OverLimit: it is more than the store may hold (`quotas`).
         """
-        _check_name(name)
+        check_name(name)
         memory.must_be_writable()
         catalogue = self._catalogue
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
@@ -280,7 +280,7 @@ class MemoryStore:
 
     def info(self, name: str) -> MemoryInfo:
         """One memory's entry. Raises `UnknownMemory`."""
-        _check_name(name)
+        check_name(name)
         with self._catalogue.errors(), self._catalogue.connect() as db, transaction(db, "BEGIN"):
             info = self._catalogue.info(db, name)
             if info is None:
@@ -293,7 +293,7 @@ class MemoryStore:
         Raises:
             UnknownMemory: no memory of that name.
         """
-        _check_name(name)
+        check_name(name)
         return self._stored(name).meta
 
     def verify(self, name: str) -> tuple[str, ...]:
@@ -306,7 +306,7 @@ class MemoryStore:
         """
         from .segments import damage_of
 
-        _check_name(name)
+        check_name(name)
         try:
             stored = self._stored(name)
         except MemoryCorrupt as error:
@@ -322,7 +322,7 @@ class MemoryStore:
         Raises:
             UnknownMemory: no memory of that name.
         """
-        _check_name(name)
+        check_name(name)
         with self._catalogue.errors(), self._catalogue.connect() as db, transaction(db, "BEGIN"):
             salvaged = self._catalogue.salvaged(db, name)
             if salvaged is None:
@@ -336,7 +336,7 @@ class MemoryStore:
         Raises:
             MemoryBusy: someone else has it open.
         """
-        _check_name(name)
+        check_name(name)
         with self._locked(name):
             yield
 
@@ -367,7 +367,7 @@ class MemoryStore:
         """
         from .portable import unpack
 
-        _check_name(name)
+        check_name(name)
         with self._catalogue.errors():
             memory = unpack(Path(path))
         self._save_new(name, memory)
@@ -382,7 +382,7 @@ class MemoryStore:
             UnknownMemory: no memory of that name.
             InputError: the new name is taken.
         """
-        _check_name(new)
+        check_name(new)
         with self.hold(new), self._catalogue.errors():
             if self.exists(new):
                 raise InputError(f"there is a memory {new!r} already; choose another name.")
@@ -436,12 +436,12 @@ class MemoryStore:
 
     def exists(self, name: str) -> bool:
         """Whether there is a memory of that name."""
-        _check_name(name)
+        check_name(name)
         return self._generation(name) is not None
 
     def path(self, name: str) -> Path:
         """The folder with the memory's files. Raises `UnknownMemory`."""
-        _check_name(name)
+        check_name(name)
         found = self._generation(name)
         if found is None:
             raise self._unknown(name)
@@ -457,7 +457,7 @@ class MemoryStore:
             MemoryBusy: someone has it open; or it is gone, and its text stays in the catalogue's log until someone who
                 is reading has finished.
         """
-        _check_name(name)
+        check_name(name)
         catalogue = self._catalogue
         after = f"The deletion of {name!r} is not complete; repeat it"
         with catalogue.errors(after), self._locked(name) as lock, catalogue.connect(write=True) as db:
@@ -618,7 +618,7 @@ class MemoryStore:
             lock.release()
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Raise `ConfigError` unless a memory can have this name."""
     if not NAME.fullmatch(name):
         raise ConfigError(
