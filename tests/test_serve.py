@@ -192,7 +192,8 @@ def test_what_a_conversation_is() -> None:
         "c",
     )
     assert of(("assistant", "hello"), ("user", "a"), ("user", "c")) == ("", [("a", "")], "c")
-    assert of(("user", [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}])) == ("", [], "xy")
+    assert of(("user", [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}])) == ("", [], "x\ny")
+    assert of(("user", [{"type": "text", "text": "x"}, {"type": "text", "text": ""}])) == ("", [], "x")
     long = [("system", "s"), *[(r, f"{r}{i}") for i in range(20) for r in ("user", "assistant")], ("user", "end")]
     system, turns, said = of(*long)
     assert (system, said, turns[-1]) == ("s", "end", ("user19", "assistant19"))

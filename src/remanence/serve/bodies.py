@@ -98,7 +98,7 @@ class Message(BaseModel):
     def text(self) -> str:
         """Its words."""
         if isinstance(self.content, list):
-            return "".join(part.text or part.refusal or "" for part in self.content)
+            return "\n".join(text for part in self.content if (text := part.text or part.refusal))
         return self.content or ""
 
     @field_validator("content")
