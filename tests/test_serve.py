@@ -431,6 +431,39 @@ def test_who_goes_away_is_not_waited_for(serve: Callable[..., Server], model: Me
     server.people.write("ada", "I have a bike.")  # nobody reads it any more
 
 
+def test_a_memory_is_let_go_whatever_happens_to_its_answer(
+    serve: Callable[..., Server], model: MemoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nobody could write to it before the server is started again."""
+    server = serve()
+    server.people.write("ada", FACT)
+    server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
+
+    class Ends(dict[int, Asked]):
+        """An answer that ends, in another thread, in the moment after it was looked for."""
+
+        def get(self, ticket: int, default: Any = None) -> Any:
+            return self.pop(ticket, default)
+
+    def cancel(asked: Asked) -> None:
+        engine_cancel(asked)
+        raise RuntimeError("a fault")
+
+    engine_cancel = server.engine.cancel
+    monkeypatch.setattr(server.engine, "cancel", cancel)
+    stream = say(server.openai(), "ada", QUESTION, stream=True)
+    next(iter(stream))
+    came = list[Any]()
+    late = Asked(server.people.model.new_memory(), QUESTION, (), 0, 32, came.append, time.monotonic() + 9, ticket=7)
+    answering, server.engine._answering = server.engine._answering, Ends({7: late})
+    server.engine._batch.tickets.append(7)  # type: ignore[attr-defined]
+    engine_cancel(late)  # was a KeyError
+    server.engine._answering = answering
+    stream.close()
+    until(lambda: server.engine.taken == 0)
+    server.people.write("ada", "I have a bike.")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_goes_away_before_the_first_piece_leaves_no_place_taken(
     serve: Callable[..., Server], model: MemoryModel, stream: bool

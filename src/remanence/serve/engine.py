@@ -233,7 +233,7 @@ class Engine:
             with suppress(ValueError):  # it waits no more
                 self._asks.remove(asked)
             if asked.ticket is not None and self._answering.get(asked.ticket) is asked:  # tickets of a new batch are
-                del self._answering[asked.ticket]  # those of an old one again
+                self._answering.pop(asked.ticket, None)  # those of an old one again; it may have ended this moment
                 self._batch.cancel(asked.ticket)
             self._changed.notify_all()
 

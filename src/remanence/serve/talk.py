@@ -187,10 +187,12 @@ class Turn:
         """
         self._closed = True
         (self._work or _DONE).add_done_callback(lambda _: left())
-        if self._asked is not None:
-            self.engine.cancel(self._asked)
-        if self._held is not None:
-            self._held.release()
+        try:
+            if self._asked is not None:
+                self.engine.cancel(self._asked)
+        finally:
+            if self._held is not None:
+                self._held.release()
 
     @property
     def answer_tokens(self) -> int:
