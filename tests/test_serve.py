@@ -341,6 +341,41 @@ def test_the_routes_of_memories(serve: Callable[..., Server]) -> None:
     assert [one["name"] for one in http.get("/v1/memories").json()["data"]] == ["bob", "carl"]
 
 
+def test_exports_imports_and_forks_are_bounded(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a place, RAM and a part of the disk."""
+    monkeypatch.setattr("remanence.serve.api._UPLOADS", 1)
+    server = serve(places=2)
+    server.people.write("ada", FACT)
+    client = server.http()
+
+    def upload(name: str) -> http.client.HTTPConnection:
+        """The beginning of an import, of which nothing more comes."""
+        connection = http_client(server)
+        connection.putrequest("PUT", f"/v1/memories/{name}/import")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders()
+        return connection
+
+    taken = upload("ada")
+    assert taken.getresponse().status == 409  # before it is read
+    first = upload("bob")
+    until(lambda: client.put("/v1/memories/carl/import", content=b"x").status_code == 429)
+    for connection in (taken, first):
+        connection.close()
+    with ThreadPoolExecutor(2) as pool, server.people._copying:  # somebody else's
+        copies = [
+            pool.submit(server.http().get, "/v1/memories/ada/export"),
+            pool.submit(server.http().post, "/v1/memories/ada/fork", json={"name": "dora"}),
+        ]  # fmt: skip
+        until(lambda: server.engine.taken == 2)
+        for path in ("/v1/memories/ada/export", "/v1/memories/ada/history"):
+            assert client.get(path).status_code == 429
+        assert not any(copy.done() for copy in copies)
+        server.people._copying.release()
+        assert [copy.result().status_code for copy in copies] == [200, 200]
+        server.people._copying.acquire()
+
+
 def test_what_another_process_saves_is_seen(serve: Callable[..., Server], model: MemoryModel) -> None:
     server = serve()
     say(server.openai(), "ada", "I have a bike.")

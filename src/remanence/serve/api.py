@@ -73,6 +73,7 @@ _POLICY = (
 )
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _MORE = 8  # threads for what uses no model, beside one for each place
+_UPLOADS, _UPLOAD_S = 8, 10  # imports that come at once, each to the disk; seconds after which to try again
 _MOST_OFFSET = 1 << 31
 Header_ = Annotated[str | None, Header(description="Whose memory; goes before `user`.")]
 _STATUS: list[tuple[type[Exception], int, str]] = [  # the first that fits
@@ -305,6 +306,7 @@ def create_app(
     people.computer, people.patience_s = engine, max(people.patience_s, bounds.seconds)
     metrics = Metrics(engine, people)
     pool = ThreadPoolExecutor(bounds.places + _MORE, "memories")
+    uploading = asyncio.Semaphore(_UPLOADS)
     model = people.model.name
     log.debug("serving %s", people.model.fingerprint)  # which is computed now, not in several threads at once
 
@@ -588,13 +590,16 @@ def create_app(
     @app.put("/v1/memories/{name}/import", tags=["memories"], openapi_extra=file_body)
     async def import_(request: Request, name: str) -> dict[str, Any]:
         """Take in an exported memory under a name that is free."""
-        await allowed(request, name, there=False)
-        with tempfile.TemporaryDirectory(prefix="remanence-") as folder:
-            path = Path(folder) / "memory"
-            with path.open("wb") as file:
-                async for piece in request.stream():
-                    await later(file.write, piece)
-            return _entry(await computed(people.import_, path, name))
+        await later(people.must_be_free, await allowed(request, name, there=False))  # before anything of it is read
+        if uploading.locked():
+            raise Full(_UPLOAD_S)
+        async with uploading:
+            with tempfile.TemporaryDirectory(prefix="remanence-") as folder:
+                path = Path(folder) / "memory"
+                with path.open("wb") as file:
+                    async for piece in request.stream():
+                        await later(file.write, piece)
+                return _entry(await computed(people.import_, path, name))
 
     # The rest ---------------------------------------------------------------------------------------------------------
 

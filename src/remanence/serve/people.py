@@ -172,7 +172,8 @@ class People:
         self.most, self.most_bytes, self.patience_s = most, most_bytes, patience_s
         self.evicted = 0  # memories that left the RAM so that others had room
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the one used last at the end
-        self._changed, self._importing = threading.Condition(), threading.Lock()
+        self._changed = threading.Condition()
+        self._copying = threading.Lock()  # one memory at a time is copied, or in RAM to be exported or imported
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
@@ -310,9 +311,13 @@ class People:
 
     def _save_new(self, name: str, memory: Memory) -> None:
         with self.store.hold(name):
-            if self.store.exists(name):
-                raise Taken(f"there is a memory {name!r} already; choose another name.")
+            self.must_be_free(name)
             self.store.save(name, memory)
+
+    def must_be_free(self, name: str) -> None:
+        """Raise `InputError` if there is a memory of that name."""
+        if self.store.exists(name):
+            raise Taken(f"there is a memory {name!r} already; choose another name.")
 
     def ask(
         self, name: str, question: str, *, history: Sequence[tuple[str, str]] = (), max_new_tokens: int = 32
@@ -447,15 +452,17 @@ class People:
         """Copy a memory under a name that is free. Raises `InputError` if it is taken."""
         one = self._enter(new, writing=True)
         try:
-            memory = self.store.load(name)
-            self._save_new(new, memory)
+            with self._copying:
+                memory = self.store.load(name)
+                self._save_new(new, memory)
         finally:
             self._leave(new, one, writing=True)
         return self.info(new)
 
     def export(self, name: str, path: Path, *, texts: bool = True) -> None:
         """Write a memory to one file, which must not exist."""
-        self.store.export(name, path, texts=texts)
+        with self._copying:
+            self.store.export(name, path, texts=texts)
 
     def import_(self, path: Path, name: str) -> MemoryInfo:
         """Take in an exported memory under a name that is free; it is tried with a question before it is saved.
@@ -465,10 +472,9 @@ class People:
         """
         one = self._enter(name, writing=True)
         try:
-            if self.store.exists(name):
-                raise Taken(f"there is a memory {name!r} already; choose another name.")
+            self.must_be_free(name)
             try:
-                with self._importing:  # one file at a time is in RAM
+                with self._copying:
                     memory = unpack(path)
                     self._check(memory)
                     self.computer.run(lambda: self._try(memory))
