@@ -54,6 +54,7 @@ _TRIES = 3  # of a request that only reads
 _MORE_S = 10.0  # beyond a request's own time, for a lost replica to be noticed
 _STORE_BYTES = 128 << 20  # for what travels between processes; more goes to the disk
 _HELD_S = 20.0  # to wait for a memory that another replica writes to
+_MOST_PIECES = 16  # of a response that wait to be fetched from a replica
 Scope = dict[str, Any]
 
 
@@ -298,7 +299,7 @@ class Replica:
     async def relay(self, asked: Asked, memory: str | None) -> AsyncIterator[Head | bytes]:
         """The response to a request, piece by piece: a `Head`, then bytes."""
         scope = asked.scope | {"root_path": "", "state": {}}
-        came: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        came: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_MOST_PIECES)  # a memory that is exported is large
         gone, given = asyncio.Event(), False
 
         async def receive() -> dict[str, Any]:
@@ -310,7 +311,8 @@ class Replica:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            await came.put(message)
+            if not gone.is_set():  # or nobody would take it
+                await came.put(message)
 
         async def run() -> None:
             try:
@@ -318,7 +320,7 @@ class Replica:
             except Exception as error:  # it was answered with 500 before
                 log.error("a request failed", exc_info=error)
             finally:
-                came.put_nowait(None)
+                await send(None)
 
         # It goes on when nobody waits any more: what is being saved is saved.
         task = asyncio.get_running_loop().create_task(run())
@@ -340,6 +342,8 @@ class Replica:
                     yield message["body"]
         finally:
             gone.set()
+            while not came.empty():  # what waits for room goes on
+                came.get_nowait()
 
     def __del__(self) -> None:
         """Ray Serve calls it when the replica is to end and nobody waits for it."""
