@@ -275,6 +275,7 @@ def test_what_writes_is_not_sent_twice(listen: Callable[..., Served]) -> None:
     relay = Scripted([LOST], [_head()])
     refused = listen(relay).http.post("/v1/memories/ada/write", json={"text": FACT})
     assert refused.status_code == 503 and "saved or not" in refused.json()["error"]["message"]
+    assert refused.headers["x-should-retry"] == "false" and "retry-after" not in refused.headers
     assert len(relay.asked) == 1 and json.loads(relay.asked[0][0].body) == {"text": FACT}
 
 

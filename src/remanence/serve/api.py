@@ -97,6 +97,7 @@ _SAID: dict[type[Exception], str] = {  # in place of messages that tell of the d
     "delete a memory; the operator can raise the limits (remanence memory limit, remanence memory quota).",
     StorageError: "the server's disk refused that; nothing was changed.",
 }
+NOT_AGAIN = {"X_Should_Retry": "false"}  # a header that OpenAI's clients obey; they repeat 409 and 5xx
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -118,9 +119,11 @@ def told(error: Exception) -> JSONResponse:
     """What a client is told of an error."""
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
-            more = {}
-            if status in (409, 429, 503) and not isinstance(error, (Taken, IncompatibleMemory)):
-                more["Retry_After"] = str(error.retry_s if isinstance(error, Full) else 1)
+            more = dict[str, str]()
+            if isinstance(error, (Taken, IncompatibleMemory)):
+                more = NOT_AGAIN
+            elif status in (409, 429, 503):
+                more = {"Retry_After": str(error.retry_s if isinstance(error, Full) else 1)}
             message = _SAID.get(kind, str(error))
             if status >= 500:
                 log.warning("%s: %s", type(error).__name__, error)

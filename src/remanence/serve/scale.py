@@ -38,7 +38,7 @@ from starlette.responses import Response
 
 from ..errors import ConfigError, RemanenceError
 from ..store.catalogue import NAME
-from .api import Gate, error_body, error_response, told
+from .api import NOT_AGAIN, Gate, error_body, error_response, told
 from .completions import event
 from .engine import Full
 from .keys import Key, Keys
@@ -228,7 +228,8 @@ class Front:
     async def _give_up(self, scope: Scope, send: Any, started: bool, stream: bool) -> None:
         """Tell that a request has no answer. One of which a part was sent is cut, so that nobody takes it for whole."""
         if not started:
-            await error_response(503, _lost(scope), "replica_lost", Retry_After="1")(scope, _nothing, send)
+            more = {"Retry_After": "1"} if only_reads(scope) else NOT_AGAIN
+            await error_response(503, _lost(scope), "replica_lost", **more)(scope, _nothing, send)
         elif stream:
             said = event(error_body(503, _lost(scope), "replica_lost")).encode()
             await send({"type": "http.response.body", "body": said, "more_body": False})
