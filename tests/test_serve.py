@@ -668,6 +668,25 @@ def test_wrong_bodies_are_refused_as_openai_does(serve: Callable[..., Server]) -
     assert server.store.info("ada").tokens == server.store.info("ada").pending_tokens == 0
 
 
+def test_what_is_wrong_is_said_in_plain_words(serve: Callable[..., Server]) -> None:
+    """Nothing of how it is checked; and where a field may be a text or a list, what is wrong with the one it is."""
+    http = serve().http()
+    for path, body, param, message in (
+        ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "valid string"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{}]}]},
+            "messages.0.content.0.type",
+            "required",
+        ),
+        ("chat/completions", {"messages": [_USER], "stop": ["a"] * 5}, "stop", "at most 4"),
+        ("responses", {"input": [_USER, {"type": "reasoning", "id": "rs_1"}]}, "input.1.role", "required"),
+        ("memories/ada/history?limit=0", None, "limit", "greater"),
+    ):
+        error = _error(http.post(f"/v1/{path}", json=body) if body else http.get(f"/v1/{path}"))
+        assert error["param"] == param and message in error["message"], error
+
+
 def test_a_name_that_cannot_be_is_told_so(serve: Callable[..., Server]) -> None:
     """Not that there is no such memory: it would be begun. That depends on the name alone, not on the key."""
     server = serve()

@@ -53,6 +53,7 @@ from .bodies import (
     SearchBody,
     WriteBody,
     conversation,
+    what_is_wrong,
 )
 from .completions import Response as Told
 from .completions import completion, completion_events, event
@@ -350,10 +351,8 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "json_invalid":
+        where, message = what_is_wrong(error.errors())
+        if error.errors()[0]["type"] == "json_invalid":
             where, message = "", "the body is no JSON, or none that is whole."
         body = error_body(400, f"{where}: {message}" if where else message, "invalid_value", where or None)
         return JSONResponse(body, 400)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -19,6 +20,18 @@ def _whole(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("this is no text: it has half of a character (a lone surrogate)") from None
     return text
+
+
+def what_is_wrong(errors: Sequence[Any]) -> tuple[str, str]:
+    """Where a body is wrong, and how, of all that pydantic says of it.
+
+    A field that may be a text or a list has an error for each of the two. The one that the sender meant is that which
+    goes deeper, or is no complaint that it is not of this kind.
+    """
+    error = max(errors, key=lambda one: (one["type"] not in ("string_type", "list_type"), len(one["loc"])))
+    parts = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    where = ".".join(part for part in parts if not set("[(") & set(part))  # these are kinds, in pydantic's words
+    return where, error["msg"].removeprefix("Value error, ")
 
 
 Said = Annotated[str, AfterValidator(_whole)]

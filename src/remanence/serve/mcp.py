@@ -47,7 +47,7 @@ from ..core.prompts import SHORT
 from ..errors import InputError, RemanenceError, UnknownMemory
 from ..store.catalogue import NAME
 from ..store.store import check_name
-from .bodies import Body, Label, Said, Text
+from .bodies import Body, Label, Said, Text, what_is_wrong
 from .keys import Key, Keys
 from .limits import Limits
 from .people import People
@@ -486,9 +486,7 @@ def _code(name: str, texts: list[str]) -> str:
 
 def _wrong(error: ValidationError) -> str:
     """What is wrong with arguments, in one sentence."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    where, message = what_is_wrong(error.errors(include_url=False))
     return f"{where}: {message[:1].lower()}{message[1:]}." if where else f"{message}."
 
 
