@@ -156,6 +156,15 @@ def test_the_newer_interface(serve: Callable[..., Server]) -> None:
         kinds = [event.type for event in stream]
         assert stream.get_final_response().output_text == "teal"
     assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+    cut = client.responses.create(model="any", input=QUESTION, user="ada", max_output_tokens=1, metadata={"a": "b"})
+    assert cut.metadata == {"a": "b"} and cut.output_text == "te"
+    assert cut.status == cut.output[0].status == "incomplete"  # type: ignore[union-attr]
+    with client.responses.stream(model="any", input=QUESTION, user="ada", max_output_tokens=1) as stream:
+        [done] = [event for event in stream if event.type == "response.output_item.done"]
+        assert done.item.status == "incomplete"  # type: ignore[union-attr]
+    for name, value in (("conversation", "conv_1"), ("background", True), ("prompt", {"id": "p"})):
+        with pytest.raises(openai.BadRequestError, match=name):
+            client.responses.create(model="any", input=QUESTION, user="ada", extra_body={name: value})
     parts = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
     assert client.responses.create(model="any", input=parts, user="ada").output_text == "teal"  # type: ignore[arg-type]
 

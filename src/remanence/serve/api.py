@@ -472,7 +472,7 @@ def create_app(
     async def responses(request: Request, body: ResponseBody, x_remanence_memory: Header_ = None) -> Any:
         """The same in the newer form."""
         turn = await while_there(request, begun(request, x_remanence_memory, body, body.max_output_tokens, []))
-        made = Told(turn, model, body.instructions)
+        made = Told(turn, model, body.instructions, body.metadata)
         return await sent(request, turn, bool(body.stream), made.events(), made.whole)
 
     # Memories ---------------------------------------------------------------------------------------------------------

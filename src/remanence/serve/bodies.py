@@ -10,6 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from ..errors import InputError
 
 _MOST_STOPS = 4  # as OpenAI allows
+_NOT_DONE = (  # what would be missed
+    "tools", "functions", "modalities", "audio", "prediction", "previous_response_id", "conversation", "background",
+    "prompt",
+)  # fmt: skip
 _YEAR_10000 = 253_402_300_800.0  # seconds since the epoch; dates go no further
 
 
@@ -135,7 +139,7 @@ class _Turn(BaseModel):
     @classmethod
     def _can_be_done(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            for name in ("tools", "functions", "modalities", "audio", "prediction", "previous_response_id"):
+            for name in _NOT_DONE:
                 value = values.get(name)
                 if value and not (name == "modalities" and value == ["text"]):
                     raise ValueError(f"{name} is not done here; leave it out")
@@ -182,6 +186,7 @@ class ResponseBody(_Turn):
     input: Said | Annotated[list[Message], Field(min_length=1, max_length=2000)]
     instructions: Said | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    metadata: dict[Said, Said] | None = None
 
     @property
     def messages(self) -> list[Message]:
