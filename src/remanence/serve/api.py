@@ -116,6 +116,14 @@ def error_response(status: int, message: str, code: str | None, **headers: str) 
     return JSONResponse(error_body(status, message, code), status, named)
 
 
+async def refused(request: Request, error: Exception) -> JSONResponse:
+    """What a client is told of an `HTTPException`. Handles it in an application."""
+    assert isinstance(error, HTTPException)
+    response = error_response(error.status_code, str(error.detail), None)
+    response.headers.update(error.headers or {})
+    return response
+
+
 def told(error: Exception) -> JSONResponse:
     """What a client is told of an error."""
     for kind, status, code in _STATUS:
@@ -322,6 +330,7 @@ def create_app(
 
     app = FastAPI(
         title="Remanence", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        exception_handlers={HTTPException: refused},
         description="A language model with a long-term memory inside, one for each person.",
     )  # fmt: skip
 
@@ -356,12 +365,6 @@ def create_app(
             where, message = "", "the body is no JSON, or none that is whole."
         body = error_body(400, f"{where}: {message}" if where else message, "invalid_value", where or None)
         return JSONResponse(body, 400)
-
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        response = error_response(error.status_code, str(error.detail), None)
-        response.headers.update(error.headers or {})
-        return response
 
     @app.exception_handler(RemanenceError)
     async def _ours(request: Request, error: RemanenceError) -> JSONResponse:

@@ -616,9 +616,10 @@ def create_mcp_app(
             refused.
     """
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.routing import Route
 
-    from .api import Gate, told
+    from .api import Gate, refused, told
     from .metrics import Metrics
 
     bounds = limits or Limits()
@@ -653,6 +654,9 @@ def create_mcp_app(
         await asyncio.to_thread(engine.close)
 
     # A GET would hold a stream open, on which there is nothing to tell.
-    app = Starlette(routes=[Route(PATH, Endpoint(), methods=["POST"])], lifespan=lifespan)
+    app = Starlette(
+        routes=[Route(PATH, Endpoint(), methods=["POST"])], lifespan=lifespan,
+        exception_handlers={HTTPException: refused},
+    )  # fmt: skip
     app.add_middleware(Gate, keys=keys, limits=bounds, metrics=Metrics(engine, people), guarded=PATH)
     return app
