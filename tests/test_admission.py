@@ -628,6 +628,21 @@ def test_a_policy_of_ones_own(model: MemoryModel) -> None:
     assert [decision.verdict for _, decision in judged(policy, "Five.", memory=memory, model=model)] == [ACCEPT]
 
 
+def test_others_have_turns_while_a_long_text_is_judged(model: MemoryModel) -> None:
+    """Once before each passage; and whoever cuts it short there leaves nothing behind."""
+    memory, turns = model.new_memory(), list[int]()
+    text = "Thanks a lot, good night!\n\n" * 3
+    assert model.memorize(memory, text, policy=AMac(), between=lambda: turns.append(len(memory.quarantine))) == 0
+    assert turns == [0, 0, 0] and len(memory.quarantine) == 1
+
+    def cut() -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        model.memorize(memory, "My name is Ada Quist.", policy=AMac(), between=cut)
+    assert not memory.pending and len(memory.quarantine) == 1
+
+
 def test_long_lines_take_no_long_time() -> None:
     """Whoever writes a text must not be able to stop who judges it."""
     began = time.process_time()

@@ -278,6 +278,25 @@ def test_the_number_of_rows(make_model: Callable[..., MemoryModel]) -> None:
         Batch(model, most=0)
 
 
+def test_an_answer_of_which_enough_came(make_model: Callable[..., MemoryModel]) -> None:
+    """It ends with its next token, with its sources; the others go on."""
+    model = make_model(small())
+    memory = told(model, 3)
+    whole = model.ask(memory, "Why?", max_new_tokens=8)
+    batch, heard = Batch(model), Heard()
+    stays, ends = (batch.add(memory, "Why?", max_new_tokens=8) for _ in range(2))
+    for _ in range(3):
+        heard.take(batch.step())
+    batch.finish(ends)
+    heard.take(batch.step())
+    assert heard.answers.keys() == {ends} and len(batch) == 1
+    finish(batch, heard)
+    batch.finish(ends)  # it is gone
+    same(heard.answers[stays], whole)
+    assert heard.answers[ends].ids == whole.ids[:4] and heard.answers[ends].sources == whole.sources
+    assert heard.texts[ends] == heard.answers[ends].text
+
+
 def test_cancelling(make_model: Callable[..., MemoryModel]) -> None:
     """Before the first step, in the middle, twice, and when it is done already; the others go on."""
     model = make_model(small())

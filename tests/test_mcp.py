@@ -12,6 +12,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,13 +20,14 @@ import httpx2
 import pytest
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.types import CallToolRequestParams
 
 from listening import Listening
 from remanence import MemoryModel, MemoryStore, cli
 from remanence.serve.engine import Engine
 from remanence.serve.keys import FILE, Keys
 from remanence.serve.limits import Limits
-from remanence.serve.mcp import create_mcp_app
+from remanence.serve.mcp import Tools, create_mcp_app
 from remanence.serve.people import People
 
 FACT = "Marla Quist's favourite colour is teal."
@@ -111,6 +113,7 @@ def test_what_one_process_remembers_the_next_one_knows(tmp_path: Path) -> None:
     async def ask(client: Client) -> None:
         answer = await call(client, "ask", question=QUESTION)
         assert answer["answer"] == "teal" and answer["sources"][0]["where"] == "window"
+        assert (await call(client, "search", query=QUESTION))["found"][0]["text"] == FACT
         await call(client, "remember", text=FILLER)
         answer = await call(client, "ask", question=QUESTION)
         source = answer["sources"][0]
@@ -118,7 +121,8 @@ def test_what_one_process_remembers_the_next_one_knows(tmp_path: Path) -> None:
         assert source["text"].startswith(FACT) and source["label"].startswith("a letter")
         assert source["time"].startswith("20") and source["time"].endswith("Z")
         found = await call(client, "search", query=QUESTION, k=2)
-        assert found["found"][0]["text"].startswith(FACT) and len(found["found"]) == 2
+        assert found["found"][0]["text"].startswith(FACT)
+        assert [piece["where"] == "window" for piece in found["found"]] == [False, False, True]
 
     assert with_process(store, tell) == ""
     assert with_process(store, ask, "legacy", "servers") == ""  # clients of today and of tomorrow
@@ -294,6 +298,7 @@ def test_the_official_client_over_http(serve: Callable[..., Server], mode: str) 
         assert "whose memory" in await refused(client, "remember", text=FACT)
         assert await refused(client, "ask", question=QUESTION, memory="ada") == NOT_THERE
         assert await refused(client, "ask", question=QUESTION, memory="../ada") == NOT_THERE
+        assert "a-z and A-Z" in await refused(client, "remember", text=FACT, memory="../ada")
         await call(client, "remember", memory="ada", text=FACT)
         await call(client, "remember", memory="bob", text=OTHER)
         assert (await call(client, "ask", memory="ada", question=QUESTION))["answer"] == "teal"
@@ -301,6 +306,19 @@ def test_the_official_client_over_http(serve: Callable[..., Server], mode: str) 
 
     server.talk(talk, mode=mode)
     assert {info.name for info in server.store.list()} == {"ada", "bob"}
+
+
+def test_what_a_policy_holds_back_is_said(serve: Callable[..., Server]) -> None:
+    server = serve(only="ada")
+    with server.people.writing("ada") as memory:
+        memory.policy = "a-mac"
+
+    async def talk(client: Client) -> None:
+        done = await call(client, "remember", text="Thanks a lot, good night!")
+        assert done["tokens"] == 0 and done["held_back"][0]["reason"].startswith("not worth remembering")
+        assert (await call(client, "remember", text=FACT))["held_back"] == []
+
+    server.talk(talk)
 
 
 def test_forgetting_shows_first_what_would_go(serve: Callable[..., Server]) -> None:
@@ -383,8 +401,11 @@ def test_a_server_for_one_memory_tells_a_stranger_nothing(serve: Callable[..., S
 
 
 def test_limits(serve: Callable[..., Server]) -> None:
-    server = serve(rate=6.0, body_bytes=2000)
+    assert serve(seconds=50.0).people.patience_s == 50.0
+    server = serve(rate=12.0, body_bytes=2000)
     assert server.post(b"x" * 3000).status_code == 413  # is counted too
+    parts = httpx.post(server.url, content=iter([b"x" * 1500] * 2), headers={"Content-Type": "application/json"})
+    assert parts.status_code == 413 and "larger" in parts.json()["error"]["message"]  # without a length
     slow = server.post()
     assert slow.status_code == 429 and int(slow.headers["Retry-After"]) > 0
 
@@ -398,12 +419,40 @@ def test_limits(serve: Callable[..., Server]) -> None:
     busy.talk(talk)
 
 
+def test_a_call_that_is_given_up_keeps_its_place_while_it_is_at_work(model: MemoryModel, tmp_path: Path) -> None:
+    people, taken = People(model, MemoryStore(tmp_path)), list[int]()
+    people.write("ada", FACT)
+
+    @contextmanager
+    def place() -> Iterator[None]:
+        taken.append(1)
+        yield
+        taken.pop()
+
+    tools = Tools(people, only="ada", place=place)
+    call = CallToolRequestParams(name="history", arguments={})
+
+    async def main() -> None:
+        with people.writing("ada"):
+            asked = asyncio.create_task(tools._call(SimpleNamespace(request=None), call))
+            while not taken:
+                await asyncio.sleep(0.01)
+            asked.cancel()
+            await asyncio.wait([asked])
+            assert asked.cancelled() and taken
+
+    asyncio.run(main())
+    tools.close()
+    assert not taken
+
+
 def test_what_is_no_call(serve: Callable[..., Server]) -> None:
     server = serve()
     assert server.post(b"no JSON").status_code == 400
     assert server.post(Origin="http://evil.example").status_code == 403  # a page of the web
     assert server.post(Host="evil.example").status_code == 421
-    assert httpx.get(server.url).status_code == 405  # no stream stays open
+    no_stream = httpx.get(server.url)  # none stays open
+    assert no_stream.status_code == 405 and no_stream.json()["error"]["message"]
     assert httpx.get(server.url + "/other").status_code == 404
 
 

@@ -333,6 +333,30 @@ def test_text_with_html_in_it_is_shown_as_text(tab: Tab) -> None:
     assert not [url for url in tab.requests if url.endswith("/x")]
 
 
+def test_what_comes_late_of_another_memory_is_dropped(tab: Tab) -> None:
+    """Its writes would stand in the time line, with buttons that forget other ones."""
+    memories = tab.server.memories
+    memories["nora"].write("A page of the novel that nobody reads " * 150, "novel.txt")
+    memories["ada"] = FakeMemory()
+    memories["ada"].write("Ada has a boat on the lake in", "chat")
+    page, late = tab.open("nora"), list[Any]()
+    page.route(re.compile(r"offset=[1-9]|/search$"), lambda route: late.append(route))
+    page.click("#older")
+    page.fill("#find-words", "novel")
+    page.click("#find button[type=submit]")
+    page.wait_for_timeout(100)
+    assert len(late) == 2
+    page.select_option("#memory-choice", "ada")
+    expect(page.locator("#line .entry")).to_have_count(1)
+    for route in late:
+        with page.expect_response(route.request.url):
+            route.continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator("#line .entry")).to_have_count(1)
+    expect(page.locator("#line")).to_contain_text("boat")
+    assert page.locator("#found .entry").count() == 0
+
+
 # Forgetting -----------------------------------------------------------------------------------------------------------
 
 
@@ -754,7 +778,7 @@ def test_a_memory_on_the_real_server(browser: Browser, toy: RealServer) -> None:
     expect(page.locator("#line .entry.gone")).to_be_attached()
     expect(page.locator("#line")).not_to_contain_text("Marla")
     assert "Marla" not in json.dumps(toy.people.history("copy")) and "Marla" in json.dumps(toy.people.history("ada"))
-    page.click("[aria-label='Forget what waits']")
+    page.click("#line [aria-label='Forget what waits']")
     expect(page.locator("#forget-yes")).to_be_enabled()
     page.keyboard.press("Escape")
 

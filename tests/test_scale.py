@@ -275,6 +275,7 @@ def test_what_writes_is_not_sent_twice(listen: Callable[..., Served]) -> None:
     relay = Scripted([LOST], [_head()])
     refused = listen(relay).http.post("/v1/memories/ada/write", json={"text": FACT})
     assert refused.status_code == 503 and "saved or not" in refused.json()["error"]["message"]
+    assert refused.headers["x-should-retry"] == "false" and "retry-after" not in refused.headers
     assert len(relay.asked) == 1 and json.loads(relay.asked[0][0].body) == {"text": FACT}
 
 
@@ -349,6 +350,36 @@ def test_openais_client_through_front_and_replica(
     assert taken.status_code == 200 and one.http.get("/v1/memories/bob/history").json()["waiting"][0]["text"] == FACT
     assert seats == ["ada", "ada", "ada", "bob", "bob"]  # not one that is not there
     replica.__del__()
+
+
+def test_a_replica_sends_no_more_than_is_fetched() -> None:
+    """A memory that is exported is large; and whoever fetches no more of it holds nothing up."""
+    replica, sent = Replica.__new__(Replica), list[int]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(200):
+            await send({"type": "http.response.body", "body": b"piece", "more_body": number < 199})
+            sent.append(number)
+
+    async def none(memory: str) -> None:
+        return None
+
+    replica._app, replica._seat, replica._running = app, none, set()  # type: ignore[assignment]
+    asked = Asked(_scope("GET", "/v1/memories/ada/export"), b"")
+
+    async def main() -> None:
+        pieces = replica.relay(asked, "ada")
+        await anext(pieces)
+        await asyncio.sleep(0.05)
+        assert len(sent) < 20
+        assert len([piece async for piece in pieces]) == 199 and len(sent) == 200
+        left = replica.relay(asked, "ada")
+        await anext(left)
+        await left.aclose()  # type: ignore[attr-defined]
+        await asyncio.wait_for(asyncio.gather(*replica._running), 5)
+
+    asyncio.run(main())
 
 
 # Processes ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from conftest import BOS, build_decoder, close, random_ids, random_text
+from conftest import BOS, build_decoder, build_tokenizer, close, random_ids, random_text
 from remanence import MemoryModel, MemoryStore
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory
@@ -233,6 +233,22 @@ def test_the_base_answers_what_needs_no_memory(tokenizer: Any) -> None:
             ids = torch.tensor([[BOS, *b"Why is the sky blue?"]])
             out = model.base.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=256)
             assert answer.ids == out[0, ids.shape[1] :].tolist()
+
+
+def test_what_the_base_is_shown_of_a_long_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of the last turns as fit, and those that are to be kept in front of them."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }};{% endfor %}"
+    model = model_of(tokenizer, base_answers=True)  # a window of 64 tokens
+    shown = list[str]()
+    monkeypatch.setattr(model, "generate_alone", lambda prompts, **_: [shown.append(model.text_of(prompts[0])) or [65]])
+    turns = [("Instructions", "Yes"), *((f"Said {i}", f"Told {i}") for i in range(9))]
+    for keep in (0, 1):
+        model.answer_alone("Why?", turns, keep=keep, max_new_tokens=4)
+    assert shown[0].startswith("Said") and shown[0].endswith("Said 8;Told 8;Why?;")
+    assert shown[1].startswith("Instructions;Yes;Said") and shown[1].endswith("Said 8;Told 8;Why?;")
+    model.answer_alone("Why?", [("Instructions" * 9, "Yes"), *turns[1:]], keep=1, max_new_tokens=4)
+    assert shown[2] == "Why?;"  # they alone do not fit
 
 
 @pytest.mark.parametrize("looks", [0, 3])

@@ -29,6 +29,9 @@ from starlette.routing import Mount
 
 from listening import Listening, until
 from remanence import MemoryModel, MemoryStore, Wanted
+from remanence.core.admission import DEFER, Candidate, Decision
+from remanence.core.model import Answer
+from remanence.core.writes import Limits as MemoryLimits
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve.api import create_app
 from remanence.serve.bodies import Message, conversation
@@ -36,6 +39,7 @@ from remanence.serve.engine import Asked, Engine, Full, Stopping, TimeUp
 from remanence.serve.keys import FILE, Keys
 from remanence.serve.limits import Limits, Rates
 from remanence.serve.people import People
+from remanence.serve.talk import _shown
 from test_search import model_of
 
 FACT = "Marla Quist's favourite colour is teal."
@@ -152,6 +156,15 @@ def test_the_newer_interface(serve: Callable[..., Server]) -> None:
         kinds = [event.type for event in stream]
         assert stream.get_final_response().output_text == "teal"
     assert kinds[0] == "response.created" and kinds[-1] == "response.completed"
+    cut = client.responses.create(model="any", input=QUESTION, user="ada", max_output_tokens=1, metadata={"a": "b"})
+    assert cut.metadata == {"a": "b"} and cut.output_text == "te"
+    assert cut.status == cut.output[0].status == "incomplete"  # type: ignore[union-attr]
+    with client.responses.stream(model="any", input=QUESTION, user="ada", max_output_tokens=1) as stream:
+        [done] = [event for event in stream if event.type == "response.output_item.done"]
+        assert done.item.status == "incomplete"  # type: ignore[union-attr]
+    for name, value in (("conversation", "conv_1"), ("background", True), ("prompt", {"id": "p"})):
+        with pytest.raises(openai.BadRequestError, match=name):
+            client.responses.create(model="any", input=QUESTION, user="ada", extra_body={name: value})
     parts = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
     assert client.responses.create(model="any", input=parts, user="ada").output_text == "teal"  # type: ignore[arg-type]
 
@@ -178,23 +191,49 @@ def test_only_the_last_turn_is_new(serve: Callable[..., Server]) -> None:
 
 
 def test_what_a_conversation_is() -> None:
-    def of(*messages: tuple[str, Any]) -> tuple[list[tuple[str, str]], str]:
+    def of(*messages: tuple[str, Any]) -> tuple[str, list[tuple[str, str]], str]:
         return conversation([Message(role=role, content=content) for role, content in messages])  # type: ignore[arg-type]
 
-    assert of(("user", "a")) == ([], "a")
+    assert of(("user", "a")) == ("", [], "a")
     assert of(("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")) == (
-        [("s", "All right."), ("a", "b")],
+        "s",
+        [("a", "b")],
         "c",
     )
-    assert of(("assistant", "hello"), ("user", "a"), ("user", "c")) == ([("a", "")], "c")
-    assert of(("user", [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}])) == ([], "xy")
+    assert of(("assistant", "hello"), ("user", "a"), ("user", "c")) == ("", [("a", "")], "c")
+    assert of(("user", [{"type": "text", "text": "x"}, {"type": "text", "text": "y"}])) == ("", [], "x\ny")
+    assert of(("user", [{"type": "text", "text": "x"}, {"type": "text", "text": ""}])) == ("", [], "x")
     long = [("system", "s"), *[(r, f"{r}{i}") for i in range(20) for r in ("user", "assistant")], ("user", "end")]
-    turns, said = of(*long)
-    assert said == "end" and turns[0] == ("s", "All right.") and turns[-1] == ("user19", "assistant19")
-    assert len(turns) == 8
+    system, turns, said = of(*long)
+    assert (system, said, turns[-1]) == ("s", "end", ("user19", "assistant19"))
     for wrong in ([("user", "a"), ("assistant", "b")], [("user", " ")], [("user", None)]):
         with pytest.raises(InputError):
             of(*wrong)
+
+
+def test_what_of_a_conversation_is_shown() -> None:
+    """The last turns, and in front of them what the system said, which is left out last."""
+    turns = [(f"user {i}", f"assistant {i}") for i in range(20)]
+    assert _shown("", turns, 10_000) == (turns[-8:], 0)
+    assert _shown("Be brief.", turns, 10_000) == ([("Be brief.", "All right."), *turns[-7:]], 1)
+    assert _shown("Be brief.", turns, 50) == ([("Be brief.", "All right."), turns[-1]], 1)
+    assert _shown("Be brief. " * 100, turns, 50) == (turns[-2:], 0)
+    assert _shown("", [], 50) == ([], 0)
+
+
+def test_the_system_is_heard_in_a_long_conversation(
+    serve: Callable[..., Server], model: MemoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, given = serve(), list[dict[str, Any]]()
+    add = server.engine._batch.add
+    monkeypatch.setattr(server.engine._batch, "add", lambda *a, **k: (given.append(k), add(*a, **k))[1])
+    messages = [{"role": "system", "content": "Answer in French."}]
+    for number in range(9):
+        messages += [{"role": "user", "content": f"Number {number}."}, {"role": "assistant", "content": "Noted."}]
+    chat = {"user": "ada", "messages": [*messages, {"role": "user", "content": QUESTION}]}
+    assert server.http().post("/v1/chat/completions", json=chat).status_code == 200
+    assert given[0]["keep"] == 1 and given[0]["history"][0] == ("Answer in French.", "All right.")
+    assert given[0]["history"][-1] == ("Number 8.", "Noted.")
 
 
 def test_stops_and_most_tokens(serve: Callable[..., Server]) -> None:
@@ -209,6 +248,18 @@ def test_stops_and_most_tokens(serve: Callable[..., Server]) -> None:
     assert say(client, "ada", QUESTION, max_completion_tokens=100_000).choices[0].message.content == "teal"
 
 
+def test_a_stop_ends_the_answer(serve: Callable[..., Server], model: MemoryModel) -> None:
+    """Nobody waits for what is not shown."""
+    server = serve(seconds=5)
+    slow = server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
+    for stream in (False, True):
+        said = say(server.openai(), "ada", QUESTION, stop=["aaa"], stream=stream)
+        chunks = [chunk.choices[0] for chunk in said] if stream else []
+        text = "".join(chunk.delta.content or "" for chunk in chunks) if stream else said.choices[0].message.content
+        assert text == "" and (chunks or said.choices)[-1].finish_reason == "stop"
+    assert slow.steps < 30 and server.engine.answering == 0
+
+
 def test_a_turn_that_is_too_long(serve: Callable[..., Server]) -> None:
     """A question is refused; a statement is remembered without an answer, as in `remanence chat`."""
     server = serve()
@@ -217,6 +268,25 @@ def test_a_turn_that_is_too_long(serve: Callable[..., Server]) -> None:
     told = say(server.openai(), "ada", FILLER * 4)
     assert told.choices[0].message.content == "" and told.remanence["remembered"]
     assert server.store.info("ada").tokens > 300
+
+
+def test_what_a_policy_holds_back_is_not_acknowledged_as_remembered(serve: Callable[..., Server]) -> None:
+    server = serve()
+    with server.people.writing("ada") as memory:
+        memory.policy = "a-mac"
+    thanks = "Thanks a lot, good night!"
+    for stream in (False, True):
+        said = say(server.openai(), "ada", thanks, stream=stream)
+        told = (list(said)[-1] if stream else said).remanence
+        assert not told["remembered"] and told["held_back"][0]["reason"] == "not worth remembering (small talk)"
+    http = server.http()
+    done = http.post("/v1/memories/ada/write", json={"text": thanks}).json()
+    assert done["tokens"] == 0 and thanks not in json.dumps(done)
+    held = server.store.load("ada").quarantine
+    assert [one["number"] for one in done["held_back"]] == [held[-1].number] and held[-1].text == thanks
+    assert "remanence_writes_total 0.0" in http.get("/metrics").text
+    assert say(server.openai(), "ada", FACT).remanence["held_back"] == []
+    assert http.post("/v1/memories/ada/write", json={"text": "I have two bikes in Rome."}).json()["held_back"] == []
 
 
 def test_forgetting_is_not_done_by_talking(serve: Callable[..., Server]) -> None:
@@ -232,13 +302,17 @@ def test_the_routes_of_memories(serve: Callable[..., Server]) -> None:
     server = serve()
     http = server.http()
     assert http.post("/v1/memories", json={"name": "ada"}).json()["writes"] == 0
-    assert http.post("/v1/memories", json={"name": "ada"}).status_code == 409
+    taken = http.post("/v1/memories", json={"name": "ada"})
+    assert (
+        taken.status_code == 409 and taken.headers["x-should-retry"] == "false" and "retry-after" not in taken.headers
+    )
     done = http.post("/v1/memories/ada/write", json={"text": FACT + " " + FILLER, "source": "notes", "time": 5.0})
     assert done.json()["writes"] == server.store.info("ada").writes > 0
     answer = http.post("/v1/memories/ada/ask", json={"question": QUESTION}).json()
     assert answer["answer"] == "teal" and answer["sources"][0]["label"] == "notes" and 0 in answer["read"][0]
     found = http.post("/v1/memories/ada/search", json={"query": QUESTION, "k": 1}).json()["data"]
-    assert len(found) == 1 and FACT in found[0]["text"] and found[0]["where"] in ("short-term", "long-term")
+    assert FACT in found[0]["text"] and found[0]["where"] in ("short-term", "long-term")
+    assert [(one["where"], one["write"], one["score"]) for one in found[1:]] == [("window", -1, 0.0)]
     told = http.get("/v1/memories/ada/history", params={"limit": 1}).json()
     assert told["total"] == done.json()["writes"] and len(told["data"]) == 1 and told["waiting"]
     newest = told["data"][0]
@@ -279,6 +353,41 @@ def test_the_routes_of_memories(serve: Callable[..., Server]) -> None:
     assert [one["name"] for one in http.get("/v1/memories").json()["data"]] == ["bob", "carl"]
 
 
+def test_exports_imports_and_forks_are_bounded(serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a place, RAM and a part of the disk."""
+    monkeypatch.setattr("remanence.serve.api._UPLOADS", 1)
+    server = serve(places=2)
+    server.people.write("ada", FACT)
+    client = server.http()
+
+    def upload(name: str) -> http.client.HTTPConnection:
+        """The beginning of an import, of which nothing more comes."""
+        connection = http_client(server)
+        connection.putrequest("PUT", f"/v1/memories/{name}/import")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders()
+        return connection
+
+    taken = upload("ada")
+    assert taken.getresponse().status == 409  # before it is read
+    first = upload("bob")
+    until(lambda: client.put("/v1/memories/carl/import", content=b"x").status_code == 429)
+    for connection in (taken, first):
+        connection.close()
+    with ThreadPoolExecutor(2) as pool, server.people._copying:  # somebody else's
+        copies = [
+            pool.submit(server.http().get, "/v1/memories/ada/export"),
+            pool.submit(server.http().post, "/v1/memories/ada/fork", json={"name": "dora"}),
+        ]  # fmt: skip
+        until(lambda: server.engine.taken == 2)
+        for path in ("/v1/memories/ada/export", "/v1/memories/ada/history"):
+            assert client.get(path).status_code == 429
+        assert not any(copy.done() for copy in copies)
+        server.people._copying.release()
+        assert [copy.result().status_code for copy in copies] == [200, 200]
+        server.people._copying.acquire()
+
+
 def test_what_another_process_saves_is_seen(serve: Callable[..., Server], model: MemoryModel) -> None:
     server = serve()
     say(server.openai(), "ada", "I have a bike.")
@@ -288,6 +397,15 @@ def test_what_another_process_saves_is_seen(serve: Callable[..., Server], model:
     with MemoryStore(server.store.root).open("ada"), pytest.raises(openai.ConflictError, match="open for writing"):
         say(server.openai(), "ada", "My dog is called Rex.")
     assert "Rex" not in texts_of(server.store, "ada")
+
+
+def test_a_search_finds_what_waits(serve: Callable[..., Server]) -> None:
+    """Whoever told something a moment ago is not to hear that there is nothing."""
+    server = serve()
+    server.people.write("ada", FACT, source="a letter", time=5.0)
+    found = server.http().post("/v1/memories/ada/search", json={"query": QUESTION}).json()["data"]
+    waits = {"write": -1, "score": 0.0, "label": "a letter", "time": 5.0, "text": FACT, "where": "window"}
+    assert found == [waits]
 
 
 def test_a_search_finds_nothing_that_has_expired(tokenizer: Any, tmp_path: Path) -> None:
@@ -360,6 +478,39 @@ def test_who_goes_away_is_not_waited_for(serve: Callable[..., Server], model: Me
     server.people.write("ada", "I have a bike.")  # nobody reads it any more
 
 
+def test_a_memory_is_let_go_whatever_happens_to_its_answer(
+    serve: Callable[..., Server], model: MemoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nobody could write to it before the server is started again."""
+    server = serve()
+    server.people.write("ada", FACT)
+    server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
+
+    class Ends(dict[int, Asked]):
+        """An answer that ends, in another thread, in the moment after it was looked for."""
+
+        def get(self, ticket: int, default: Any = None) -> Any:
+            return self.pop(ticket, default)
+
+    def cancel(asked: Asked) -> None:
+        engine_cancel(asked)
+        raise RuntimeError("a fault")
+
+    engine_cancel = server.engine.cancel
+    monkeypatch.setattr(server.engine, "cancel", cancel)
+    stream = say(server.openai(), "ada", QUESTION, stream=True)
+    next(iter(stream))
+    came = list[Any]()
+    late = Asked(server.people.model.new_memory(), QUESTION, (), 0, 32, came.append, time.monotonic() + 9, ticket=7)
+    answering, server.engine._answering = server.engine._answering, Ends({7: late})
+    server.engine._batch.tickets.append(7)  # type: ignore[attr-defined]
+    engine_cancel(late)  # was a KeyError
+    server.engine._answering = answering
+    stream.close()
+    until(lambda: server.engine.taken == 0)
+    server.people.write("ada", "I have a bike.")
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_goes_away_before_the_first_piece_leaves_no_place_taken(
     serve: Callable[..., Server], model: MemoryModel, stream: bool
@@ -383,7 +534,8 @@ def test_who_goes_away_before_the_first_piece_leaves_no_place_taken(
 def test_who_goes_away_while_a_memory_is_loaded_lets_it_go(
     serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = serve()
+    """Its place is free when the thread that loads has ended."""
+    server = serve(places=2)
     server.people.write("ada", FACT)
     hold, loads = server.people.hold, threading.Event()
 
@@ -392,19 +544,43 @@ def test_who_goes_away_while_a_memory_is_loaded_lets_it_go(
         return hold(name, **options)
 
     monkeypatch.setattr(server.people, "hold", slowly)
-    with pytest.raises(openai.APITimeoutError):
-        say(server.openai(), "ada", QUESTION, timeout=0.3)
-    until(lambda: server.engine.taken == 0)
+    for stream in (False, True):
+        with pytest.raises(openai.APITimeoutError):
+            say(server.openai(), "ada", QUESTION, stream=stream, timeout=0.3)
+    with pytest.raises(openai.RateLimitError):  # the threads that wait are bounded
+        say(server.openai(), "ada", QUESTION)
     loads.set()
+    until(lambda: server.engine.taken == 0)
     server.people.write("ada", "I have a bike.")
 
 
+def test_who_waits_for_a_memory_holds_up_nobody_else(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many ask for one that is being written to, others are served."""
+    monkeypatch.setattr("remanence.serve.people._MOST_WAITING", 2)
+    server = serve(places=4)  # and 8 threads more
+    for name in ("ada", "bob"):
+        server.people.write(name, FACT)
+    with ThreadPoolExecutor(20) as pool:
+        with server.people.writing("ada"):
+            asked = [pool.submit(server.http().get, "/v1/memories/ada/history") for _ in range(20)]
+            until(lambda: server.engine.taken == 2 and sum(each.done() for each in asked) == 18)
+            assert {each.result().status_code for each in asked if each.done()} <= {409, 429}
+            assert server.http().get("/v1/memories/bob/history", timeout=3).status_code == 200
+            assert say(server.openai(), "bob", QUESTION, timeout=3).choices[0].message.content == "teal"
+            busy = server.http().post("/v1/memories/ada/write", json={"text": FACT})
+            assert busy.status_code == 409 and "many wait" in _error(busy)["message"]
+        assert [each.result().status_code for each in asked].count(200) == 2
+
+
 class _SlowBatch:
-    """Answers with a letter every 20 ms, without end. It stands for a large model."""
+    """Answers with a letter every 20 ms, until it is told that it is enough. It stands for a large model."""
 
     def __init__(self, model: MemoryModel) -> None:
         self.tickets: list[int] = []
-        self.next = self.cancelled = 0
+        self.next = self.cancelled = self.steps = 0
+        self.enough = set[int]()
 
     def __len__(self) -> int:
         return len(self.tickets)
@@ -414,6 +590,10 @@ class _SlowBatch:
         self.next += 1
         self.tickets.append(self.next)
         return self.next
+
+    def finish(self, ticket: int) -> None:
+        """The next letter is the last."""
+        self.enough.add(ticket)
 
     def cancel(self, ticket: int) -> None:
         """Drop it."""
@@ -425,7 +605,11 @@ class _SlowBatch:
         from remanence.core.batching import Event
 
         time.sleep(0.02)
-        return [Event(ticket, "a") for ticket in self.tickets]
+        self.steps += 1
+        done = {ticket: Answer("a", [], 0.0, [65], []) for ticket in self.enough}
+        self.tickets = [ticket for ticket in self.tickets if ticket not in done]
+        self.enough.clear()
+        return [Event(ticket, "a") for ticket in self.tickets] + [Event(t, "a", done[t]) for t in done]
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------
@@ -491,6 +675,42 @@ def test_wrong_bodies_are_refused_as_openai_does(serve: Callable[..., Server]) -
         assert response.status_code == status, response.text
         _error(response)
     assert server.store.info("ada").tokens == server.store.info("ada").pending_tokens == 0
+
+
+def test_what_is_wrong_is_said_in_plain_words(serve: Callable[..., Server]) -> None:
+    """Nothing of how it is checked; and where a field may be a text or a list, what is wrong with the one it is."""
+    http = serve().http()
+    for path, body, param, message in (
+        ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "valid string"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{}]}]},
+            "messages.0.content.0.type",
+            "required",
+        ),
+        ("chat/completions", {"messages": [_USER], "stop": ["a"] * 5}, "stop", "at most 4"),
+        ("responses", {"input": [_USER, {"type": "reasoning", "id": "rs_1"}]}, "input.1.role", "required"),
+        ("memories/ada/history?limit=0", None, "limit", "greater"),
+    ):
+        error = _error(http.post(f"/v1/{path}", json=body) if body else http.get(f"/v1/{path}"))
+        assert error["param"] == param and message in error["message"], error
+
+
+def test_a_name_that_cannot_be_is_told_so(serve: Callable[..., Server]) -> None:
+    """Not that there is no such memory: it would be begun. That depends on the name alone, not on the key."""
+    server = serve()
+    chat = {"messages": [_USER]}
+    for keyed in (False, True):
+        http = server.http(server.keys.add(["ada"]) if keyed else "")
+        for name in ("auth0|123", "ada+x@example.com", ".ada", "a" * 101):
+            for path, body in (
+                ("/v1/chat/completions", chat | {"user": name}), ("/v1/responses", {"input": "Hi.", "user": name}),
+                ("/v1/memories", {"name": name}), (f"/v1/memories/{name}/write", {"text": FACT}),
+            ):  # fmt: skip
+                refused = http.post(path, json=body)
+                assert refused.status_code == 400 and "a-z and A-Z" in _error(refused)["message"], (path, name)
+            assert http.put(f"/v1/memories/{name}/import", content=b"").status_code == 400
+            assert http.get(f"/v1/memories/{name}").status_code == 404
 
 
 def test_half_a_character_is_no_text(serve: Callable[..., Server]) -> None:
@@ -604,6 +824,27 @@ def test_who_finds_no_place_is_told_to_come_again(serve: Callable[..., Server], 
     until(lambda: server.engine.taken == 0)
 
 
+def test_a_write_waits_for_a_question_that_waits_for_the_model(
+    serve: Callable[..., Server], model: MemoryModel
+) -> None:
+    """Which may take as long as the server allows; the write was refused after half a minute."""
+    assert serve(seconds=50).people.patience_s == 50
+    server = serve(together=1, seconds=20)
+    server.people.write("ada", FACT)
+    slow = server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
+    first = say(server.openai(), "bob", QUESTION, stream=True)
+    next(iter(first))
+    with ThreadPoolExecutor(2) as pool:
+        asks = pool.submit(say, server.openai(), "ada", QUESTION, stop="a")
+        until(lambda: server.engine.waiting == 1)
+        writes = pool.submit(server.http().post, "/v1/memories/ada/write", json={"text": "I have a bike."})
+        time.sleep(0.3)
+        assert not writes.done()
+        first.close()
+        assert asks.result().choices[0].message.content == "" and writes.result().status_code == 200
+    assert slow.next == 2
+
+
 def test_time_is_bounded(serve: Callable[..., Server], model: MemoryModel) -> None:
     server = serve(seconds=0.3)
     server.engine._batch = _SlowBatch(model)  # type: ignore[assignment]
@@ -614,6 +855,28 @@ def test_time_is_bounded(serve: Callable[..., Server], model: MemoryModel) -> No
     assert response.status_code == 503 and _error(response)["code"] == "timeout"
     assert not server.store.exists("ada")
     assert server.http().post("/v1/memories/ada/write", json={"text": FACT}).status_code == 200
+
+
+def test_what_is_above_a_limit_is_refused_and_not_repeated(serve: Callable[..., Server]) -> None:
+    """In words that tell nothing of the disk or of other memories."""
+    server = serve()
+    with server.people.writing("ada") as memory:
+        memory.limits = MemoryLimits(tokens=20)
+    http, long = server.http(), "I have a bike and a dog and a cat and a boat and a house, and that is all. "
+    server.store.quotas(memories=1)
+    chat = {"user": "ada", "messages": [{"role": "user", "content": long}]}
+    for path, body in (
+        ("/v1/memories/ada/write", {"text": long}), ("/v1/chat/completions", chat),
+        ("/v1/memories", {"name": "bob"}), ("/v1/memories/bob/write", {"text": FACT}),
+        ("/v1/memories/ada/fork", {"name": "bob"}), ("/v1/chat/completions", chat | {"user": "bob"}),
+    ):  # fmt: skip
+        refused = http.post(path, json=body)
+        error = _error(refused)
+        assert (refused.status_code, error["code"]) == (400, "over_limit"), path
+        assert str(server.store.root) not in error["message"] and "1 memories" not in error["message"]
+    streamed = http.post("/v1/chat/completions", json=chat | {"stream": True}).text
+    assert "over_limit" in streamed and "[DONE]" not in streamed
+    assert [info.tokens for info in server.store.list()] == [0]
 
 
 # Keys -----------------------------------------------------------------------------------------------------------------
@@ -744,6 +1007,19 @@ def test_a_page_of_the_web_reaches_no_server_without_keys(model: MemoryModel, tm
             for host in ("evil.example", "localhost.evil.example:80", "10.0.0.1", "localhost@evil.example", ""):
                 assert status(host) == 421, host
             assert _error(web.get("/healthz", headers={"Host": "evil.example"}))["code"] == "wrong_host"
+
+            def planted(**headers: str) -> int:
+                request = web.build_request("POST", "/v1/memories/ada/write", content=b'{"text": "planted"}')
+                request.headers.update(headers)
+                return web.send(request).status_code
+
+            assert planted() == 400  # a body that does not say that it is JSON, as a page may send unasked
+            own = {"Content-Type": "application/json"}
+            for origin in ("http://evil.example", "http://localhost.evil.example", "null", "http://[", "file://"):
+                assert planted(Origin=origin) == planted(**own, Origin=origin) == 403, origin
+            assert not MemoryStore(tmp_path).exists("ada")
+            for origin in ("http://localhost:3000", f"http://127.0.0.1:{listening.port}", "http://[::1]:8000"):
+                assert planted(**own, Origin=origin) == 200, origin
             keys.add(["ada"])  # now whoever comes needs one, under any name
             assert status("proxy.example") == 401
     finally:
@@ -874,11 +1150,11 @@ def test_the_engine_answers_and_works_side_by_side(model: MemoryModel, tmp_path:
         with people.hold("a") as memory:  # whose ticket may be that of one that failed
             came: list[Any] = []
             late = Asked(
-                memory, QUESTION, (), 32, came.append, time.monotonic() + 20, ticket=engine._batch.add(memory, "x")
+                memory, QUESTION, (), 0, 32, came.append, time.monotonic() + 20, ticket=engine._batch.add(memory, "x")
             )
             engine._batch.cancel(late.ticket or 0)
             engine._answering[late.ticket or 0] = other = Asked(
-                memory, QUESTION, (), 32, came.append, late.until, late.ticket
+                memory, QUESTION, (), 0, 32, came.append, late.until, late.ticket
             )
             engine.cancel(late)
             assert engine._answering.pop(late.ticket or 0) is other
@@ -949,6 +1225,27 @@ def test_a_long_write_lets_others_be_answered(model: MemoryModel, tmp_path: Path
         assert ends["a"] < ends["b"]
     finally:
         engine.close()
+
+
+def test_a_policy_lets_others_be_answered_and_has_its_time(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        def judge(self, candidate: Candidate) -> Decision:
+            time.sleep(0.05)
+            return Decision(DEFER, "slow")
+
+    server = serve(seconds=1)
+    server.people.write("ada", FACT)
+    monkeypatch.setattr("remanence.core.write.named", lambda name: Slow())
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        body = {"text": "This is a passage of its own.\n\n" * 100}
+        writes = pool.submit(server.http().post, "/v1/memories/bob/write", json=body)
+        until(lambda: bool(server.engine._ends))
+        assert server.people.ask("ada", QUESTION).text == "teal" and not writes.done()
+        assert writes.result().status_code == 503 and time.monotonic() - began < 4
+    assert not server.store.exists("bob")
 
 
 def test_counts_for_prometheus_name_nobody(serve: Callable[..., Server]) -> None:

@@ -135,6 +135,7 @@ def judged(
     model: Asked,
     source: str = "",
     time: float = 0.0,
+    between: Callable[[], None] = lambda: None,
 ) -> list[tuple[str, Decision]]:
     """The passages of a text, and what a policy says of each. Nothing is changed.
 
@@ -143,9 +144,11 @@ def judged(
         text, source, time: as they are told.
         memory: where the text is to go.
         model: of the memory.
+        between: called before each passage; if it raises, this ends.
     """
     made, before = list[tuple[str, Decision]](), list[str]()
     for passage in passages(text):
+        between()
         if passage.strip():
             decision = policy.judge(Candidate(passage, source, time, memory, model, tuple(before[-_BEFORE:])))
         else:
@@ -157,16 +160,24 @@ def judged(
 
 
 def admitted(
-    policy: WritePolicy, text: str, *, memory: Memory, model: Asked, source: str, time: float, tags: Tags
+    policy: WritePolicy,
+    text: str,
+    *,
+    memory: Memory,
+    model: Asked,
+    source: str,
+    time: float,
+    tags: Tags,
+    between: Callable[[], None] = lambda: None,
 ) -> str:
     """What of a text is to be remembered; the rest is put into the memory's quarantine.
 
     Args:
-        policy, text, memory, model, source, time: as for `judged`.
+        policy, text, memory, model, source, time, between: as for `judged`.
         tags: kept with what is held back.
     """
     kept = list[str]()
-    made = judged(policy, text, memory=memory, model=model, source=source, time=time)
+    made = judged(policy, text, memory=memory, model=model, source=source, time=time, between=between)
     for (verdict, reason), neighbours in groupby(made, key=lambda each: (each[1].verdict, each[1].reason)):
         part = "".join(passage for passage, _ in neighbours)
         if verdict == ACCEPT:

@@ -54,9 +54,9 @@ class Event:
 class Batch:
     """Questions that are being answered together.
 
-    `add`, `cancel` and `len` may be called at any time and from any thread. `step` computes: one thread calls it, and
-    while it runs nothing else may use the model. A memory is read in the step after `add`, so it must not be written to
-    until then; what is written later does not change the answer.
+    `add`, `finish`, `cancel` and `len` may be called at any time and from any thread. `step` computes: one thread calls
+    it, and while it runs nothing else may use the model. A memory is read in the step after `add`, so it must not be
+    written to until then; what is written later does not change the answer.
 
     Args:
         model: answers.
@@ -84,12 +84,13 @@ class Batch:
         question: str,
         *,
         history: Sequence[tuple[str, str]] = (),
+        keep: int = 0,
         max_new_tokens: int = 32,
     ) -> int:
         """Let a question be answered from the next step on.
 
         Args:
-            memory, question, history, max_new_tokens: as in `MemoryDecoder.ask`.
+            memory, question, history, keep, max_new_tokens: as in `MemoryDecoder.ask`.
 
         Returns:
             A number by which `step` and `cancel` name it.
@@ -105,13 +106,19 @@ class Batch:
             if len(self._rows) >= self.most:
                 raise ConfigError(f"{self.most} questions are being answered already; wait until one is done.")
             ticket = next(self._tickets)
-            self._rows[ticket] = _Row(ticket, memory, question, tuple(history), max_new_tokens)
+            self._rows[ticket] = _Row(ticket, memory, question, tuple(history), keep, max_new_tokens)
         return ticket
 
     def cancel(self, ticket: int) -> None:
         """Nobody waits for this answer any more: no event of it comes. What is done already is left alone."""
         with self._lock:
             self._rows.pop(ticket, None)
+
+    def finish(self, ticket: int) -> None:
+        """What came of this answer is enough: it ends with its next token. What is done already is left alone."""
+        with self._lock:
+            if (row := self._rows.get(ticket)) is not None:
+                row.enough = True
 
     @torch.no_grad()
     def step(self) -> list[Event]:
@@ -136,7 +143,7 @@ class Batch:
         for alone, group in self._groups.items():
             group.go_on([row for row in rows if row.alone is alone and row.scores is None])
         for row in rows:
-            done = row.choose()
+            done = row.choose() or row.enough
             event = Event(row.ticket, row.piece(self.model, done), row.answer(self.model) if done else None)
             if done:
                 self._end(row, events, event)
@@ -155,10 +162,16 @@ class _Row:
     """One question on its way to an answer."""
 
     def __init__(
-        self, ticket: int, memory: Memory, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int
+        self,
+        ticket: int,
+        memory: Memory,
+        question: str,
+        history: Sequence[tuple[str, str]],
+        keep: int,
+        max_new_tokens: int,
     ) -> None:
         self.ticket, self.memory, self.question = ticket, memory, question
-        self.history, self.max_new_tokens = history, max_new_tokens
+        self.history, self.keep, self.max_new_tokens = history, keep, max_new_tokens
         self.begun: Answer | None = None  # all of the answer but its text and tokens, once the question was read
         self.alone = False  # the base answers by itself
         self.cache: Any = None
@@ -167,6 +180,7 @@ class _Row:
         self.ids = torch.zeros(1, 0, dtype=torch.long)  # what `generate` would know: prompt, or its end, and new tokens
         self.new: list[int] = []
         self.said = ""  # what was handed out of the answer
+        self.enough = False  # no more than the next token is wanted
         self._rules: Any = None
         self._stops: Any = None
 
@@ -203,6 +217,7 @@ class _Row:
             self.memory,
             self.question,
             history=self.history,
+            keep=self.keep,
             max_new_tokens=self.max_new_tokens,
             custom_generate=instead_of_generating,
         )

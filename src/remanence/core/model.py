@@ -272,6 +272,7 @@ class MemoryDecoder(Writer):
         question: str,
         *,
         history: Sequence[tuple[str, str]] = (),
+        keep: int = 0,
         max_new_tokens: int = 32,
         only: Only | None = None,
         **options: Any,
@@ -284,6 +285,7 @@ class MemoryDecoder(Writer):
             history: earlier turns of this conversation, what the user said and what the model answered, oldest first.
                 The base sees them where it answers by itself, as many of the last as fit the window; what was told in
                 them and is to be known later must be memorized.
+            keep: how many turns at the beginning of the history are the last to be left out, such as instructions.
             max_new_tokens: most tokens of the answer.
             only: which texts are read; all if None.
             options: for Hugging Face's `generate`; greedy by default.
@@ -292,7 +294,7 @@ class MemoryDecoder(Writer):
             InputError: an empty question, or one longer than the window.
         """
         return self.ask_batch(
-            [memory], [question], histories=[history], max_new_tokens=max_new_tokens, only=only, **options
+            [memory], [question], histories=[history], keep=keep, max_new_tokens=max_new_tokens, only=only, **options
         )[0]
 
     def ask_batch(
@@ -301,6 +303,7 @@ class MemoryDecoder(Writer):
         questions: Sequence[str],
         *,
         histories: Sequence[Sequence[tuple[str, str]]] | None = None,
+        keep: int = 0,
         max_new_tokens: int = 32,
         only: Only | None = None,
         force: Sequence[int | None] | None = None,
@@ -334,7 +337,9 @@ class MemoryDecoder(Writer):
         alone = [r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])]
         answers: dict[int, Answer] = {}
         for row in alone:
-            answers[row] = self.answer_alone(questions[row], histories[row], max_new_tokens=max_new_tokens, **options)
+            answers[row] = self.answer_alone(
+                questions[row], histories[row], keep=keep, max_new_tokens=max_new_tokens, **options
+            )
         rest = [r for r in rows if r not in answers]
         if rest and found is not None and self.config.looks:
             answers |= self._answer_looking(memories, prompts, asks, found, rest, force, max_new_tokens, options)
@@ -425,18 +430,24 @@ class MemoryDecoder(Writer):
         return self.config.base_answers and not found.relevant and found.needs < 0
 
     def answer_alone(
-        self, question: str, history: Sequence[tuple[str, str]] = (), *, max_new_tokens: int = 32, **options: Any
+        self,
+        question: str,
+        history: Sequence[tuple[str, str]] = (),
+        *,
+        keep: int = 0,
+        max_new_tokens: int = 32,
+        **options: Any,
     ) -> Answer:
         """What the base answers by itself: its own chat template, no adapter, no memory.
 
         Args:
             question: any text.
-            history, max_new_tokens, options: as in `ask`.
+            history, keep, max_new_tokens, options: as in `ask`.
         """
         room = self.config.window_tokens - max_new_tokens
         turns = list(history)
         while len(prompt := self.prompts.alone(turns, question)) > room and turns:
-            turns.pop(0)
+            turns.pop(keep if len(turns) > keep else 0)
         [made] = self.generate_alone([prompt], max_new_tokens=max_new_tokens, **options)
         return Answer(self.said(made), [], 0.0, made, [], recalled=False)
 

@@ -50,6 +50,7 @@ class Writer(AttachedDecoder, Asked):
         policy: WritePolicy | None = None,
         metadata: Mapping[str, str] | None = None,
         keep_for: float | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> int:
         """Remember a text of any length. What does not fill a chunk stays verbatim in the window until more comes.
 
@@ -69,6 +70,8 @@ class Writer(AttachedDecoder, Asked):
                 (`admission.py`). If None, the memory's own does, if it has one (`Memory.policy`).
             metadata: kept with every piece of the text, for answers to name and to choose by (`Only`, `Wanted`).
             keep_for: seconds from `time` on after which it is not read any more; `sweep` then forgets it.
+            between: called before each passage that a policy judges, which may take long; the model is free at this
+                moment. If it raises, nothing was written.
 
         Returns:
             The number of tokens that were taken.
@@ -89,7 +92,9 @@ class Writer(AttachedDecoder, Asked):
         if policy is not None:
             if last is not None:
                 raise ConfigError("`last` does not work where a policy judges what is told; tell the rest as a text.")
-            text = admitted(policy, text, memory=memory, model=self, source=source, time=time, tags=tags)
+            text = admitted(
+                policy, text, memory=memory, model=self, source=source, time=time, tags=tags, between=between
+            )
         ids = self._tokens(memory, text, last)
         most = memory.limits.tokens
         if most is not None and memory.limits.when_full == "refuse":

@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -35,12 +36,14 @@ from ..errors import (
     InputError,
     MemoryBusy,
     MemoryCorrupt,
+    OverLimit,
     RemanenceError,
     StorageError,
     UnknownMemory,
 )
 from ..store.catalogue import NAME
 from ..store.rows import MemoryInfo
+from ..store.store import check_name
 from .bodies import (
     AskBody,
     ChatBody,
@@ -50,6 +53,7 @@ from .bodies import (
     SearchBody,
     WriteBody,
     conversation,
+    what_is_wrong,
 )
 from .completions import Response as Told
 from .completions import completion, completion_events, event
@@ -58,7 +62,7 @@ from .keys import Key, Keys
 from .limits import Limits, Rates, bounded, only_this_machine
 from .metrics import Metrics, Traffic
 from .people import People, Taken
-from .talk import Turn, number, recall
+from .talk import Turn, held_back, number, recall
 
 T = TypeVar("T")
 log = logging.getLogger("remanence.serve")
@@ -70,6 +74,7 @@ _POLICY = (
 )
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 _MORE = 8  # threads for what uses no model, beside one for each place
+_UPLOADS, _UPLOAD_S = 8, 10  # imports that come at once, each to the disk; seconds after which to try again
 _MOST_OFFSET = 1 << 31
 Header_ = Annotated[str | None, Header(description="Whose memory; goes before `user`.")]
 _STATUS: list[tuple[type[Exception], int, str]] = [  # the first that fits
@@ -77,6 +82,7 @@ _STATUS: list[tuple[type[Exception], int, str]] = [  # the first that fits
     (Taken, 409, "memory_exists"),
     (MemoryBusy, 409, "memory_busy"),
     (IncompatibleMemory, 409, "incompatible_memory"),
+    (OverLimit, 400, "over_limit"),  # clients repeat 409 and 5xx
     (InputError, 400, "invalid_value"),
     (ConfigError, 400, "invalid_value"),
     (Full, 429, "server_busy"),
@@ -88,8 +94,11 @@ _STATUS: list[tuple[type[Exception], int, str]] = [  # the first that fits
 _SAID: dict[type[Exception], str] = {  # in place of messages that tell of the disk, or of other memories
     UnknownMemory: "there is no such memory, or this key is not for it.",
     MemoryCorrupt: "this memory is damaged on the server's disk; its operator can look: remanence memory verify",
+    OverLimit: "this is more than the memory or the server's store may hold; nothing was changed. Forget a part, or "
+    "delete a memory; the operator can raise the limits (remanence memory limit, remanence memory quota).",
     StorageError: "the server's disk refused that; nothing was changed.",
 }
+NOT_AGAIN = {"X_Should_Retry": "false"}  # a header that OpenAI's clients obey; they repeat 409 and 5xx
 _KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -107,13 +116,23 @@ def error_response(status: int, message: str, code: str | None, **headers: str) 
     return JSONResponse(error_body(status, message, code), status, named)
 
 
+async def refused(request: Request, error: Exception) -> JSONResponse:
+    """What a client is told of an `HTTPException`. Handles it in an application."""
+    assert isinstance(error, HTTPException)
+    response = error_response(error.status_code, str(error.detail), None)
+    response.headers.update(error.headers or {})
+    return response
+
+
 def told(error: Exception) -> JSONResponse:
     """What a client is told of an error."""
     for kind, status, code in _STATUS:
         if isinstance(error, kind):
-            more = {}
-            if status in (409, 429, 503) and not isinstance(error, (Taken, IncompatibleMemory)):
-                more["Retry_After"] = str(error.retry_s if isinstance(error, Full) else 1)
+            more = dict[str, str]()
+            if isinstance(error, (Taken, IncompatibleMemory)):
+                more = NOT_AGAIN
+            elif status in (409, 429, 503):
+                more = {"Retry_After": str(error.retry_s if isinstance(error, Full) else 1)}
             message = _SAID.get(kind, str(error))
             if status >= 500:
                 log.warning("%s: %s", type(error).__name__, error)
@@ -131,8 +150,9 @@ class Gate:
         limits: what is allowed.
         metrics: what is counted.
         guarded: the beginning of the paths that need a key.
-        local: without keys only requests that name this machine are served. Or a page of the web could read memories
-            through its visitor's browser, by giving its own name the address of this machine.
+        local: without keys only requests that name this machine are served, and none that a page of another place
+            sends. Or a page of the web could read memories through its visitor's browser, by giving its own name the
+            address of this machine; or write to them, as a browser sends without asking what looks like a form.
     """
 
     def __init__(
@@ -180,6 +200,9 @@ class Gate:
         if self._local and not self._closed and not _names_this_machine(scope):
             message = "without keys the server is for this machine alone, under the name localhost; make a key."
             return "host", error_response(421, message, "wrong_host")
+        if self._local and not self._closed and not _from_this_machine(scope):
+            message = "without keys the server is for this machine alone, not for pages of the web; make a key."
+            return "origin", error_response(403, message, "wrong_origin")
         # Where the application is mounted in another one, paths begin with its place there.
         if not scope["path"].removeprefix(scope.get("root_path", "")).startswith(self._guarded):
             return None
@@ -229,6 +252,16 @@ def _names_this_machine(scope: Any) -> bool:
     return only_this_machine(name)
 
 
+def _from_this_machine(scope: Any) -> bool:
+    """Whether no page of another place sent a request: browsers say whose page did (Origin)."""
+    origin = dict(scope["headers"]).get(b"origin")
+    if origin is None:
+        return True
+    with suppress(ValueError):
+        return only_this_machine(urlsplit(origin.decode("latin-1")).hostname or "")
+    return False
+
+
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of work on a request that was read. It is cancelled if the client goes away meanwhile.
 
@@ -274,16 +307,18 @@ def create_app(
     """The server's application.
 
     Args:
-        people: the memories; `engine` becomes what computes for them.
+        people: the memories; `engine` becomes what computes for them, and who wants a memory waits for it at least as
+            long as an answer may take.
         engine: owns the model. It is closed when the application ends.
         keys: who may use which memory.
         limits: what is allowed.
         local: it listens to this machine alone; see `Gate`.
     """
     bounds = limits or Limits()
-    people.computer = engine
+    people.computer, people.patience_s = engine, max(people.patience_s, bounds.seconds)
     metrics = Metrics(engine, people)
     pool = ThreadPoolExecutor(bounds.places + _MORE, "memories")
+    uploading = asyncio.Semaphore(_UPLOADS)
     model = people.model.name
     log.debug("serving %s", people.model.fingerprint)  # which is computed now, not in several threads at once
 
@@ -295,6 +330,7 @@ def create_app(
 
     app = FastAPI(
         title="Remanence", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        exception_handlers={HTTPException: refused},
         description="A language model with a long-term memory inside, one for each person.",
     )  # fmt: skip
 
@@ -302,13 +338,18 @@ def create_app(
         return await asyncio.get_running_loop().run_in_executor(pool, partial(work, *args, **options))
 
     async def computed(work: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        """The same for what uses the model: it takes a place."""
+        """The same for what uses a memory: it takes a place."""
         with engine.place():
             return await later(work, *args, **options)
 
     async def allowed(request: Request, name: str, *, there: bool = True) -> str:
-        """A name that the asker may use. Raises `UnknownMemory`, the same for one that is not theirs or not there."""
+        """A name that the asker may use. Raises `UnknownMemory`, the same for one that is not theirs or not there.
+
+        One that need not be there is about to be: it raises `ConfigError` if no memory can be named so.
+        """
         key: Key | None = request.state.key
+        if not there:
+            check_name(name)
         mine = NAME.fullmatch(name) is not None and (key is None or key.may(name))
         found = await later(people.exists, name if mine else _NOBODY)
         if not mine or (there and not found):
@@ -319,19 +360,11 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "json_invalid":
+        where, message = what_is_wrong(error.errors())
+        if error.errors()[0]["type"] == "json_invalid":
             where, message = "", "the body is no JSON, or none that is whole."
         body = error_body(400, f"{where}: {message}" if where else message, "invalid_value", where or None)
         return JSONResponse(body, 400)
-
-    @app.exception_handler(HTTPException)
-    async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        response = error_response(error.status_code, str(error.detail), None)
-        response.headers.update(error.headers or {})
-        return response
 
     @app.exception_handler(RemanenceError)
     async def _ours(request: Request, error: RemanenceError) -> JSONResponse:
@@ -370,17 +403,26 @@ def create_app(
         if not name:
             raise InputError("whose memory is it? Give user, or the header X-Remanence-Memory.")
         name = await allowed(request, name, there=False)
-        history, said = conversation(body.messages)
+        system, history, said = conversation(body.messages)
         turn = Turn(
-            people, engine, later, name, history, said, most=most, limit=bounds.answer_tokens, stops=stops, done=done
+            people,
+            engine,
+            pool,
+            name,
+            history,
+            said,
+            system=system,
+            most=most,
+            limit=bounds.answer_tokens,
+            stops=stops,
+            done=done,
         )
         began = time.perf_counter()
         engine.enter()
         try:
             await turn.begin()
         except BaseException:
-            turn.close()
-            engine.leave()
+            turn.close(engine.leave)
             raise
         metrics.first.observe(time.perf_counter() - began)
         return turn
@@ -390,7 +432,7 @@ def create_app(
     ) -> Any:
         """A turn to its end, as a stream or whole."""
         if stream:
-            return _Closing(guarded(events), lambda: ended(turn))
+            return _Closing(guarded(events), lambda: turn.close(engine.leave))
 
         async def rest() -> None:
             async for _ in turn.pieces():
@@ -401,7 +443,7 @@ def create_app(
             await while_there(request, rest())
             return JSONResponse(whole())
         finally:
-            ended(turn)
+            turn.close(engine.leave)
 
     async def guarded(events: AsyncIterator[str]) -> AsyncIterator[str]:
         """The events; an error is the last one, as the status is sent already."""
@@ -417,14 +459,8 @@ def create_app(
         if turn.written is not None:
             count(turn.written.tokens)
 
-    def ended(turn: Turn) -> None:
-        try:
-            turn.close()
-        finally:
-            engine.leave()
-
     def count(tokens: int) -> None:
-        metrics.writes.inc()
+        metrics.writes.inc(tokens > 0)  # else all of it was held back
         metrics.written.inc(tokens)
 
     @app.post("/v1/chat/completions", tags=["openai"])
@@ -439,7 +475,7 @@ def create_app(
     async def responses(request: Request, body: ResponseBody, x_remanence_memory: Header_ = None) -> Any:
         """The same in the newer form."""
         turn = await while_there(request, begun(request, x_remanence_memory, body, body.max_output_tokens, []))
-        made = Told(turn, model, body.instructions)
+        made = Told(turn, model, body.instructions, body.metadata)
         return await sent(request, turn, bool(body.stream), made.events(), made.whole)
 
     # Memories ---------------------------------------------------------------------------------------------------------
@@ -454,11 +490,7 @@ def create_app(
     @app.post("/v1/memories", tags=["memories"])
     async def create(request: Request, body: NewName) -> dict[str, Any]:
         """Start an empty memory."""
-        if not NAME.fullmatch(body.name):
-            raise ConfigError(
-                "a memory's name has 1 to 100 of the letters a-z and A-Z, digits, and . _ - @, and begins with no dot."
-            )
-        return _entry(await later(people.create, await allowed(request, body.name, there=False)))
+        return _entry(await computed(people.create, await allowed(request, body.name, there=False)))
 
     @app.get("/v1/memories/{name}", tags=["memories"])
     async def show(request: Request, name: str) -> dict[str, Any]:
@@ -473,12 +505,12 @@ def create_app(
                     "chunk_tokens": memory.config.chunk_tokens, "window_tokens": memory.config.window_tokens,
                 }  # fmt: skip
 
-        return _entry(info) | await later(sizes)
+        return _entry(info) | await computed(sizes)
 
     @app.delete("/v1/memories/{name}", tags=["memories"])
     async def delete(request: Request, name: str) -> dict[str, Any]:
         """Erase a memory for good."""
-        await later(people.delete, await allowed(request, name))
+        await computed(people.delete, await allowed(request, name))
         return {"name": name, "deleted": True}
 
     @app.post("/v1/memories/{name}/write", tags=["memories"])
@@ -487,7 +519,10 @@ def create_app(
         await allowed(request, name, there=False)
         done = await computed(people.write, name, body.text, source=body.source, time=body.time)
         count(done.tokens)
-        return {"tokens": done.tokens, "writes": done.writes, "pending_tokens": done.pending_tokens}
+        return {
+            "tokens": done.tokens, "writes": done.writes, "pending_tokens": done.pending_tokens,
+            "held_back": held_back(done.held),
+        }  # fmt: skip
 
     @app.post("/v1/memories/{name}/ask", tags=["memories"])
     async def ask(request: Request, name: str, body: AskBody) -> dict[str, Any]:
@@ -502,7 +537,7 @@ def create_app(
 
     @app.post("/v1/memories/{name}/search", tags=["memories"])
     async def search(request: Request, name: str, body: SearchBody) -> dict[str, Any]:
-        """The writes that fit a query best, without an answer."""
+        """The writes that fit a query best, without an answer; behind them what waits to be written."""
         await allowed(request, name)
         found = await computed(people.search, name, body.query, body.k)
         return {
@@ -520,7 +555,7 @@ def create_app(
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     ) -> dict[str, Any]:
         """What was told, newest first."""
-        told_: dict[str, Any] = await later(people.history, await allowed(request, name), offset=offset, limit=limit)
+        told_: dict[str, Any] = await computed(people.history, await allowed(request, name), offset=offset, limit=limit)
         return told_
 
     @app.post("/v1/memories/{name}/forget", tags=["memories"])
@@ -536,7 +571,7 @@ def create_app(
     async def fork(request: Request, name: str, body: NewName) -> dict[str, Any]:
         """Copy a memory under a name that is free."""
         await allowed(request, name)
-        return _entry(await later(people.fork, name, await allowed(request, body.name, there=False)))
+        return _entry(await computed(people.fork, name, await allowed(request, body.name, there=False)))
 
     @app.get("/v1/memories/{name}/export", tags=["memories"], response_class=FileResponse)
     async def export(request: Request, name: str, texts: bool = True) -> FileResponse:
@@ -545,7 +580,7 @@ def create_app(
         folder = await later(partial(tempfile.TemporaryDirectory, prefix="remanence-"))
         path = Path(folder.name) / "memory"
         try:
-            await later(people.export, name, path, texts=texts)
+            await computed(people.export, name, path, texts=texts)
         except BaseException:
             folder.cleanup()
             raise
@@ -560,13 +595,16 @@ def create_app(
     @app.put("/v1/memories/{name}/import", tags=["memories"], openapi_extra=file_body)
     async def import_(request: Request, name: str) -> dict[str, Any]:
         """Take in an exported memory under a name that is free."""
-        await allowed(request, name, there=False)
-        with tempfile.TemporaryDirectory(prefix="remanence-") as folder:
-            path = Path(folder) / "memory"
-            with path.open("wb") as file:
-                async for piece in request.stream():
-                    await later(file.write, piece)
-            return _entry(await computed(people.import_, path, name))
+        await later(people.must_be_free, await allowed(request, name, there=False))  # before anything of it is read
+        if uploading.locked():
+            raise Full(_UPLOAD_S)
+        async with uploading:
+            with tempfile.TemporaryDirectory(prefix="remanence-") as folder:
+                path = Path(folder) / "memory"
+                with path.open("wb") as file:
+                    async for piece in request.stream():
+                        await later(file.write, piece)
+                return _entry(await computed(people.import_, path, name))
 
     # The rest ---------------------------------------------------------------------------------------------------------
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from ..core.session import TURNS
 from ..errors import InputError
 
 _MOST_STOPS = 4  # as OpenAI allows
+_NOT_DONE = (  # what would be missed
+    "tools", "functions", "modalities", "audio", "prediction", "previous_response_id", "conversation", "background",
+    "prompt",
+)  # fmt: skip
 _YEAR_10000 = 253_402_300_800.0  # seconds since the epoch; dates go no further
 
 
@@ -20,6 +24,18 @@ def _whole(text: str) -> str:
     except UnicodeEncodeError:
         raise ValueError("this is no text: it has half of a character (a lone surrogate)") from None
     return text
+
+
+def what_is_wrong(errors: Sequence[Any]) -> tuple[str, str]:
+    """Where a body is wrong, and how, of all that pydantic says of it.
+
+    A field that may be a text or a list has an error for each of the two. The one that the sender meant is that which
+    goes deeper, or is no complaint that it is not of this kind.
+    """
+    error = max(errors, key=lambda one: (one["type"] not in ("string_type", "list_type"), len(one["loc"])))
+    parts = [str(part) for part in error["loc"] if part not in ("body", "query", "path")]
+    where = ".".join(part for part in parts if not set("[(") & set(part))  # these are kinds, in pydantic's words
+    return where, error["msg"].removeprefix("Value error, ")
 
 
 Said = Annotated[str, AfterValidator(_whole)]
@@ -59,7 +75,7 @@ class AskBody(Body):
 
 
 class SearchBody(Body):
-    """What to search for; the k best writes are told."""
+    """What to search for; the k best writes are told, and all that waits to be written."""
 
     query: Text
     k: Annotated[int, Field(ge=1, le=100)] = 5
@@ -99,7 +115,7 @@ class Message(BaseModel):
     def text(self) -> str:
         """Its words."""
         if isinstance(self.content, list):
-            return "".join(part.text or part.refusal or "" for part in self.content)
+            return "\n".join(text for part in self.content if (text := part.text or part.refusal))
         return self.content or ""
 
     @field_validator("content")
@@ -123,7 +139,7 @@ class _Turn(BaseModel):
     @classmethod
     def _can_be_done(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            for name in ("tools", "functions", "modalities", "audio", "prediction", "previous_response_id"):
+            for name in _NOT_DONE:
                 value = values.get(name)
                 if value and not (name == "modalities" and value == ["text"]):
                     raise ValueError(f"{name} is not done here; leave it out")
@@ -170,6 +186,7 @@ class ResponseBody(_Turn):
     input: Said | Annotated[list[Message], Field(min_length=1, max_length=2000)]
     instructions: Said | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    metadata: dict[Said, Said] | None = None
 
     @property
     def messages(self) -> list[Message]:
@@ -178,10 +195,10 @@ class ResponseBody(_Turn):
         return [Message(role="system", content=self.instructions), *own] if self.instructions else own
 
 
-def conversation(messages: list[Message]) -> tuple[list[tuple[str, str]], str]:
-    """The turns before, and what is said now: the last message. Clients send the whole conversation every time.
+def conversation(messages: list[Message]) -> tuple[str, list[tuple[str, str]], str]:
+    """What the system says, the turns before, and what is said now: the last message.
 
-    What the system says is shown as a turn of its own before the others.
+    Clients send the whole conversation every time.
 
     Raises:
         InputError: the last message is not the user's, or is empty.
@@ -204,6 +221,4 @@ def conversation(messages: list[Message]) -> tuple[list[tuple[str, str]], str]:
             said = None
     if said is not None:
         turns.append((said, ""))
-    if system:
-        turns = [(system, "All right."), *turns[1 - TURNS :]]
-    return turns, last.text
+    return system, turns, last.text

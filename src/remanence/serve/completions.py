@@ -75,13 +75,16 @@ class Response:
         turn: which has begun.
         model: its name.
         instructions: what the client told the system.
+        metadata: what the client wants to have back with it.
     """
 
-    def __init__(self, turn: Turn, model: str, instructions: str | None) -> None:
+    def __init__(
+        self, turn: Turn, model: str, instructions: str | None, metadata: dict[str, str] | None = None
+    ) -> None:
         self.turn, self.item = turn, new_id("msg_")
         self._head = {
             "id": new_id("resp_"), "object": "response", "created_at": int(time.time()), "model": model,
-            "instructions": instructions, "error": None, "metadata": {}, "parallel_tool_calls": False,
+            "instructions": instructions, "error": None, "metadata": metadata or {}, "parallel_tool_calls": False,
             "tool_choice": "none", "tools": [], "temperature": None, "top_p": None,
         }  # fmt: skip
 
@@ -93,17 +96,20 @@ class Response:
             "total_tokens": tokens["total_tokens"], "input_tokens_details": {"cached_tokens": 0},
             "output_tokens_details": {"reasoning_tokens": 0},
         }  # fmt: skip
-        cut = self.turn.cut
         return self._head | {
-            "status": "incomplete" if cut else "completed", "usage": told, "output": [self._message("completed")],
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None, "remanence": self.turn.told(),
+            "status": self._status(), "usage": told, "output": [self._message(self._status())],
+            "incomplete_details": {"reason": "max_output_tokens"} if self.turn.cut else None,
+            "remanence": self.turn.told(),
         }  # fmt: skip
+
+    def _status(self) -> str:
+        return "incomplete" if self.turn.cut else "completed"
 
     def _part(self) -> dict[str, Any]:
         return {"type": "output_text", "text": self.turn.text, "annotations": []}
 
     def _message(self, status: str) -> dict[str, Any]:
-        content = [self._part()] if status == "completed" else []
+        content = [] if status == "in_progress" else [self._part()]
         return {"id": self.item, "type": "message", "role": "assistant", "status": status, "content": content}
 
     async def events(self) -> AsyncIterator[str]:
@@ -126,5 +132,5 @@ class Response:
         await self.turn.keep()
         yield tell("response.output_text.done", **at, text=self.turn.text, logprobs=[])
         yield tell("response.content_part.done", **at, part=self._part())
-        yield tell("response.output_item.done", output_index=0, item=self._message("completed"))
+        yield tell("response.output_item.done", output_index=0, item=self._message(self._status()))
         yield tell("response.incomplete" if self.turn.cut else "response.completed", response=self.whole())

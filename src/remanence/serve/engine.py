@@ -69,12 +69,21 @@ class Batch(Protocol):
     """What answers together: see `core.batching.Batch`."""
 
     def add(
-        self, memory: Memory, question: str, *, history: Sequence[tuple[str, str]] = (), max_new_tokens: int = 32
+        self,
+        memory: Memory,
+        question: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        keep: int = 0,
+        max_new_tokens: int = 32,
     ) -> int:
         """Take a question; its ticket."""
 
     def step(self) -> Sequence[Event]:
         """One token for everyone."""
+
+    def finish(self, ticket: int) -> None:
+        """What came of this is enough."""
 
     def cancel(self, ticket: int) -> None:
         """Nobody waits for this any more."""
@@ -89,6 +98,7 @@ class Asked:
     memory: Memory
     question: str
     history: Sequence[tuple[str, str]]
+    keep: int
     max_new_tokens: int
     put: Sink
     until: float
@@ -192,22 +202,29 @@ class Engine:
         put: Sink,
         *,
         history: Sequence[tuple[str, str]] = (),
+        keep: int = 0,
         max_new_tokens: int = 32,
     ) -> Asked:
         """Have a question answered piece by piece. The memory must not be written to until it is done or cancelled.
 
         Args:
-            memory, question, history, max_new_tokens: as in `MemoryDecoder.ask`.
+            memory, question, history, keep, max_new_tokens: as in `MemoryDecoder.ask`.
             put: called in the model's thread, so it must return at once: with each piece, and in the end with the
                 `Answer` or with an exception, after which nothing more comes.
         """
-        asked = Asked(memory, question, history, max_new_tokens, put, time.monotonic() + self.seconds)
+        asked = Asked(memory, question, history, keep, max_new_tokens, put, time.monotonic() + self.seconds)
         with self._changed:
             if self._closing and not self._taken:
                 raise Stopping("the server is about to end; try again later.")
             self._asks.append(asked)
             self._changed.notify_all()
         return asked
+
+    def finish(self, asked: Asked) -> None:
+        """What came of this answer is enough: the `Answer` comes with its next token."""
+        with self._changed:
+            if asked.ticket is not None and self._answering.get(asked.ticket) is asked:
+                self._batch.finish(asked.ticket)
 
     def cancel(self, asked: Asked) -> None:
         """Nobody waits for this answer any more."""
@@ -216,7 +233,7 @@ class Engine:
             with suppress(ValueError):  # it waits no more
                 self._asks.remove(asked)
             if asked.ticket is not None and self._answering.get(asked.ticket) is asked:  # tickets of a new batch are
-                del self._answering[asked.ticket]  # those of an old one again
+                self._answering.pop(asked.ticket, None)  # those of an old one again; it may have ended this moment
                 self._batch.cancel(asked.ticket)
             self._changed.notify_all()
 
@@ -334,7 +351,11 @@ class Engine:
             return
         try:
             ticket = self._batch.add(
-                asked.memory, asked.question, history=asked.history, max_new_tokens=asked.max_new_tokens
+                asked.memory,
+                asked.question,
+                history=asked.history,
+                keep=asked.keep,
+                max_new_tokens=asked.max_new_tokens,
             )
         except Exception as error:  # of this question alone
             _tell(asked, error)

@@ -18,7 +18,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -46,11 +46,12 @@ from ..core.forgetting import Wanted
 from ..core.prompts import SHORT
 from ..errors import InputError, RemanenceError, UnknownMemory
 from ..store.catalogue import NAME
-from .bodies import Body, Label, Said, Text
+from ..store.store import check_name
+from .bodies import Body, Label, Said, Text, what_is_wrong
 from .keys import Key, Keys
 from .limits import Limits
 from .people import People
-from .talk import number
+from .talk import held_back, number
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -115,7 +116,7 @@ class SearchArguments(Body):
     """What to search for."""
 
     query: Annotated[Text, Field(description="A question, or some words.")]
-    k: Annotated[int, Field(ge=1, le=100, description="Most pieces that are returned.")] = 5
+    k: Annotated[int, Field(ge=1, le=100, description="Most pieces that are returned, beside what was told last.")] = 5
 
 
 class ForgetArguments(Body):
@@ -145,13 +146,22 @@ class HistoryArguments(Body):
 # What they return -----------------------------------------------------------------------------------------------------
 
 
+class HeldBack(BaseModel):
+    """A part of a text was not remembered, and why. number: by which the quarantine names it."""
+
+    number: int
+    verdict: str
+    reason: str
+
+
 class Remembered(BaseModel):
-    """A text was saved. tokens: of it. writes, waiting_tokens: of the memory, now."""
+    """A text was saved. tokens: of it, without what is held_back. writes, waiting_tokens: of the memory, now."""
 
     memory: str
     tokens: int
     writes: int
     waiting_tokens: int
+    held_back: list[HeldBack]
 
 
 class Piece(BaseModel):
@@ -175,7 +185,7 @@ class Answered(BaseModel):
 
 
 class Found(BaseModel):
-    """What fits best, best first."""
+    """What fits best, best first; behind it, with score 0, what was told last and waits to be written."""
 
     memory: str
     found: list[Piece]
@@ -342,14 +352,23 @@ class Tools:
         """What a call returns."""
         arguments = self._takes[kind.name].model_validate(given)
         name = await self._allowed(getattr(arguments, "memory", None), key, there=kind.name != "remember")
-        with self._place():
-            return await self._later(kind.work, self, name, arguments)
+        with ExitStack() as place:
+            place.enter_context(self._place())
+            working = self._pool.submit(kind.work, self, name, arguments)
+            taken = place.pop_all()  # until the thread is done, also if nobody waits for it any more
+            working.add_done_callback(lambda _: taken.close())
+        return await asyncio.wrap_future(working)
 
     async def _allowed(self, given: str | None, key: Key | None, *, there: bool) -> str:
-        """The memory that a call is about. Raises `UnknownMemory`, the same for one that is not theirs or not there."""
+        """The memory that a call is about. Raises `UnknownMemory`, the same for one that is not theirs or not there.
+
+        One that need not be there is about to be: it raises `ConfigError` if no memory can be named so.
+        """
         name = self.only or given or (key.only if key else None)
         if not name:
             raise InputError("whose memory is it? Give memory, its name.")
+        if not there:
+            check_name(name)
         mine = NAME.fullmatch(name) is not None and (key is None or key.may(name))
         found = await self._later(self.people.exists, name if mine else _NOBODY)
         if not mine or (there and not found):
@@ -364,7 +383,10 @@ class Tools:
     def remember(self, name: str, given: RememberArguments) -> Remembered:
         """It is on the disk when this returns."""
         done = self.people.write(name, given.text, source=given.source)
-        return Remembered(memory=name, tokens=done.tokens, writes=done.writes, waiting_tokens=done.pending_tokens)
+        return Remembered(
+            memory=name, tokens=done.tokens, writes=done.writes, waiting_tokens=done.pending_tokens,
+            held_back=[HeldBack(**one) for one in held_back(done.held)],
+        )  # fmt: skip
 
     def ask(self, name: str, given: AskArguments) -> Answered:
         """Nothing is remembered."""
@@ -423,7 +445,8 @@ class Tools:
 _KINDS = (
     _Kind(
         "remember", "Remember",
-        "Remember a text for good. It is saved when this returns.",
+        "Remember a text for good. It is saved when this returns. What is in held_back a policy of the memory kept out "
+        "of it; say so.",
         RememberArguments, Remembered, Tools.remember, reads=False,
     ),
     _Kind(
@@ -433,7 +456,9 @@ _KINDS = (
         AskArguments, Answered, Tools.ask,
     ),
     _Kind(
-        "search", "Search", "Find the remembered pieces that fit a question or some words best, word for word.",
+        "search", "Search",
+        "Find the remembered pieces that fit a question or some words best, word for word. Behind them comes what was "
+        "told last and is not written yet (where: window), whether it fits or not.",
         SearchArguments, Found, Tools.search,
     ),
     _Kind(
@@ -461,9 +486,7 @@ def _code(name: str, texts: list[str]) -> str:
 
 def _wrong(error: ValidationError) -> str:
     """What is wrong with arguments, in one sentence."""
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    where, message = what_is_wrong(error.errors(include_url=False))
     return f"{where}: {message[:1].lower()}{message[1:]}." if where else f"{message}."
 
 
@@ -583,7 +606,8 @@ def create_mcp_app(
     Every answer is one response, so any of several servers may give it, and no connection stays open.
 
     Args:
-        people: the memories; `engine` becomes what computes for them.
+        people: the memories; `engine` becomes what computes for them, and who wants a memory waits for it at least as
+            long as an answer may take.
         engine: owns the model. It is closed when the application ends.
         keys: who may use which memory.
         limits: what is allowed.
@@ -592,13 +616,14 @@ def create_mcp_app(
             refused.
     """
     from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
     from starlette.routing import Route
 
-    from .api import Gate, told
+    from .api import Gate, refused, told
     from .metrics import Metrics
 
     bounds = limits or Limits()
-    people.computer = engine
+    people.computer, people.patience_s = engine, max(people.patience_s, bounds.seconds)
     log.debug("serving %s", people.model.fingerprint)  # which is computed now, not in several threads at once
 
     def message(error: Exception) -> str:
@@ -629,6 +654,9 @@ def create_mcp_app(
         await asyncio.to_thread(engine.close)
 
     # A GET would hold a stream open, on which there is nothing to tell.
-    app = Starlette(routes=[Route(PATH, Endpoint(), methods=["POST"])], lifespan=lifespan)
+    app = Starlette(
+        routes=[Route(PATH, Endpoint(), methods=["POST"])], lifespan=lifespan,
+        exception_handlers={HTTPException: refused},
+    )  # fmt: skip
     app.add_middleware(Gate, keys=keys, limits=bounds, metrics=Metrics(engine, people), guarded=PATH)
     return app

@@ -60,7 +60,7 @@ class Metrics(Traffic):
         """What is so at this moment."""
         loaded, size = self._people.usage()
         now = {
-            "remanence_in_progress": ("Requests in progress that use the model.", self._engine.taken),
+            "remanence_in_progress": ("Requests in progress that use a memory.", self._engine.taken),
             "remanence_answering": ("Questions that are being answered together.", self._engine.answering),
             "remanence_waiting": ("Questions and writes that wait for the model.", self._engine.waiting),
             "remanence_loaded_memories": ("Memories in RAM.", loaded),

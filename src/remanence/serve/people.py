@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from ..core.memory import Memory
     from ..core.model import Answer, MemoryDecoder
     from ..core.read import Source
+    from ..core.writes import Held as HeldBack
     from ..store.rows import MemoryInfo
 
 T = TypeVar("T")
 _MOST_QUERY = 10_000  # letters; a search looks at 64 tokens
+_MOST_WAITING = 16  # for one memory that somebody uses; each takes a thread and a place meanwhile
 
 
 class Computer(Protocol):
@@ -47,7 +49,7 @@ class Computer(Protocol):
         """The result of work that uses the model; it waits for its turn."""
 
     def between(self) -> None:
-        """Called between two writes of a long piece of work: others may have a turn."""
+        """Called between two steps of a long piece of work, such as two writes: others may have a turn."""
 
     def answer(
         self, memory: Memory, question: str, *, history: Sequence[tuple[str, str]] = (), max_new_tokens: int = 32
@@ -83,11 +85,15 @@ class Alone:
 
 @dataclass
 class _Loaded:
-    """A memory that is loaded, or about to be. readers, writing: who uses it. wishes: who waits to write."""
+    """A memory that is loaded, or about to be.
+
+    readers, writing: who uses it. waiting: who waits to. wishes: who of them waits to write.
+    """
 
     memory: Memory | None = None
     readers: int = 0
     writing: bool = False
+    waiting: int = 0
     wishes: int = 0
     loading: threading.Lock = field(default_factory=threading.Lock)
 
@@ -120,11 +126,16 @@ class Held:
 
 @dataclass(frozen=True)
 class Written:
-    """What `People.write` did. tokens: that were taken. writes, pending_tokens: of the memory, now."""
+    """What `People.write` did.
+
+    tokens: that were taken. writes, pending_tokens: of the memory, now. held: what the memory's policy held back; it is
+    in the memory's quarantine and not remembered.
+    """
 
     tokens: int
     writes: int
     pending_tokens: int
+    held: tuple[HeldBack, ...] = ()
 
 
 class People:
@@ -141,7 +152,7 @@ class People:
     Raises (any method that takes a name):
         ConfigError: a name that is not allowed.
         UnknownMemory: there is no memory of that name.
-        MemoryBusy: somebody else has it.
+        MemoryBusy: somebody else has it for long, or many others wait for it already.
         IncompatibleMemory: another model wrote it.
         MemoryCorrupt, StorageError: as of `MemoryStore`.
     """
@@ -161,7 +172,8 @@ class People:
         self.most, self.most_bytes, self.patience_s = most, most_bytes, patience_s
         self.evicted = 0  # memories that left the RAM so that others had room
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the one used last at the end
-        self._changed, self._importing = threading.Condition(), threading.Lock()
+        self._changed = threading.Condition()
+        self._copying = threading.Lock()  # one memory at a time is copied, or in RAM to be exported or imported
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
@@ -230,16 +242,20 @@ class People:
         until = clock.monotonic() + self.patience_s
         with self._changed:
             one = self._loaded.setdefault(name, _Loaded())
+            one.waiting += 1
             one.wishes += writing
             try:
                 while one.writing or (one.readers if writing else one.wishes):
                     left = until - clock.monotonic()
+                    if one.waiting > _MOST_WAITING:  # who came last
+                        raise MemoryBusy(f"memory {name!r} is in use, and many wait for it already; try again.")
                     if left <= 0:
                         raise MemoryBusy(f"memory {name!r} is in use for longer than usual; try again.")
                     self._changed.wait(left)
                     if name not in self._loaded:
                         self._loaded[name] = one  # it was unused for a moment, and let go
             finally:
+                one.waiting -= 1
                 one.wishes -= writing
                 if writing:
                     self._changed.notify_all()  # those who read may, if we gave up
@@ -295,9 +311,13 @@ class People:
 
     def _save_new(self, name: str, memory: Memory) -> None:
         with self.store.hold(name):
-            if self.store.exists(name):
-                raise Taken(f"there is a memory {name!r} already; choose another name.")
+            self.must_be_free(name)
             self.store.save(name, memory)
+
+    def must_be_free(self, name: str) -> None:
+        """Raise `InputError` if there is a memory of that name."""
+        if self.store.exists(name):
+            raise Taken(f"there is a memory {name!r} already; choose another name.")
 
     def ask(
         self, name: str, question: str, *, history: Sequence[tuple[str, str]] = (), max_new_tokens: int = 32
@@ -313,6 +333,8 @@ class People:
     def write(self, name: str, text: str, *, source: str = "", time: float | None = None) -> Written:
         """Remember a text; a memory that does not exist is started. It is on the disk when this returns.
 
+        What the memory's policy holds back of it is on the disk, too, but not remembered (`Written.held`).
+
         Args:
             name: whose.
             text: any text that is not empty.
@@ -324,24 +346,27 @@ class People:
         """
         if not text.strip():
             raise InputError("the text is empty; there is nothing to remember.")
+        between = self.computer.between
         with self.writing(name) as memory:
+            before = {one.number for one in memory.quarantine}
             tokens = self.computer.run(
                 lambda: self.model.memorize(
-                    memory, text, source=source, time=time, progress=lambda done, total: self.computer.between()
+                    memory, text, source=source, time=time, progress=lambda *_: between(), between=between
                 )
             )
-        return Written(tokens, memory.write_count, len(memory.pending_ids))
+            held = tuple(one for one in memory.quarantine if one.number not in before)
+        return Written(tokens, memory.write_count, len(memory.pending_ids), held)
 
     def search(self, name: str, query: str, k: int = 5) -> list[Source]:
-        """The writes that fit a query best, best first, without an answer.
+        """The writes that fit a query best, best first, without an answer; behind them all that waits to be written.
 
-        With one search for all layers every write is compared. Otherwise the layers search for themselves, and what
-        they would read is told.
+        What waits is not compared (its score is 0): an answer reads all of it. With one search for all layers every
+        write is compared. Otherwise the layers search for themselves, and what they would read is told.
 
         Args:
             name: of the memory.
             query: any text.
-            k: how many at most.
+            k: how many writes at most.
         """
         if not query.strip():
             raise InputError("the query is empty; search for something.")
@@ -349,6 +374,13 @@ class People:
             return self.computer.run(lambda: self._found(memory, query, k))
 
     def _found(self, memory: Memory, query: str, k: int) -> list[Source]:
+        from ..core.read import waiting
+
+        [view] = self.model.readable([memory])  # without what has expired
+        return self._best(memory, view, query, k) + waiting(view, self.model.tokenizer, memory.layers)
+
+    def _best(self, memory: Memory, view: Memory, query: str, k: int) -> list[Source]:
+        """The writes alone. view: the memory as it is read."""
         from ..core.read import Source
 
         if not memory.writes:
@@ -356,7 +388,6 @@ class People:
         if self.model.config.score_layers != "one":
             answer = self.model.ask(memory, query, max_new_tokens=1)
             return [source for source in answer.sources if source.where != "window"][:k]
-        [view] = self.model.readable([memory])  # without what has expired
         found = self.model.search([view], [self.model.encode(query.strip()[:_MOST_QUERY])])[0]
         scores = found.scores - found.null
         best = scores.topk(min(k, int(scores.isfinite().sum())))
@@ -421,15 +452,17 @@ class People:
         """Copy a memory under a name that is free. Raises `InputError` if it is taken."""
         one = self._enter(new, writing=True)
         try:
-            memory = self.store.load(name)
-            self._save_new(new, memory)
+            with self._copying:
+                memory = self.store.load(name)
+                self._save_new(new, memory)
         finally:
             self._leave(new, one, writing=True)
         return self.info(new)
 
     def export(self, name: str, path: Path, *, texts: bool = True) -> None:
         """Write a memory to one file, which must not exist."""
-        self.store.export(name, path, texts=texts)
+        with self._copying:
+            self.store.export(name, path, texts=texts)
 
     def import_(self, path: Path, name: str) -> MemoryInfo:
         """Take in an exported memory under a name that is free; it is tried with a question before it is saved.
@@ -439,10 +472,9 @@ class People:
         """
         one = self._enter(name, writing=True)
         try:
-            if self.store.exists(name):
-                raise Taken(f"there is a memory {name!r} already; choose another name.")
+            self.must_be_free(name)
             try:
-                with self._importing:  # one file at a time is in RAM
+                with self._copying:
                     memory = unpack(path)
                     self._check(memory)
                     self.computer.run(lambda: self._try(memory))

@@ -38,7 +38,7 @@ from starlette.responses import Response
 
 from ..errors import ConfigError, RemanenceError
 from ..store.catalogue import NAME
-from .api import Gate, error_body, error_response, told
+from .api import NOT_AGAIN, Gate, error_body, error_response, told
 from .completions import event
 from .engine import Full
 from .keys import Key, Keys
@@ -54,6 +54,7 @@ _TRIES = 3  # of a request that only reads
 _MORE_S = 10.0  # beyond a request's own time, for a lost replica to be noticed
 _STORE_BYTES = 128 << 20  # for what travels between processes; more goes to the disk
 _HELD_S = 20.0  # to wait for a memory that another replica writes to
+_MOST_PIECES = 16  # of a response that wait to be fetched from a replica
 Scope = dict[str, Any]
 
 
@@ -199,7 +200,7 @@ class Front:
             tries -= 1
             pieces = self._relay(asked, memory)
             try:
-                async with asyncio.timeout(self._limits.seconds + _MORE_S):
+                async with asyncio.timeout(2 * self._limits.seconds + _MORE_S):  # for the memory, then for the model
                     head = await anext(pieces, None)
                 if not isinstance(head, Head):
                     raise ReplicaLost("it answered nothing")
@@ -227,7 +228,8 @@ class Front:
     async def _give_up(self, scope: Scope, send: Any, started: bool, stream: bool) -> None:
         """Tell that a request has no answer. One of which a part was sent is cut, so that nobody takes it for whole."""
         if not started:
-            await error_response(503, _lost(scope), "replica_lost", Retry_After="1")(scope, _nothing, send)
+            more = {"Retry_After": "1"} if only_reads(scope) else NOT_AGAIN
+            await error_response(503, _lost(scope), "replica_lost", **more)(scope, _nothing, send)
         elif stream:
             said = event(error_body(503, _lost(scope), "replica_lost")).encode()
             await send({"type": "http.response.body", "body": said, "more_body": False})
@@ -298,7 +300,7 @@ class Replica:
     async def relay(self, asked: Asked, memory: str | None) -> AsyncIterator[Head | bytes]:
         """The response to a request, piece by piece: a `Head`, then bytes."""
         scope = asked.scope | {"root_path": "", "state": {}}
-        came: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        came: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue(_MOST_PIECES)  # a memory that is exported is large
         gone, given = asyncio.Event(), False
 
         async def receive() -> dict[str, Any]:
@@ -310,7 +312,8 @@ class Replica:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            await came.put(message)
+            if not gone.is_set():  # or nobody would take it
+                await came.put(message)
 
         async def run() -> None:
             try:
@@ -318,7 +321,7 @@ class Replica:
             except Exception as error:  # it was answered with 500 before
                 log.error("a request failed", exc_info=error)
             finally:
-                came.put_nowait(None)
+                await send(None)
 
         # It goes on when nobody waits any more: what is being saved is saved.
         task = asyncio.get_running_loop().create_task(run())
@@ -340,6 +343,8 @@ class Replica:
                     yield message["body"]
         finally:
             gone.set()
+            while not came.empty():  # what waits for room goes on
+                came.get_nowait()
 
     def __del__(self) -> None:
         """Ray Serve calls it when the replica is to end and nobody waits for it."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,12 +20,14 @@ from ..errors import InputError
 
 if TYPE_CHECKING:
     from ..core.read import Source
+    from ..core.writes import Held as HeldBack
     from .engine import Asked, Engine
     from .people import Held, People, Written
 
 T = TypeVar("T")
-Later = Callable[..., Awaitable[Any]]  # calls a function in a thread, and waits for its result
 _LETTERS_A_TOKEN = 8  # of history, about: more is not worth counting tokens of
+_DONE: Future[None] = Future()
+_DONE.set_result(None)
 NOT_BY_TALKING = "Nothing was forgotten: that is not done by talking. Ask for it where your memories are shown."
 
 
@@ -33,9 +36,10 @@ class Turn:
 
     Args:
         people, engine: whose memory, and what answers.
-        later: runs what waits for the disk or the model in a thread.
+        pool: threads for what waits for a memory, the disk or the model.
         name: of the memory; one that does not exist begins empty.
         history: earlier turns, oldest first.
+        system: what the system said. It is shown like a turn before the others, and left out after them.
         said: what the user says.
         most: tokens of the answer; what suits the model, if None.
         limit: most tokens that any answer may have.
@@ -52,11 +56,12 @@ class Turn:
         self,
         people: People,
         engine: Engine,
-        later: Later,
+        pool: Executor,
         name: str,
         history: Sequence[tuple[str, str]],
         said: str,
         *,
+        system: str = "",
         most: int | None = None,
         limit: int = 512,
         stops: Sequence[str] = (),
@@ -66,11 +71,12 @@ class Turn:
         self.answer: Answer | None = None
         self.text, self.cut, self.prompt_tokens = "", False, 0
         self.written: Written | None = None
-        self._done, self._later, self._loop = done, later, asyncio.get_running_loop()
+        self._done, self._pool, self._loop = done, pool, asyncio.get_running_loop()
+        self._work: Future[Any] | None = None  # the last that was done in a thread
         window = people.model.config.window_tokens
         usual = LONG if people.model.config.base_answers else SHORT
         self._most = max(1, min(most or usual, limit, window // 2))
-        self._history = _recent(history, _LETTERS_A_TOKEN * window)
+        self._history, self._keep = _shown(system, history, _LETTERS_A_TOKEN * window)
         self._came: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
         self._held: Held | None = None
         self._asked: Asked | None = None
@@ -97,6 +103,11 @@ class Turn:
             raise first
         self._first = first
 
+    async def _later(self, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """The result of work in a thread."""
+        self._work = self._pool.submit(work, *args, **options)
+        return await asyncio.wrap_future(self._work)
+
     def _hold(self) -> None:
         """In a thread, which goes on when nobody waits for it any more: then nobody else would let the memory go."""
         self._held = self.people.hold(self.name, start=True)
@@ -114,7 +125,9 @@ class Turn:
                 with suppress(RuntimeError):  # the server is gone
                     self._loop.call_soon_threadsafe(self._came.put_nowait, item)
 
-        self._asked = self.engine.ask(self._held.memory, self.said, put, history=self._history, max_new_tokens=most)
+        self._asked = self.engine.ask(
+            self._held.memory, self.said, put, history=self._history, keep=self._keep, max_new_tokens=most
+        )
         self._most = most
         return await self._came.get()
 
@@ -138,6 +151,8 @@ class Turn:
                 stopped = at >= 0
                 ready = held[:at] if stopped else held[: max(0, len(held) - reach)]
                 held = held[len(ready) :]
+                if stopped and self._asked is not None:  # nothing more is shown
+                    self.engine.finish(self._asked)
                 if ready:
                     self.text += ready
                     yield ready
@@ -164,13 +179,20 @@ class Turn:
             self.prompt_tokens = self.prompt_tokens or self.written.tokens  # of what is too long to be answered
         self._done(self)
 
-    def close(self) -> None:
-        """Nobody waits for the rest."""
+    def close(self, left: Callable[[], None]) -> None:
+        """Nobody waits for the rest.
+
+        Args:
+            left: called when nothing is done for this turn any more. A thread may be at work that cannot be ended.
+        """
         self._closed = True
-        if self._asked is not None:
-            self.engine.cancel(self._asked)
-        if self._held is not None:
-            self._held.release()
+        (self._work or _DONE).add_done_callback(lambda _: left())
+        try:
+            if self._asked is not None:
+                self.engine.cancel(self._asked)
+        finally:
+            if self._held is not None:
+                self._held.release()
 
     @property
     def answer_tokens(self) -> int:
@@ -179,7 +201,16 @@ class Turn:
 
     def told(self) -> dict[str, Any]:
         """What our field of a response says: what was read for the answer, and whether the turn was remembered."""
-        return {"memory": self.name, **recall(self.answer), "remembered": self.written is not None}
+        held = () if self.written is None else self.written.held
+        return {
+            "memory": self.name, **recall(self.answer), "remembered": self.written is not None and not held,
+            "held_back": held_back(held),
+        }  # fmt: skip
+
+
+def held_back(held: Sequence[HeldBack]) -> list[dict[str, Any]]:
+    """What a policy held back, as JSON has it: which number in the quarantine, and why, but nothing of the text."""
+    return [{"number": one.number, "verdict": one.verdict, "reason": one.reason} for one in held]
 
 
 def recall(answer: Answer | None) -> dict[str, Any]:
@@ -205,12 +236,13 @@ def number(value: float) -> float:
     return round(value, 4) if math.isfinite(value) else math.copysign(1e9, value)
 
 
-def _recent(history: Sequence[tuple[str, str]], letters: int) -> list[tuple[str, str]]:
-    """The last turns, no more than are shown anyway."""
-    kept = list[tuple[str, str]]()
-    for turn in reversed(history[-TURNS:]):
+def _shown(system: str, history: Sequence[tuple[str, str]], letters: int) -> tuple[list[tuple[str, str]], int]:
+    """What the system said and the last turns, no more than are shown anyway; and how many are the system's."""
+    first = [(system, "All right.")] if system and len(system) <= letters else []
+    kept, letters = list[tuple[str, str]](), letters - sum(len(text) for turn in first for text in turn)
+    for turn in reversed(history[len(first) - TURNS :]):
         letters -= len(turn[0]) + len(turn[1])
         if letters < 0:
             break
         kept.insert(0, turn)
-    return kept
+    return [*first, *kept], len(first)

@@ -202,7 +202,7 @@ class MemoryStore:
             IncompatibleMemory: another model wrote it.
             MemoryBusy: someone else has it open.
         """
-        _check_name(name)
+        check_name(name)
         starting = create and model is not None
         if not starting and not self.exists(name):
             raise self._unknown(name)
@@ -228,7 +228,7 @@ class MemoryStore:
         """
         from .segments import assemble, mark  # needs torch, which most commands do without
 
-        _check_name(name)
+        check_name(name)
         with self._catalogue.errors():
             while True:
                 stored = self._stored(name, writes=False)
@@ -281,7 +281,7 @@ class MemoryStore:
 
     def _save(self, name: str, memory: Memory, *, whole: bool, copies: bool) -> bool:
         """As `save`. copies: of text that was replaced no copy stays in the catalogue."""
-        _check_name(name)
+        check_name(name)
         memory.must_be_writable()
         catalogue = self._catalogue
         with catalogue.errors(), self._locked(name, again=True), catalogue.connect(create=True) as db:
@@ -307,7 +307,7 @@ class MemoryStore:
 
     def info(self, name: str) -> MemoryInfo:
         """One memory's entry. Raises `UnknownMemory`."""
-        _check_name(name)
+        check_name(name)
         with self._catalogue.errors(), self._catalogue.connect() as db, transaction(db, "BEGIN"):
             info = self._catalogue.info(db, name)
             if info is None:
@@ -320,7 +320,7 @@ class MemoryStore:
         Raises:
             UnknownMemory: no memory of that name.
         """
-        _check_name(name)
+        check_name(name)
         return self._stored(name).meta
 
     def verify(self, name: str) -> tuple[str, ...]:
@@ -333,7 +333,7 @@ class MemoryStore:
         """
         from .segments import damage_of
 
-        _check_name(name)
+        check_name(name)
         try:
             stored = self._stored(name)
         except MemoryCorrupt as error:
@@ -349,7 +349,7 @@ class MemoryStore:
         Raises:
             UnknownMemory: no memory of that name.
         """
-        _check_name(name)
+        check_name(name)
         with self._catalogue.errors(), self._catalogue.connect() as db, transaction(db, "BEGIN"):
             salvaged = self._catalogue.salvaged(db, name)
             if salvaged is None:
@@ -363,7 +363,7 @@ class MemoryStore:
         Raises:
             MemoryBusy: someone else has it open.
         """
-        _check_name(name)
+        check_name(name)
         with self._locked(name):
             yield
 
@@ -394,7 +394,7 @@ class MemoryStore:
         """
         from .portable import unpack
 
-        _check_name(name)
+        check_name(name)
         with self._catalogue.errors():
             memory = unpack(Path(path))
         self._save_new(name, memory)
@@ -409,7 +409,7 @@ class MemoryStore:
             UnknownMemory: no memory of that name.
             InputError: the new name is taken.
         """
-        _check_name(new)
+        check_name(new)
         with self.hold(new), self._catalogue.errors():
             if self.exists(new):
                 raise InputError(f"there is a memory {new!r} already; choose another name.")
@@ -463,12 +463,12 @@ class MemoryStore:
 
     def exists(self, name: str) -> bool:
         """Whether there is a memory of that name."""
-        _check_name(name)
+        check_name(name)
         return self._generation(name) is not None
 
     def path(self, name: str) -> Path:
         """The folder with the memory's files. Raises `UnknownMemory`."""
-        _check_name(name)
+        check_name(name)
         found = self._generation(name)
         if found is None:
             raise self._unknown(name)
@@ -484,7 +484,7 @@ class MemoryStore:
             MemoryBusy: someone has it open; or it is gone, and its text stays in the catalogue's log until someone who
                 is reading has finished.
         """
-        _check_name(name)
+        check_name(name)
         catalogue = self._catalogue
         after = f"The deletion of {name!r} is not complete; repeat it"
         with catalogue.errors(after), self._locked(name) as lock, catalogue.connect(write=True) as db:
@@ -661,7 +661,7 @@ class MemoryStore:
             lock.release()
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
     """Raise `ConfigError` unless a memory can have this name."""
     if not NAME.fullmatch(name):
         raise ConfigError(

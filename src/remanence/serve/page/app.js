@@ -122,8 +122,9 @@ chat.start({
     }
   },
   answered: (question, answer) => trying(async () => {
+    const name = chosen;
     await changed();
-    await memory.answered(question, answer);
+    if (name === chosen) await memory.answered(question, answer);
   }, () => trying(changed)),
 });
 at("memory-choice").addEventListener("change", ({ target }) => trying(() => show(target.value)));

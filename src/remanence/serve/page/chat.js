@@ -135,22 +135,28 @@ async function keep(text) {
   at("notice").hidden = true;
   at("keep").disabled = true;
   try {
-    const { tokens } = await api.write(name, text);
+    const { tokens, held_back: held = [] } = await api.write(name, text);
     if (hooks.memory() !== name) return;
     const place = at("turns");
     place.querySelector(".welcome")?.remove();
-    place.append(el("article", { class: "turn own", "aria-label": "You" }, el("h2", {}, "You"), el("p", { class: "text" }, text), el("p", { class: "note" }, `Remembered, ${many(tokens, "token")}.`)));
+    const done = [tokens || !held.length ? `Remembered, ${many(tokens, "token")}.` : "", heldBack(held)].filter(Boolean).join(" ");
+    place.append(el("article", { class: "turn own", "aria-label": "You" }, el("h2", {}, "You"), el("p", { class: "text" }, text), el("p", { class: "note" }, done)));
     place.scrollTop = place.scrollHeight;
     box.value = "";
     box.dispatchEvent(new Event("input"));
     box.focus();
-    say(`Remembered, ${many(tokens, "token")}.`);
+    say(done);
     await hooks.changed();
   } catch (error) {
     hooks.failed(error, () => keep(text));
   } finally {
     at("keep").disabled = false;
   }
+}
+
+/** What is said of parts that a policy of the memory held back. */
+function heldBack(held) {
+  return held.length ? `Held back, and not remembered: ${[...new Set(held.map((one) => one.reason))].join("; ")}.` : "";
 }
 
 function summary(answer) {
@@ -165,7 +171,8 @@ function footOf(answer) {
   const state = !answer.recalled ? "plain" : answer.score > 0 ? "good" : "weak";
   const parts = [el("span", { class: `badge ${state}` }, answer.recalled ? `From memory, ${signed(answer.score)}` : "Answered without memory")];
   if (answer.recalled && answer.score <= 0) parts.push(el("span", { class: "note" }, answer.sources.some((source) => source.where === "window") ? "nothing written matched well; text that waits has no score" : "nothing matched well: do not rely on it"));
-  const kept = answer.remembered ? el("span", { class: "note" }, "What you said is remembered.") : null;
+  const held = heldBack(answer.held_back ?? []);
+  const kept = answer.remembered || held ? el("span", { class: "note" }, held || "What you said is remembered.") : null;
   if (!answer.recalled) return [el("p", {}, ...parts, ...(kept ? [kept] : []))];
   parts.push(el("button", { type: "button", class: "link", onclick: () => hooks.show(answer, true) }, "Show in memory"));
   if (kept) parts.push(kept);

@@ -21,7 +21,8 @@ let points = []; // of the distance curve, of this tab
 let curves = null; // what was measured, by model
 let draftText = "";
 const unfolded = new Set(); // groups of the time line that are open
-let turn = 0; // of opening: what belongs to an older one is dropped
+let turn = 0; // of asking the server anew: what belongs to an older one is dropped
+let opened = 0; // memories so far: the same
 
 /** Tell this side what to call. */
 export function start(callbacks) {
@@ -43,6 +44,8 @@ export function start(callbacks) {
 
 /** Show another memory, or none. */
 export async function open(other) {
+  turn += 1;
+  opened += 1;
   name = other;
   shape = null;
   line = [];
@@ -75,7 +78,9 @@ export async function refresh() {
 
 /** The next page of the time line. */
 async function more() {
+  const mine = turn;
   const page = await api.history(name, line.length, PAGE);
+  if (mine !== turn) return;
   const known = new Set(line.map((write) => write.write));
   line.push(...page.data.filter((write) => !known.has(write.write)));
   total = page.total;
@@ -85,9 +90,11 @@ async function more() {
 
 /** How many tokens were told since a write, or null if it is too far back to look for. */
 async function distanceOf(number) {
-  for (let page = 0; page < FARTHEST && !line.some((write) => write.write === number) && line.length < total; page += 1) {
+  const mine = opened;
+  for (let page = 0; mine === opened && page < FARTHEST && !line.some((write) => write.write === number) && line.length < total; page += 1) {
     await more();
   }
+  if (mine !== opened) return null;
   let since = shape.pending_tokens;
   for (const write of line) {
     if (write.write === number) return since;
@@ -98,9 +105,11 @@ async function distanceOf(number) {
 
 /** Add what an answer read to the distance curve, and draw where it was. */
 export async function answered(question, answer) {
+  const mine = opened;
   const sources = answer.sources.filter((source) => source.write >= 0);
   for (const [place, source] of sources.entries()) {
     const distance = await distanceOf(source.write);
+    if (mine !== opened) return; // another memory is shown
     if (distance !== null) {
       points.push({ question, write: source.write, distance, score: source.score, best: place === 0 });
     }
@@ -278,10 +287,14 @@ async function find(event) {
   place.hidden = !words;
   if (!words || !name) return;
   try {
+    const mine = opened;
     const { data } = await api.search(name, words);
+    if (mine !== opened) return;
+    const written = data.filter((write) => write.write >= 0).length; // behind them comes what waits
+    const sum = [written ? `${many(written, "write")}, best first` : "", written < data.length ? "what waits" : ""].filter(Boolean);
     place.replaceChildren(
-      el("p", { class: "facts", role: "status" }, data.length ? `${many(data.length, "write")}, best first` : "Nothing found."),
-      el("ol", { class: "line" }, data.map((write) => entryOf({ ...write, source: write.label }, write.score))),
+      el("p", { class: "facts", role: "status" }, sum.join("; then ") || "Nothing found."),
+      el("ol", { class: "line" }, data.map((write) => entryOf({ ...write, source: write.label }, write.write < 0 ? undefined : write.score))),
       el("button", { type: "button", class: "quiet small", onclick: () => { place.hidden = true; at("find-words").value = ""; at("find-words").focus(); } }, "Close the search"),
     );
     for (const entry of place.querySelectorAll(".mark")) entry.textContent = entry.textContent.replace("read, ", "score ");
