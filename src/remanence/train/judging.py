@@ -19,7 +19,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,10 @@ from .settings import ReadingRun, changed
 from .turns import Past, Turn
 from .written import LessonSlots, pick_spans
 
-_SHARES = {"everyday": 0.14, "messages": 0.58, "made_up": 0.0, "passages": 0.2, "story": 0.03, "prose": 0.05}
-_LESSONS = ("streams=1", "queue=40", "before=12", "chat=0", "waiting=0", "told=0", "withheld=0.25", "lr_search=0.0")
+_LESSONS = (
+    "shares={everyday = 0.14, messages = 0.58, made_up = 0.0, passages = 0.2, story = 0.03, prose = 0.05}",
+    "streams=1", "queue=40", "before=12", "chat=0", "waiting=0", "told=0", "withheld=0.25", "lr_search=0.0",
+)  # fmt: skip
 _SECOND = 0.3  # how often two spans that answer are read
 _WAITING = 0.5  # how often text before the question, as it waits in the window, is looked at too
 _TRIES = 8  # places for it
@@ -59,14 +61,13 @@ _LISTWISE = 0.5  # weight of the loss that compares the spans of a question
 class JudgeRun:
     """A run that teaches a judge.
 
-    lessons: what is asked about what; see `ReadingRun`. shares: of the kinds of lessons.
+    lessons: what is asked about what; see `ReadingRun`.
     questions: that are read. spans: that each is read with.
     layers: whose incoming states the judge sees; empty are three of the upper half. hidden: width of its inner layer.
     epochs, lr, weight_decay, dropout: of fitting. seed: of weights and data.
     """
 
     lessons: ReadingRun
-    shares: dict[str, float] = field(default_factory=lambda: dict(_SHARES))
     questions: int = 4000
     spans: int = 6
     layers: tuple[int, ...] = ()
@@ -148,7 +149,7 @@ class Collector:
         self.run, self.folder, self.rank = run, folder, rank
         self.model, _ = build(run.lessons, number_format(run.lessons.precision, torch.device("cpu")))
         self.layers = run.layers or layers_of(len(self.model.attachment.layers))
-        lessons = Lessons(read_material(run.lessons.data), run.shares)
+        lessons = Lessons(read_material(run.lessons.data), run.lessons.shares)
         self.trainer = ReadingTrainer(self.model, lessons, run.lessons, folder, fresh=False, rank=rank)
         self.trainer.step = len(kept(folder, rank))
         self.model.requires_grad_(False)
