@@ -143,15 +143,16 @@ class Collector:
         run: its settings.
         folder: for the files; it goes on behind those that are there.
         rank: which of the processes that read it is.
+        step: how many files there are.
     """
 
-    def __init__(self, run: JudgeRun, folder: Path, rank: int = 0) -> None:
+    def __init__(self, run: JudgeRun, folder: Path, rank: int = 0, step: int = 0) -> None:
         self.run, self.folder, self.rank = run, folder, rank
         self.model, _ = build(run.lessons, number_format(run.lessons.precision, torch.device("cpu")))
         self.layers = run.layers or layers_of(len(self.model.attachment.layers))
         lessons = Lessons(read_material(run.lessons.data), run.lessons.shares)
         self.trainer = ReadingTrainer(self.model, lessons, run.lessons, folder, fresh=False, rank=rank)
-        self.trainer.step = len(kept(folder, rank))
+        self.trainer.step = step
         self.model.requires_grad_(False)
         self._unknown = self.trainer.asking.answer(UNKNOWN)[0]
 
@@ -369,12 +370,13 @@ def _collect(
 
     quieten()
     wanted = -(-run.questions // processes)
-    done = sum(one.count for one in kept(out, rank))
+    read = kept(out, rank)
+    done = sum(one.count for one in read)
     if done >= wanted:
         return True
     if processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    parent, collector = os.getppid(), Collector(run, out, rank)
+    parent, collector = os.getppid(), Collector(run, out, rank, len(read))
     with Progress(console=Console(stderr=True), disable=quiet or rank > 0) as progress:
         bar = progress.add_task("reading questions", total=wanted)
         while done < wanted:
