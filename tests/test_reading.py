@@ -228,6 +228,12 @@ def test_the_same_seed_draws_the_same_lesson_and_all_kinds_are_drawn() -> None:
         with mock.patch.multiple(Lessons, **names):
             drawn = Counter(Lessons(whole).draw(random.Random(seed)) for seed in range(300))
         assert len(drawn) == kinds
+    only = Lessons(material(), dict.fromkeys(SHARES, 0.0) | {"prose": 1.0})
+    assert not any(only.draw(random.Random(seed)).asks for seed in range(20))
+    with pytest.raises(ConfigError, match="did you mean 'messages'"):
+        run_of(shares={"mesages": 0.5}).check()
+    with pytest.raises(ConfigError, match="must not be below 0"):
+        run_of(shares={"prose": -1.0}).check()
 
 
 def test_material_is_told_apart_by_its_fields(tmp_path: Path) -> None:
@@ -717,6 +723,29 @@ def test_a_run_learns_and_goes_on_as_if_never_stopped(
     other = trainer_of(tmp_path / "parts", memory=run_of().memory.replace(search_hidden=8))
     with pytest.raises(ConfigError, match="does not fit this model"):
         other.resume()
+
+
+def test_the_search_stays_as_it_is_where_only_upper_layers_learn(
+    trainer_of: Callable[..., ReadingTrainer], tmp_path: Path
+) -> None:
+    """What it sees of a question too; the adapters of the upper layers learn to read."""
+    last = run_of().memory.search_layers[-1]
+    trainer = trainer_of(tmp_path, steps=2, warmup=0, lr_search=0.0, first_layer=last, chat=0.0)
+    model, ids = trainer.model, [list(range(4, 12))]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # B is zero at first, and A then learns nothing
+            if "lora_B" in name and ".read." in name:
+                parameter.normal_(0, 0.02)
+    assert trainer.merged is not None
+    trainer.merged.refresh()
+    before, seen = {name: value.clone() for name, value in model.state_dict().items()}, model.asked(ids)[2].clone()
+    assert last and trainer.run()
+    after = model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    changed -= {"retriever.rarity", "retriever.spelling"}  # counted once, not learnt
+    upper = {f"layers.{layer}." for layer in range(last, len(model.attachment.layers))}
+    assert changed and all("lora_" in name and any(part in name for part in upper) for name in changed)
+    assert torch.equal(model.asked(ids)[2], seen)
 
 
 def test_a_base_without_a_template_learns_too(trainer_of: Callable[..., ReadingTrainer], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from conftest import BOS, close, random_ids
 from remanence import MemoryModel, Only
@@ -121,6 +122,22 @@ def test_answers_come_from_a_span(settings: dict[str, Any], tokenizer: Any) -> N
             assert model.ask(memory, question, max_new_tokens=4).ids == answer.ids
         writes = [source.write for source in answer.sources if source.write >= 0]
         assert len(set(writes)) == len(writes) and writes and answer.read[0] <= set(range(memory.write_count))
+
+
+def test_where_only_tokens_are_kept_a_question_encodes_a_write_once(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its sentences are read in groups, by themselves, and once more for the answer."""
+    model = model_of(tokenizer, looks=2, look_at="sentences", store_dtype="tokens")
+    memory, encoded, inner = told_texts(model, TEXTS * 3), list[int](), model.encode_again
+
+    def counted(memory: Memory, writes: Tensor) -> list[Tensor]:
+        encoded.extend(writes.tolist())
+        return inner(memory, writes)
+
+    monkeypatch.setattr(model, "encode_again", counted)
+    answer = model.ask(memory, "Where do I live?", max_new_tokens=2)
+    assert answer.sources and len(set(encoded)) == len(encoded) > 1
 
 
 @pytest.mark.parametrize(("looks", "left"), [(1, 12), (2, 12), (4, 6)])

@@ -150,22 +150,22 @@ def look(
     Returns:
         What it gave, and the question as it was read with the best of it.
     """
-    looks, count = model.config.looks, len(some.spans)
+    looks, count, stored = model.config.looks, len(some.spans), StoredVectors(model, memory)
     if count > looks:
         groups = [list(range(count))[i::looks] for i in range(looks)]
-        odds = _Read(model, memory, asked, [[some.spans[i] for i in group] for group in groups], unknown).odds
+        odds = _Read(model, stored, asked, [[some.spans[i] for i in group] for group in groups], unknown).odds
         kept = [i for group in odds.topk(min(_GROUPS, looks)).indices.tolist() for i in groups[group]]
         some = Candidates([some.spans[i] for i in kept], some.searched[kept], some.question)
     of_reader = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
     weight, margin = of_reader if model.judge is None else _JUDGED
     reads, spans, scores, likely = list[_Read](), list(some.spans), list[float](), list[float]()
     if some.spans:
-        reads.append(_Read(model, memory, asked, [[span] for span in some.spans], unknown))
+        reads.append(_Read(model, stored, asked, [[span] for span in some.spans], unknown))
         named = _named(model, some.question, (words_of(memory, span) for span in some.spans))
         scores += (reads[0].odds + weight * some.searched + named).tolist()
         likely += reads[0].ignorant.tolist()
     if waiting:
-        reads.append(_Read(model, memory, [*waiting, *asked], [[]], unknown))
+        reads.append(_Read(model, stored, [*waiting, *asked], [[]], unknown))
         end = memory.write_count * model.config.K
         spans.append(Span(end, end))
         text = model.text_of(waiting)
@@ -208,13 +208,13 @@ class _Read:
     def __init__(
         self,
         model: Reader,
-        memory: Memory,
+        stored: StoredVectors,
         prompt: Sequence[int],
         groups: Sequence[Sequence[Span]],
         unknown: Sequence[int],
     ) -> None:
         judge = model.judge
-        slots, device = SpanSlots(model, [memory] * len(groups), groups), model.attachment.device
+        slots, device = SpanSlots(model, [stored.memory] * len(groups), groups, stored), model.attachment.device
         behind = [] if judge is not None else unknown[:-1]
         ids_BT = torch.tensor([[*prompt, *behind]] * len(groups), device=device)
         self._mask = torch.cat([slots.mask(), torch.ones_like(ids_BT)], 1)
@@ -290,9 +290,16 @@ class SpanSlots:
         model: reads.
         memories: one per row.
         spans: what each row reads, all in the long-term store; or nothing.
+        stored: vectors of one of the memories that were read before, so that they need not be encoded again.
     """
 
-    def __init__(self, model: Reader, memories: Sequence[Memory], spans: Sequence[Sequence[Span]]) -> None:
+    def __init__(
+        self,
+        model: Reader,
+        memories: Sequence[Memory],
+        spans: Sequence[Sequence[Span]],
+        stored: StoredVectors | None = None,
+    ) -> None:
         self.model = model
         self._start_rows = model.start_rows()
         self._spans: list[Tensor] = []  # by row: rows of its memory
@@ -309,6 +316,8 @@ class SpanSlots:
         self._padding = (self.length - own).to(device)
         self._positions = (torch.arange(self.length, device=device)[None] - self._padding[:, None]).clamp_min(0)
         self._stored = {memory: StoredVectors(model, memory) for memory in self._places}
+        if stored is not None:
+            self._stored[stored.memory] = stored
 
     def mask(self) -> Tensor:
         """Which slots exist [B, P]."""

@@ -88,7 +88,7 @@ class Reader(Protocol):
 
 
 class StoredVectors:
-    """The long-term vectors of a memory. Where it keeps only tokens, they are encoded again, once for all layers.
+    """The long-term vectors of a memory. Where it keeps only tokens, a write is encoded again once, for all layers.
 
     Args:
         model: encodes.
@@ -97,18 +97,25 @@ class StoredVectors:
 
     def __init__(self, model: Reader, memory: Memory) -> None:
         self.model, self.memory = model, memory
-        self._again: list[Tensor] | None = None  # of the writes that the first layer asked for, a layer each
+        self._writes = torch.zeros(0, dtype=torch.long)  # that were encoded again
+        self._again: list[Tensor] = []  # of these writes, a layer each
 
     def at(self, layer: int, rows: Tensor) -> Tensor:
-        """Vectors of a layer by row [len(rows), D]; if only tokens are kept, all layers must ask for the same rows."""
+        """Vectors of a layer by row [len(rows), D]."""
         if self.model.config.store_dtype != "tokens":
             return self.memory.long_term(layer, rows)
         K = self.model.config.K
-        writes, of_row = torch.unique(rows // K, return_inverse=True)
-        if self._again is None:
-            self._again = self.model.encode_again(self.memory, writes)
+        writes = rows // K
+        missing = torch.unique(writes[~torch.isin(writes, self._writes)])
+        if len(missing) or not self._again:
+            made = self.model.encode_again(self.memory, missing)
+            known = self._again or [vectors[:0] for vectors in made]
+            self._again = [torch.cat(parts) for parts in zip(known, made, strict=True)]
+            self._writes = torch.cat([self._writes, missing])
+        sorted_writes, order = self._writes.sort()
+        places = order[torch.searchsorted(sorted_writes, writes)]
         vectors = self._again[layer]
-        return vectors[(of_row * K + rows % K).to(vectors.device)]
+        return vectors[(places * K + rows % K).to(vectors.device)]
 
 
 class ReadSlots:

@@ -19,7 +19,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,10 @@ from .settings import ReadingRun, changed
 from .turns import Past, Turn
 from .written import LessonSlots, pick_spans
 
-_SHARES = {"everyday": 0.14, "messages": 0.58, "made_up": 0.0, "passages": 0.2, "story": 0.03, "prose": 0.05}
-_LESSONS = ("streams=1", "queue=40", "before=12", "chat=0", "waiting=0", "told=0", "withheld=0.25", "lr_search=0.0")
+_LESSONS = (
+    "shares={everyday = 0.14, messages = 0.58, made_up = 0.0, passages = 0.2, story = 0.03, prose = 0.05}",
+    "streams=1", "queue=40", "before=12", "chat=0", "waiting=0", "told=0", "withheld=0.25", "lr_search=0.0",
+)  # fmt: skip
 _SECOND = 0.3  # how often two spans that answer are read
 _WAITING = 0.5  # how often text before the question, as it waits in the window, is looked at too
 _TRIES = 8  # places for it
@@ -59,14 +61,13 @@ _LISTWISE = 0.5  # weight of the loss that compares the spans of a question
 class JudgeRun:
     """A run that teaches a judge.
 
-    lessons: what is asked about what; see `ReadingRun`. shares: of the kinds of lessons.
+    lessons: what is asked about what; see `ReadingRun`.
     questions: that are read. spans: that each is read with.
     layers: whose incoming states the judge sees; empty are three of the upper half. hidden: width of its inner layer.
     epochs, lr, weight_decay, dropout: of fitting. seed: of weights and data.
     """
 
     lessons: ReadingRun
-    shares: dict[str, float] = field(default_factory=lambda: dict(_SHARES))
     questions: int = 4000
     spans: int = 6
     layers: tuple[int, ...] = ()
@@ -142,15 +143,16 @@ class Collector:
         run: its settings.
         folder: for the files; it goes on behind those that are there.
         rank: which of the processes that read it is.
+        step: how many files there are.
     """
 
-    def __init__(self, run: JudgeRun, folder: Path, rank: int = 0) -> None:
+    def __init__(self, run: JudgeRun, folder: Path, rank: int = 0, step: int = 0) -> None:
         self.run, self.folder, self.rank = run, folder, rank
         self.model, _ = build(run.lessons, number_format(run.lessons.precision, torch.device("cpu")))
         self.layers = run.layers or layers_of(len(self.model.attachment.layers))
-        lessons = Lessons(read_material(run.lessons.data), run.shares)
+        lessons = Lessons(read_material(run.lessons.data), run.lessons.shares)
         self.trainer = ReadingTrainer(self.model, lessons, run.lessons, folder, fresh=False, rank=rank)
-        self.trainer.step = len(kept(folder, rank))
+        self.trainer.step = step
         self.model.requires_grad_(False)
         self._unknown = self.trainer.asking.answer(UNKNOWN)[0]
 
@@ -368,12 +370,13 @@ def _collect(
 
     quieten()
     wanted = -(-run.questions // processes)
-    done = sum(one.count for one in kept(out, rank))
+    read = kept(out, rank)
+    done = sum(one.count for one in read)
     if done >= wanted:
         return True
     if processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    parent, collector = os.getppid(), Collector(run, out, rank)
+    parent, collector = os.getppid(), Collector(run, out, rank, len(read))
     with Progress(console=Console(stderr=True), disable=quiet or rank > 0) as progress:
         bar = progress.add_task("reading questions", total=wanted)
         while done < wanted:

@@ -183,7 +183,7 @@ class ReadingTrainer:
         self.asking = Asking(model)
         self.device = model.attachment.device
         self._half = model.base.dtype == torch.bfloat16
-        self.named = learning(model)
+        self.named = learning(model, run.first_layer)
         adapter = [p for name, p in self.named.items() if "lora_" in name]
         search = [p for name, p in self.named.items() if "lora_" not in name]
         self.optimizer = torch.optim.AdamW(
@@ -692,12 +692,19 @@ class ReadingTrainer:
         return True
 
 
-def learning(model: MemoryDecoder) -> dict[str, torch.nn.Parameter]:
-    """What of a model learns, by name: the adapter for reading and the search, in float32. All else is frozen."""
+def learning(model: MemoryDecoder, first_layer: int = 0) -> dict[str, torch.nn.Parameter]:
+    """What of a model learns, by name: the search and the adapter for reading, in float32. All else is frozen.
+
+    Args:
+        model: with both.
+        first_layer: below it the adapter does not learn.
+    """
     model.requires_grad_(False)
+    below = {id(parameter) for layer in model.attachment.layers[:first_layer] for parameter in layer.parameters()}
     found = {}
     for name, parameter in model.named_parameters():
-        if name.startswith("retriever.") or ("lora_" in name and ".read." in name):
+        reads = "lora_" in name and ".read." in name and id(parameter) not in below
+        if name.startswith("retriever.") or reads:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
             found[name] = parameter

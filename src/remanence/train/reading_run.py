@@ -223,7 +223,7 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
     elif world > 1:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
-    lessons = Lessons(read_material(run.data))
+    lessons = Lessons(read_material(run.data), run.shares)
     model, fresh = build(run, number_format(run.precision, device))
     if device.type != "cpu":
         model.to(device)

@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from .corpus import Data
 from .data import Mix
 from .documents import DocumentMix
+from .lessons import SHARES
 
 T = TypeVar("T")
 
@@ -137,6 +138,7 @@ class ReadingRun:
     steps, hours: whichever ends first; None is no limit, but one of them must be given.
 
     Lessons
+        shares: how often each kind is drawn (`lessons.SHARES`), where it is not as usual.
         streams: lessons of a step and process. chunks: most of a lesson. queue: steps whose lessons are in memory.
         before: steps of lessons that are written before the first one learns.
         asks: questions of a step and process.
@@ -151,6 +153,8 @@ class ReadingRun:
 
     Learning
         lr: of the adapter; lr_search: of the search. Both rise over `warmup` steps, then fall to zero at the end.
+        first_layer: the lowest one whose adapter learns. From the last of `memory.search_layers` on, what the search
+            sees of a question stays as it was.
         weight_decay: of the search. clip: most norm of the gradients of the adapter, and of those of the search.
         need_weight: of the loss of the sense for turns that need a memory; chat_weight, prose_weight: of the losses
             that hold such turns and plain prose to the base, KL(base || reader). The search's own has weight 1.
@@ -166,6 +170,7 @@ class ReadingRun:
     lora: Lora = field(default_factory=lambda: Lora(r=32, alpha=32, dropout=0.0, targets=("all-linear",)))
     steps: int | None = None
     hours: float | None = None
+    shares: dict[str, float] = field(default_factory=dict)
     streams: int = 3
     chunks: int = 8
     queue: int = 40
@@ -182,6 +187,7 @@ class ReadingRun:
     answer_tokens: int = 24
     lr: float = 2e-3
     lr_search: float = 1.5e-3
+    first_layer: int = 0
     warmup: int = 30
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -204,6 +210,11 @@ class ReadingRun:
         for name in ("streams", "chunks", "queue", "asks", "answer_tokens", "lot", "force_steps", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} = {getattr(self, name)} must be at least 1.")
+        for name, share in self.shares.items():
+            if name not in SHARES:
+                raise unknown("--set shares", name, list(SHARES))
+            if share < 0:
+                raise ConfigError(f"shares.{name} = {share} must not be below 0.")
         memory = self.memory
         wanted = {
             "kept": "keys_values",
