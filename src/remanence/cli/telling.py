@@ -68,7 +68,7 @@ class Telling:
 
     def __init__(
         self, model: MemoryModel, reader: Reader, *,
-        source: str | None, last: int | None, save: Callable[[Memory], None], every: float,
+        source: str | None, last: int | None, save: Callable[[Memory], object], every: float,
         metadata: Mapping[str, str] | None = None, keep_for: float | None = None,
     ) -> None:  # fmt: skip
         self.model, self.reader, self.source, self.last = model, reader, source, last
