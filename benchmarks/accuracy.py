@@ -24,6 +24,7 @@ from rich.table import Table
 import remanence
 from remanence import MemoryModel, MemoryStore
 from remanence.arena.retention import SYSTEMS, Retention, accuracy, gated, recall
+from remanence.core.read import StoredVectors
 from remanence.core.writes import Write
 
 GATES = (-99.0, 0.0, 0.5, 1.0, 1.5, 2.0)  # least scores of answers that an application takes
@@ -51,7 +52,8 @@ class Repeated(Retention):
         index = next(self._prose)
         copied = {name: kept.span(index, index + 1)[0] for name, kept in memory.records.items() if name != "vectors"}
         rows = torch.arange(index * memory.config.K, (index + 1) * memory.config.K)
-        vectors = torch.stack([memory.long_term(layer, rows) for layer in range(memory.layers)])
+        stored = StoredVectors(self.model, memory)  # made anew where only tokens are kept
+        vectors = torch.stack([stored.at(layer, rows) for layer in range(memory.layers)])
         written = memory.writes[index]
         record = Write(memory.write_count, "prose", 0.0, memory.tokens, written.tokens, written.text)
         memory.add(vectors, copied.pop("keys"), record, copied)
