@@ -106,7 +106,7 @@ def memorize(
         with shelf.open(memory, loaded) as opened, bar("memorizing") as update:
             sweep_if_possible(loaded, opened, update)
             opened.policy = opened.policy if chosen is None else chosen
-            before = {one.number for one in opened.quarantine}
+            before = opened.newest_held()
             telling = Telling(
                 loaded, reader, source=source, last=last, save=lambda kept: shelf.save(memory, kept),
                 every=SAVE_SECONDS, metadata=metadata, keep_for=seconds_kept,
@@ -121,7 +121,7 @@ def memorize(
         "memory": memory, "tokens": telling.tokens, "memory_tokens": opened.tokens,
         "pending_tokens": len(opened.pending_ids), "seconds": round(seconds, 4),
     }  # fmt: skip
-    held = [one for one in opened.quarantine if one.number not in before]
+    held = opened.held_since(before)
     if opened.policy:
         result["held_back"] = [one.number for one in held]
     if as_json:
@@ -537,9 +537,9 @@ class _Chat:
         with self._open("remembered") as opened:
             sweep_if_possible(self.model, opened)
             opened.policy = opened.policy if self.policy is None else self.policy
-            before = {one.number for one in opened.quarantine}
+            before = opened.newest_held()
             self.session.keep(line)
-            held = [one for one in opened.quarantine if one.number not in before]
+            held = opened.held_since(before)
         if held and self.session.answer is not None:
             self.session.turns.pop()  # the base would still see it
         return held

@@ -293,20 +293,23 @@ class Memory:
             verdict, reason, source, time, held, text, tags: see `Held`.
         """
         kept = text if self.config.keep_text else None
-        self._note_held()
-        number = self.last_held = self.last_held + 1
+        number = self.last_held = self.newest_held() + 1
         others = [one for one in self.quarantine if kept is None or (one.source, one.text) != (source, kept)]
         self.quarantine = [*others, Held(number, verdict, reason, source, time, held, kept, (tags or Tags()).plain())]
 
     def release(self, numbers: Collection[int]) -> None:
         """Take texts out of the quarantine, by number. The next save erases them from the disk."""
-        self._note_held()
+        self.last_held = self.newest_held()
         self.quarantine = [one for one in self.quarantine if one.number not in numbers]
         self.cuts.append(self.write_count)  # no write was replaced, but text is to be erased
 
-    def _note_held(self) -> None:
-        """Know the highest number, also of a memory that older versions saved."""
-        self.last_held = max([self.last_held, *(one.number for one in self.quarantine)])
+    def newest_held(self) -> int:
+        """The highest number that a text of the quarantine has had, also in a memory that older versions saved."""
+        return max([self.last_held, *(one.number for one in self.quarantine)])
+
+    def held_since(self, number: int) -> list[Held]:
+        """What was held back after `newest_held` gave this number, and still is."""
+        return [one for one in self.quarantine if one.number > number]
 
     # Writing, inside --------------------------------------------------------------------------------------------------
 

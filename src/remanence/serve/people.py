@@ -348,13 +348,13 @@ class People:
             raise InputError("the text is empty; there is nothing to remember.")
         between = self.computer.between
         with self.writing(name) as memory:
-            before = {one.number for one in memory.quarantine}
+            before = memory.newest_held()
             tokens = self.computer.run(
                 lambda: self.model.memorize(
                     memory, text, source=source, time=time, progress=lambda *_: between(), between=between
                 )
             )
-            held = tuple(one for one in memory.quarantine if one.number not in before)
+            held = tuple(memory.held_since(before))
         return Written(tokens, memory.write_count, len(memory.pending_ids), held)
 
     def search(self, name: str, query: str, k: int = 5) -> list[Source]:
