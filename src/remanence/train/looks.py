@@ -139,9 +139,9 @@ def sorted_out(
 
 
 def _some(spans: Sequence[Span], count: int, rng: random.Random) -> list[Span]:
-    """Some of the spans, the first ones more often than the last."""
+    """Some of the spans, mostly first ones: what a question only seems to be answered by is the first that is found."""
     left, chosen = list(spans), list[Span]()
     while left and len(chosen) < count:
-        [at] = rng.choices(range(len(left)), [1 / (3 + i) for i in range(len(left))])
+        [at] = rng.choices(range(len(left)), [1 / (1 + i) ** 2 for i in range(len(left))])
         chosen.append(left.pop(at))
     return chosen
