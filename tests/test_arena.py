@@ -809,6 +809,29 @@ def test_one_write_is_forced_and_several_are_not_asked(model: MemoryModel, monke
     assert given == [([1, None, None], "int8", True)] and model.config is before and forced.config.store_dtype == "int8"
 
 
+def test_memory_inside_the_model_is_told_days(model: MemoryModel, tmp_path: Path) -> None:
+    """As systems that show text show them; where the evidence stands moves with it, and the days survive a load."""
+    day, text = 1_683_500_000.0, "the cat sat down the dog ran off"  # 2023-05-07
+    ours, forced = Ours(kit_of(model, max_new_tokens=2)), Forced(kit_of(model, max_new_tokens=2))
+    question = Question("q", "who?", ("x",), "k", "contains")
+    ours.observe(text, "")
+    assert ours.answer(question).read is not None
+    ours.observe(text, "", day)
+    assert ours.answer(question).read is None  # its writes are no passages of what was told
+    written = "".join(write.text or "" for write in ours.memory.writes)
+    assert "[7 May 2023]" in written + model.tokenizer.decode(ours.memory.pending_ids)
+    for state, system in (("ours", ours), ("forced", forced)):
+        if system is forced:
+            forced.observe(text, "", day)
+        system.save(tmp_path / state)
+        system.reset()
+        system.load(tmp_path / state)
+    assert ours.answer(question).read is None
+    assert forced.passages.told(0, 0, None) == f"[7 May 2023] {text}"
+    [write] = forced._where(0, 4, 7)
+    assert "cat" in forced.passages.text(write)
+
+
 def test_an_untrained_memory_shares_the_base_without_its_adapter(make_decoder: Any, tokenizer: Any) -> None:
     from peft import LoraConfig
 

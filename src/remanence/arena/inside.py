@@ -10,6 +10,7 @@ from typing import Any
 from ..core.memory import Memory
 from ..errors import ConfigError
 from ..models.pretrained import MemoryModel
+from .memories import words
 from .passages import Passages
 from .protocol import Kit, Reply, System, read_state, write_state
 from .readers import batches, roomy
@@ -19,8 +20,9 @@ from .tasks import Question
 class Ours(System):
     """A `MemoryModel` with its memory, as it is trained.
 
-    A model that writes short text at once (the published ones do) is told it when no more fits a chunk, or when it is
-    asked: a turn of a conversation would otherwise take as much memory as a page.
+    A text that has a day is told with it, as systems that show text show it. A model that writes short text at once
+    (the published ones do) is told it when no more fits a chunk, or when it is asked: a turn of a conversation would
+    otherwise take as much memory as a page.
 
     Args:
         kit, brain: as in `System`.
@@ -64,9 +66,13 @@ class Ours(System):
         with self.own() as model:
             self.memory = model.new_memory(empty=True)
         self._waiting: list[str] = []
+        self._dated = False
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
-        """Memorize a text."""
+        """Memorize a text, with its day before it if it has one."""
+        told = self.as_told(text, label, time)
+        self._dated |= told != text
+        text = told
         if not self._at_once:
             with self.own() as model:
                 model.memorize(self.memory, text, source=label, time=time)
@@ -75,6 +81,11 @@ class Ours(System):
             self._write()
         self._waiting.append(text)
         self._last = (label, time)
+
+    @staticmethod
+    def as_told(text: str, label: str, time: float) -> str:
+        """A text as it is told to the memory."""
+        return words.dated(text, words.day_told(label, time))
 
     def _write(self) -> None:
         """Memorize what waits for a chunk to fill."""
@@ -103,19 +114,20 @@ class Ours(System):
                 made = model.ask_batch([self.memory] * len(asked), asked, max_new_tokens=most, **options)
                 for i, answer in zip(lot, made, strict=True):
                     writes = {s.write if s.write >= 0 else self.memory.write_count for s in answer.sources}
-                    read = sorted(writes) if self._writes_are_passages else None
+                    read = sorted(writes) if self._writes_are_passages and not self._dated else None
                     replies[fit[i]] = Reply(answer.text, read, (), answer.recalled)
         return replies
 
     def save(self, folder: Path) -> None:
         """Write the memory."""
         self._write()
-        write_state(folder, self.memory.meta(), self.memory.tensors())
+        write_state(folder, {"memory": self.memory.meta(), "dated": self._dated}, self.memory.tensors())
 
     def load(self, folder: Path) -> None:
         """As in `System`."""
         values, tensors = read_state(folder)
-        self.memory, self._waiting = Memory.from_parts(tensors, values), []
+        self.memory, self._waiting = Memory.from_parts(tensors, values["memory"]), []
+        self._dated = values["dated"]
 
 
 class Forced(Ours):
@@ -136,18 +148,28 @@ class Forced(Ours):
             raise ConfigError("ours-forced needs to know which write holds an answer; this model writes otherwise.")
         super().reset()
         self._told: list[str] = []
+        self._ahead: list[int] = []  # characters of the day before each
         self.passages = Passages(self.model)
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
         """Memorize a text, and note where it lies."""
         super().observe(text, label, time)
-        self._told.append(text)
-        self.passages.add(text)
+        told = self.as_told(text, label, time)
+        self._note(told, len(told) - len(text))
+
+    def _note(self, told: str, ahead: int) -> None:
+        self._told.append(told)
+        self._ahead.append(ahead)
+        self.passages.add(told)
+
+    def _where(self, told: int, start: int, end: int) -> list[int]:
+        """The writes that hold characters of a text, as `Passages.where`."""
+        return self.passages.where(told, start + self._ahead[told], end + self._ahead[told])
 
     def answers(self, questions: Sequence[Question], force: Sequence[int | None] | None = None) -> list[Reply]:
         """Ask the memory. A question without evidence, or with evidence that waits in the window, forces nothing."""
         first, written = self.memory.first_write, self.memory.write_count
-        held = [{p for gold in q.gold for p in self.passages.where(gold.told, *gold.answer)} for q in questions]
+        held = [{p for gold in q.gold for p in self._where(gold.told, *gold.answer)} for q in questions]
         asked = [i for i, writes in enumerate(held) if len(writes) < 2 and all(write >= first for write in writes)]
         force = [next((write for write in held[i] if write < written), None) for i in asked]
         replies = [Reply(None, recalled=False)] * len(questions)
@@ -163,14 +185,14 @@ class Forced(Ours):
     def save(self, folder: Path) -> None:
         """Write the memory; the texts beside it are no part of what it stores."""
         super().save(folder / "memory")
-        write_state(folder / "told", self._told)
+        write_state(folder / "told", {"told": self._told, "ahead": self._ahead})
 
     def load(self, folder: Path) -> None:
         """As in `System`."""
         self.reset()
-        for text in read_state(folder / "told")[0]:
-            self._told.append(text)
-            self.passages.add(text)
+        values, _ = read_state(folder / "told")
+        for told, ahead in zip(values["told"], values["ahead"], strict=True):
+            self._note(told, ahead)
         super().load(folder / "memory")
 
 
