@@ -38,6 +38,7 @@ INSIDE = {
     "ours-pool": "inside:NoStore",
     "memoryllm": "inside:MemoryLLM",
     "mplus": "inside:MPlus",
+    "kvpress": "pressed:Pressed",
 }
 SYSTEMS = (
     {name: f"{_HERE}.{path}" for name, path in (CONTROLS | INSIDE).items()}
