@@ -863,8 +863,10 @@ def test_a_pressed_prompt(model: MemoryModel, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setitem(sys.modules, "kvpress", SimpleNamespace(ExpectedAttentionPress=_Newest))
     with pytest.raises(ConfigError, match="no press 'best'"):
         Pressed(kit, press="best")
+    with pytest.raises(ConfigError, match="keep 64 or more"):
+        Pressed(kit, keep=40)
     questions = [Question("q", text, ("x",), "k", "contains") for text in ("Who came?", "Who went away, and when?")]
-    replay, whole, part = Replay(kit), Pressed(kit, keep=10_000), Pressed(kit, keep=40)
+    replay, whole, part = Replay(kit), Pressed(kit, keep=10_000), Pressed(kit, keep=70)
     for system in (replay, whole, part):
         for text in ("the cat sat down", "the dog ran off", "a bird came by"):
             system.observe(text)
@@ -873,13 +875,13 @@ def test_a_pressed_prompt(model: MemoryModel, monkeypatch: pytest.MonkeyPatch, t
     said = [reply.text for reply in part.answers(questions)]
     layers = len(model.attachment.layers)
     assert [(layer, size) for _, layer, size in _Newest.seen] == [(i, part._before) for i in range(layers)]
-    assert part._cache is not None and {layer.get_seq_length() for layer in part._cache.layers} <= {39, 40}
+    assert part._cache is not None and {layer.get_seq_length() for layer in part._cache.layers} <= {69, 70}
     assert [part.answer(question).text for question in reversed(questions)] == said[::-1]
     assert len(_Newest.seen) == layers  # it was read once
     assert not any("rotary_emb" in vars(layer.self_attn) for layer in model.attachment.layers)
     assert not any(layer.self_attn._forward_hooks for layer in model.attachment.layers)
     part.save(tmp_path / "state")
-    other = Pressed(kit, keep=40)
+    other = Pressed(kit, keep=70)
     other.load(tmp_path / "state")
     assert [reply.text for reply in other.answers(questions)] == said and len(_Newest.seen) == layers
     for system in (part, other):

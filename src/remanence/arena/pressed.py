@@ -31,6 +31,7 @@ METHODS = {
     "random": "RandomPress",
 }
 _MODELS = ("llama", "mistral", "phi3", "qwen2", "qwen3")  # what kvpress knows, but for layers with a sliding window
+_LEAST = 64  # keys and values a layer; some methods judge all others by the newest 64
 _INSTALL = 'pip install --no-deps "kvpress==0.5.5" "cachetools<6" "fire<0.7" termcolor six'
 
 
@@ -61,6 +62,8 @@ class Pressed(PassageSystem):
         if kind not in _MODELS:
             raise ConfigError(f"kvpress does not know models of the kind {kind!r}; it knows {', '.join(_MODELS)}.")
         self.keep, self.tokens = keep or kit.budget, tokens
+        if self.keep < _LEAST:
+            raise ConfigError(f"kvpress: {self.keep} keys and values a layer are too few; keep {_LEAST} or more.")
         self._kind, self._frame = getattr(_kvpress(), METHODS[press]), BaseReader(kit.model)
         super().__init__(kit, brain=brain)
 
