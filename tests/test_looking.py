@@ -123,6 +123,22 @@ def test_the_newest_of_about_the_best_comes_first(each: list[tuple[float, int]],
     assert Looked([], [], [], CHUNK).best is None and Looked([], [], [], CHUNK).answers is None
 
 
+def test_what_was_told_again_counts_in_place_of_what_was_told_before() -> None:
+    """If both are taken for answers and the search finds both about as well."""
+    spans, likely = [Span(0, 3), Span(5, 8), Span(9, 12)], [0.1, 0.2, 0.3]
+
+    def order(scores: list[float], found: list[float]) -> list[int]:
+        return [span.first for span in ranked(scores, spans, likely, CHUNK, 0.5, found).spans]
+
+    assert order([4.0, 0.1, -0.1], [9.0, 7.5, 9.0]) == [5, 0, 9]
+    assert order([4.0, 0.1, -0.1], [9.0, 6.5, 9.0]) == [0, 5, 9]  # about something else
+    assert order([4.0, 0.1, 0.0], [9.0, 7.5, float("inf")]) == [9, 0, 5]  # the last one waits in the window
+    assert order([-1.0, -2.0, -3.0], [9.0, 9.0, 9.0]) == [0, 5, 9]  # nothing answers
+    assert order([-1.0, -1.4, -3.0], [9.0, 0.0, 9.0]) == [5, 0, 9]  # about as likely
+    looked = ranked([4.0, 0.1, -0.1], spans, likely, CHUNK, 0.5, [9.0, 7.5, 9.0])
+    assert looked.scores == [0.1, 4.0, -0.1] and looked.likely == [0.2, 0.1, 0.3] and looked.answers
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_answers_come_from_one_write(family: str, tokenizer: Any) -> None:
     """One or several at once, with beams, a forced write, what waits, and an empty memory."""

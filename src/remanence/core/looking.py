@@ -4,7 +4,8 @@ A search knows a write by a few keys, which were made before anybody asked. A re
 better whether it answers. So the best writes, or the best sentences of them (`spans.py`), are read side by side, each
 alone, and compared by how likely they are to answer: by a judge (`judge.py`), or without one by how likely the reader
 is not to say "I don't know." The question is then answered from the one that is most likely to answer it. Where two are
-about as likely, the newer one is taken: what was told last counts.
+about as likely, or both are taken for answers and found about as well, the newer one is taken: what was told last
+counts.
 
 This is not in the papers. M+ reads all it retrieves together (`looks = 0`), and leaves the choice to attention, which a
 small model is bad at.
@@ -14,6 +15,7 @@ Legend:  B rows   T tokens   P memory slots   C spans that are looked at   K vec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -32,6 +34,7 @@ from .spans import Span, pairs, sentences, words_of
 # Weight of the search's score beside the odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES, _JUDGED = (0.4, 2.0), (0.3, 0.5), (0.1, 0.5)
 _SAID = 0.3, 6.0  # weight of the reader's own word beside the judge's, and its most
+_ALIKE = 2.0  # how far below the best one a newer one that answers may be in the search, to be taken (with a judge)
 _NAMED = 5.0, 0.85  # what all words of the question in it add to the judge's odds; from which share of them on
 _TOGETHER = 3  # sentences that a first look reads together
 _GROUPS = 2  # of these groups, the best whose sentences are then looked at by themselves
@@ -173,7 +176,8 @@ def look(
         scores += (reads[-1].odds + _named(model, some.question, said).amax()).tolist()
         likely += reads[-1].ignorant.tolist()
     doubt, K = model.config.doubt, model.config.K
-    looked = ranked([score - doubt for score in scores], spans, likely, K, margin)
+    found = None if model.judge is None else [*some.searched.tolist(), *([math.inf] if waiting else [])]
+    looked = ranked([score - doubt for score in scores], spans, likely, K, margin, found)
     best = spans.index(looked.spans[0])
     return looked, reads[0].begun(best) if best < len(some.spans) else reads[-1].begun(0)
 
@@ -246,13 +250,26 @@ def speaks(ignorant: Tensor) -> Tensor:
     return -torch.logit(ignorant, _SURE)
 
 
-def ranked(scores: Sequence[float], spans: Sequence[Span], likely: Sequence[float], K: int, margin: float) -> Looked:
-    """Spans by their scores, but first the newest of those that are less than `margin` below the best."""
-    order = sorted(zip(scores, spans, likely, strict=True), key=lambda each: (each[0], each[1].first), reverse=True)
-    near = [order[0], *(each for each in order if each[0] > order[0][0] - margin)]
-    newest = max(near, key=lambda each: each[1].first)
-    order = [newest, *(each for each in order if each is not newest)]
-    return Looked([span for _, span, _ in order], [score for score, _, _ in order], [each for _, _, each in order], K)
+def ranked(
+    scores: Sequence[float], spans: Sequence[Span], likely: Sequence[float], K: int, margin: float,
+    found: Sequence[float] | None = None,
+) -> Looked:  # fmt: skip
+    """Spans by their scores, but first the newest of those that are less than `margin` below the best.
+
+    Args:
+        scores, spans, likely, K: as in `Looked`, in any order.
+        margin: of scores.
+        found: how well the search found each. Then a newer one may be further below the best, if it is taken for one
+            that answers and was found about as well: the same was told again, and is another now.
+    """
+    order = sorted(range(len(spans)), key=lambda i: (scores[i], spans[i].first), reverse=True)
+    best = order[0]
+    near = [i for i in order if i == best or scores[i] > scores[best] - margin]
+    if found is not None:
+        near += [i for i in order if scores[i] >= 0 and found[i] > found[best] - _ALIKE]
+    newest = max(near, key=lambda i: spans[i].first)
+    order = [newest, *(i for i in order if i != newest)]
+    return Looked([spans[i] for i in order], [scores[i] for i in order], [likely[i] for i in order], K)
 
 
 class Verdict(LogitsProcessor):
