@@ -323,6 +323,22 @@ def random_ids(count: int, seed: int = 0) -> list[int]:
     return torch.randint(33, 127, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+class NewestPress:
+    """A press as kvpress has them, that keeps the newest keys and values; `seen` of every layer what it was given."""
+
+    seen: list[tuple[float, int, int]] = []  # noqa: RUF012
+
+    def __init__(self, compression_ratio: float) -> None:
+        self.ratio = compression_ratio
+
+    def compress(self, module: Any, states: Any, keys: Any, values: Any, _: Any, options: Any) -> tuple[Any, Any]:
+        assert module.rotary_emb is not None and len(options["position_embeddings"]) == 2
+        assert states.shape[1] == keys.shape[2]
+        self.seen.append((self.ratio, module.layer_idx, keys.shape[2]))
+        kept = max(1, int(keys.shape[2] * (1 - self.ratio)))
+        return keys[:, :, -kept:], values[:, :, -kept:]
+
+
 def random_text(count: int, seed: int = 0) -> str:
     """The same as text."""
     return bytes(random_ids(count, seed)).decode()

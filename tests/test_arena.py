@@ -18,7 +18,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import random_text
+from conftest import NewestPress, random_text
 from remanence import MemoryConfig, MemoryModel
 from remanence.arena import datasets, scores, tasks
 from remanence.arena.bm25 import BM25, words
@@ -834,22 +834,6 @@ def test_memory_inside_the_model_is_told_days(model: MemoryModel, tmp_path: Path
     assert "cat" in forced.passages.text(write)
 
 
-class _Newest:
-    """A press as kvpress has them, that keeps the newest keys and values; `seen` of every layer what it was given."""
-
-    seen: list[tuple[float, int, int]] = []  # noqa: RUF012
-
-    def __init__(self, compression_ratio: float) -> None:
-        self.ratio = compression_ratio
-
-    def compress(self, module: Any, states: Any, keys: Any, values: Any, _: Any, options: Any) -> tuple[Any, Any]:
-        assert module.rotary_emb is not None and len(options["position_embeddings"]) == 2
-        assert states.shape[1] == keys.shape[2]
-        self.seen.append((self.ratio, module.layer_idx, keys.shape[2]))
-        kept = max(1, int(keys.shape[2] * (1 - self.ratio)))
-        return keys[:, :, -kept:], values[:, :, -kept:]
-
-
 def test_a_pressed_prompt(model: MemoryModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of it kept it is the replay; else a part is, which no question changes, and the model is left as it was."""
     from remanence.arena.pressed import Pressed
@@ -860,7 +844,8 @@ def test_a_pressed_prompt(model: MemoryModel, monkeypatch: pytest.MonkeyPatch, t
         without.setitem(sys.modules, "kvpress", None)
         with pytest.raises(ConfigError, match="pip install --no-deps"):
             Pressed(kit)
-    monkeypatch.setitem(sys.modules, "kvpress", SimpleNamespace(ExpectedAttentionPress=_Newest))
+    monkeypatch.setitem(sys.modules, "kvpress", SimpleNamespace(ExpectedAttentionPress=NewestPress))
+    monkeypatch.setattr(NewestPress, "seen", [])
     with pytest.raises(ConfigError, match="no press 'best'"):
         Pressed(kit, press="best")
     with pytest.raises(ConfigError, match="keep 64 or more"):
@@ -871,22 +856,22 @@ def test_a_pressed_prompt(model: MemoryModel, monkeypatch: pytest.MonkeyPatch, t
         for text in ("the cat sat down", "the dog ran off", "a bird came by"):
             system.observe(text)
     said = [reply.text for reply in replay.answers(questions)]
-    assert [reply.text for reply in whole.answers(questions)] == said and not _Newest.seen
+    assert [reply.text for reply in whole.answers(questions)] == said and not NewestPress.seen
     said = [reply.text for reply in part.answers(questions)]
     layers = len(model.attachment.layers)
-    assert [(layer, size) for _, layer, size in _Newest.seen] == [(i, part._before) for i in range(layers)]
+    assert [(layer, size) for _, layer, size in NewestPress.seen] == [(i, part._before) for i in range(layers)]
     assert part._cache is not None and {layer.get_seq_length() for layer in part._cache.layers} <= {69, 70}
     assert [part.answer(question).text for question in reversed(questions)] == said[::-1]
-    assert len(_Newest.seen) == layers  # it was read once
+    assert len(NewestPress.seen) == layers  # it was read once
     assert not any("rotary_emb" in vars(layer.self_attn) for layer in model.attachment.layers)
     assert not any(layer.self_attn._forward_hooks for layer in model.attachment.layers)
     part.save(tmp_path / "state")
     other = Pressed(kit, keep=70)
     other.load(tmp_path / "state")
-    assert [reply.text for reply in other.answers(questions)] == said and len(_Newest.seen) == layers
+    assert [reply.text for reply in other.answers(questions)] == said and len(NewestPress.seen) == layers
     for system in (part, other):
         system.observe("a fish swam")
-    assert other.answer(questions[0]) == part.answer(questions[0]) and len(_Newest.seen) == 3 * layers
+    assert other.answer(questions[0]) == part.answer(questions[0]) and len(NewestPress.seen) == 3 * layers
 
 
 def test_an_untrained_memory_shares_the_base_without_its_adapter(make_decoder: Any, tokenizer: Any) -> None:

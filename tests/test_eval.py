@@ -15,11 +15,13 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from conftest import NewestPress
 from remanence.arena import report
 from remanence.arena.checks import answer_lines, check
 from remanence.arena.grid import Cell, Grid, altered, read_cell, run_stream
@@ -512,8 +514,11 @@ def test_checks_find_a_system_that_cheats(tiny: MemoryModel, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("spec", [name for name in SYSTEMS if name not in ("memoryllm", "mplus")])
-def test_every_system_is_saved_and_loaded_and_begins_anew(tiny: MemoryModel, spec: str, tmp_path: Path) -> None:
+def test_every_system_is_saved_and_loaded_and_begins_anew(
+    tiny: MemoryModel, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its answers are the same after save and load, and after a reset as of a new one."""
+    monkeypatch.setitem(sys.modules, "kvpress", SimpleNamespace(ExpectedAttentionPress=NewestPress))
     kit = kit_of(tiny, budget=80, make_encoder=Encoder)  # CI has not the real one's weights
     texts = [f"Anna{i} likes tea number {i}. The sun was out for long that day." for i in range(12)]
     gold = (Gold(3, (0, 20), (0, 20)),)

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from ..core.cache import plain_cache
 from ..errors import ConfigError
 from .protocol import Kit, Reply, read_state, write_state
 from .readers import BaseReader
@@ -70,7 +70,7 @@ class Pressed(PassageSystem):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self._cache: DynamicCache | None = None
+        self._cache: Any = None  # Hugging Face's, with what was kept
         self._before = 0
 
     def _add(self, text: str, day: str) -> None:
@@ -88,7 +88,7 @@ class Pressed(PassageSystem):
         """Read the text once, and keep of it what the method keeps."""
         one, other = (self._prompt(question) for question in ("Who?", "How?"))
         self._before = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-        self._cache = DynamicCache()
+        self._cache = plain_cache(len(self.kit.model.attachment.layers))
         with self._pressing(base):
             ids = torch.tensor([one[: self._before]], device=base.device)
             base(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
@@ -126,7 +126,6 @@ class Pressed(PassageSystem):
 
     def _answer(self, base: Any, question: str) -> str:
         """An answer, word by word, from what was kept; which is then as it was."""
-        assert self._cache is not None
         cache, ends = self._cache, base.generation_config.eos_token_id
         ends = ends if isinstance(ends, list) else [ends]
         ids, at, said = self._prompt(question)[self._before :], self._before, list[int]()
@@ -158,7 +157,7 @@ class Pressed(PassageSystem):
         super().load(folder / "texts")
         self._before, tensors = read_state(folder)
         if tensors:
-            self._cache = DynamicCache()
+            self._cache = plain_cache(len(self.kit.model.attachment.layers))
             for number in range(len(tensors) // 2):
                 self._cache.update(tensors[f"{number}.keys"], tensors[f"{number}.values"], number)
 
