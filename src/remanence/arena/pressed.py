@@ -100,7 +100,7 @@ class Pressed(PassageSystem):
     @contextmanager
     def _pressing(self, base: Any) -> Iterator[None]:
         """In the block every layer's keys and values are thinned out as soon as it has read."""
-        share = 1 - self.keep / self._before
+        share = 1 - (self.keep + 0.5) / self._before  # kvpress keeps the whole part of the rest
         if share <= 0:  # all of it may be kept
             yield
             return
