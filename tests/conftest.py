@@ -323,6 +323,11 @@ def random_ids(count: int, seed: int = 0) -> list[int]:
     return torch.randint(33, 127, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def random_text(count: int, seed: int = 0) -> str:
+    """The same as text."""
+    return bytes(random_ids(count, seed)).decode()
+
+
 class NewestPress:
     """A press as kvpress has them, that keeps the newest keys and values; `seen` of every layer what it was given."""
 
@@ -337,8 +342,3 @@ class NewestPress:
         self.seen.append((self.ratio, module.layer_idx, keys.shape[2]))
         kept = max(1, int(keys.shape[2] * (1 - self.ratio)))
         return keys[:, :, -kept:], values[:, :, -kept:]
-
-
-def random_text(count: int, seed: int = 0) -> str:
-    """The same as text."""
-    return bytes(random_ids(count, seed)).decode()

@@ -70,9 +70,12 @@ class Ours(System):
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
         """Memorize a text, with its day before it if it has one."""
-        told = self.as_told(text, label, time)
-        self._dated |= told != text
-        text = told
+        told = words.dated(text, words.day_told(label, time))
+        self._take(told, len(told) - len(text), label, time)
+
+    def _take(self, text: str, ahead: int, label: str, time: float) -> None:
+        """Memorize a text whose first `ahead` characters are its day."""
+        self._dated |= ahead > 0
         if not self._at_once:
             with self.own() as model:
                 model.memorize(self.memory, text, source=label, time=time)
@@ -81,11 +84,6 @@ class Ours(System):
             self._write()
         self._waiting.append(text)
         self._last = (label, time)
-
-    @staticmethod
-    def as_told(text: str, label: str, time: float) -> str:
-        """A text as it is told to the memory."""
-        return words.dated(text, words.day_told(label, time))
 
     def _write(self) -> None:
         """Memorize what waits for a chunk to fill."""
@@ -151,11 +149,10 @@ class Forced(Ours):
         self._ahead: list[int] = []  # characters of the day before each
         self.passages = Passages(self.model)
 
-    def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
+    def _take(self, text: str, ahead: int, label: str, time: float) -> None:
         """Memorize a text, and note where it lies."""
-        super().observe(text, label, time)
-        told = self.as_told(text, label, time)
-        self._note(told, len(told) - len(text))
+        super()._take(text, ahead, label, time)
+        self._note(text, ahead)
 
     def _note(self, told: str, ahead: int) -> None:
         self._told.append(told)

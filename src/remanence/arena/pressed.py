@@ -1,7 +1,6 @@
 """A long prompt whose keys and values are thinned out: the methods of NVIDIA's kvpress, as an option.
 
-kvpress is no dependency, as it asks for an older transformers. Its methods themselves work with ours:
-`pip install --no-deps "kvpress==0.5.5" "cachetools<6" "fire<0.7" termcolor six`.
+kvpress is no dependency, as it asks for an older transformers. Its methods themselves work with ours (`_INSTALL`).
 """
 
 from __future__ import annotations
@@ -148,8 +147,7 @@ class Pressed(PassageSystem):
         super().save(folder / "texts")
         tensors = dict[str, Tensor]()
         for number, layer in enumerate([] if self._cache is None else self._cache.layers):
-            if layer.keys is not None and layer.values is not None:
-                tensors |= {f"{number}.keys": layer.keys, f"{number}.values": layer.values}
+            tensors |= {f"{number}.keys": layer.keys, f"{number}.values": layer.values}
         write_state(folder, self._before, tensors)
 
     def load(self, folder: Path) -> None:
