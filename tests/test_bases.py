@@ -401,14 +401,14 @@ def test_smollm2_takes_the_memory_weights_of_the_package(
     assert plan("smollm2")["memory"] == small().to_dict()
 
 
-@pytest.mark.parametrize("amx", [True, False])
+@pytest.mark.parametrize("able", ["amx_bf16", "avx512_bf16", "avx2"])
 def test_the_number_format_is_the_cpus_where_nobody_chose_one(
-    amx: bool, shared: Path, quick: list[Path], monkeypatch: pytest.MonkeyPatch
+    able: str, shared: Path, quick: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bfloat16 with AMX for a base that is stored in it; the user's word counts; a decoder's folder stays as it is."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    """bfloat16 where the CPU computes in it, for a base that is stored in it; the user's word counts; a decoder's folder stays as it is."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True})
     file = shared / "file.gguf"
-    fast = torch.bfloat16 if amx else torch.float32
+    fast = torch.float32 if able == "avx2" else torch.bfloat16
     assert MemoryModel.from_pretrained(file).base.dtype == fast
     assert MemoryModel.from_pretrained(file, dtype=torch.float16).base.dtype == torch.float16
     assert MemoryModel.from_pretrained(shared / "model").base.dtype == torch.bfloat16

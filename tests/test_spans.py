@@ -17,7 +17,7 @@ from remanence.config import MemoryConfig
 from remanence.core.looking import Candidates, candidates, look
 from remanence.core.memory import Memory
 from remanence.core.prompts import UNKNOWN
-from remanence.core.spans import _LONG, Span, pairs, scores_of, sentences, spans_of
+from remanence.core.spans import _LONG, Begin, Span, begins_of, pairs, scores_of, sentences, spans_of
 from remanence.errors import ConfigError
 from test_hf import plain_logits
 from test_looking import read_spans, told
@@ -49,11 +49,11 @@ def text_of(memory: Memory, model: MemoryModel, span: Span) -> str:
 def test_every_row_is_in_a_span_that_is_short_and_of_one_text(size: int, begins: dict[int, bool]) -> None:
     """And each begins where a sentence or a text does, unless a sentence is too long."""
     first = 7
-    moved = {first + row: text for row, text in begins.items() if row < size}
+    moved = {first + row: Begin(text) for row, text in begins.items() if row < size}
     spans = spans_of(moved, first, first + size)
     covered = set(itertools.chain.from_iterable(range(span.first, span.end) for span in spans))
     assert covered == set(range(first, first + size))
-    cuts = sorted(row for row, text in moved.items() if text and row > first)
+    cuts = sorted(row for row, begin in moved.items() if begin.text and row > first)
     for span in spans:
         assert 0 < span.end - span.first <= _LONG
         assert not any(span.first < cut < span.end for cut in cuts)
@@ -62,12 +62,49 @@ def test_every_row_is_in_a_span_that_is_short_and_of_one_text(size: int, begins:
 
 def test_short_texts_are_spans_and_long_ones_are_cut_at_sentences() -> None:
     """A text of up to 40 tokens is one; in a longer one a sentence has those before it beside it, if there is room."""
-    assert spans_of({0: True, 30: True, 40: False}, 0, 60) == [Span(0, 30), Span(30, 60)]
-    assert spans_of({0: True, 15: False, 30: False, 60: False}, 0, 80) == [
+    text, sentence = Begin(True), Begin(False)
+    assert spans_of({0: text, 30: text, 40: sentence}, 0, 60) == [Span(0, 30), Span(30, 60)]
+    assert spans_of({0: text, 15: sentence, 30: sentence, 60: sentence}, 0, 80) == [
         Span(0, 15), Span(0, 30), Span(30, 60), Span(60, 80)
     ]  # fmt: skip
-    assert spans_of({0: True, 3: False, 40: False}, 0, 70) == [Span(0, 40), Span(40, 70)]  # "Oh." stays with the next
+    found = spans_of({0: text, 3: sentence, 40: sentence}, 0, 70)
+    assert found == [Span(0, 40), Span(40, 70)]  # "Oh." stays with the next
     assert spans_of({}, 0, 100) == [Span(0, 20), Span(0, 40), Span(20, 60), Span(40, 80), Span(60, 100)]
+
+
+CHAT = (
+    "[7 May 2023] Ada: I went to the museum with Ben. It was raining all day long. We had tea and cake afterwards.",
+    "Ben Ho: Nice one! I stayed at home and slept.\nAda: You missed it all. They had a whole whale, of glass.",
+    "The museum opens at ten: come early. You cannot park, even on Sunday.",
+)
+
+
+def test_a_sentence_is_read_with_the_day_and_the_speaker_of_its_text(tokenizer: Any) -> None:
+    """Its head: of its text or its line, and none where there is none; over the ends of writes too."""
+    model = model_of(tokenizer, looks=3, look_at="sentences")
+    memory = told_texts(model, CHAT)
+    model.memorize(memory, ". " * CHUNK, time=9.0)  # all of them are written
+    asked = model.search([memory], [model.encode("Where was it?")])[0].question
+    assert asked is not None
+    writes = dict.fromkeys(range(memory.write_count), 0.0)
+    spans, _ = sentences(memory, writes, model.tokenizer, asked, 100)
+    whole = "".join(write.text or "" for write in memory.writes)
+    read = {whole[span.first : span.end].strip(): "".join(whole[row] for row in span.head).strip() for span in spans}
+    assert read["It was raining all day long."] == "[7 May 2023] Ada:"
+    assert read["They had a whole whale, of glass."] == "Ada:"
+    assert read["You cannot park, even on Sunday."] == ""
+    assert not any("[7 May" in text and head for text, head in read.items())  # it is not read twice
+
+
+@given(st.text(st.sampled_from("A:. \n[]7")), st.sets(st.integers(0, 20)))
+def test_heads_stand_before_what_they_are_of(text: str, texts: set[int]) -> None:
+    """In the same text, whatever it is; each is a day and a speaker."""
+    texts = {0, *(at for at in texts if at < len(text))}
+    for at, begin in begins_of(text, texts, lambda character: character if character < len(text) else None).items():
+        assert begin.text == (at in texts)
+        start = max(each for each in texts if each <= at)
+        assert all(start <= row for row in begin.head)
+        assert begin.head == () or text[begin.head[-1]] in ":]"
 
 
 def test_what_is_looked_at_is_what_was_told_together(tokenizer: Any) -> None:

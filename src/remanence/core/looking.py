@@ -321,7 +321,7 @@ class SpanSlots:
         self._start_rows = model.start_rows()
         self._spans: list[Tensor] = []  # by row: rows of its memory
         for group in spans:
-            parts = [torch.arange(span.first, span.end) for span in sorted(group, key=lambda span: span.first)]
+            parts = [span.rows for span in sorted(group, key=lambda span: span.first)]
             self._spans.append(torch.cat([torch.arange(0), *parts]))
         self._places: dict[Memory, list[int]] = {}
         for row, memory in enumerate(memories):

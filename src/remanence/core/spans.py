@@ -5,6 +5,9 @@ small reader that has only the sentences that matter answers more, and tells muc
 with `look_at="sentences"` the writes that the search found are cut into spans at the ends of their sentences and texts
 (`sentences`); those that fit the question best are looked at.
 
+A sentence loses what stood once before all of its text: the day, and whose words they are. So a span has its *head*,
+"[7 May 2023] Ada:", where its text or its line begins with one; it is read before the span.
+
 A span is a row of vectors that follow each other. That asks for one vector a token (K = `chunk_tokens`), and for the
 texts of the writes (`keep_text`), which tell where sentences end. A write without its text is cut every 20 tokens.
 
@@ -15,7 +18,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,22 +33,52 @@ from .search import Question
 _LONG = 40  # tokens of a span; a text that is no longer is one span
 _SHORT = 6  # a sentence of fewer tokens stays with the one beside it
 _ENDS = re.compile(r"[.!?…][\"')\]’”»]*(?=\s)|\n")
+_DAY = re.compile(r"\s*\[[^\]\n]{1,40}\]")
+_SPEAKER = re.compile(r"\s*[^\W\d_][\w.'’-]*(?: [^\W\d_][\w.'’-]*){0,2}:(?=\s)")
 
 
 @dataclass(frozen=True)
 class Span:
-    """Vectors first .. end - 1 of every layer, by row in the long-term store, as they were written one by one."""
+    """Vectors first .. end - 1 of every layer, by row in the long-term store, as they were written one by one.
+
+    head: rows before them that are read with them: the day and the speaker of their text.
+    """
 
     first: int
     end: int
+    head: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> Tensor:
+        """All rows, in reading order."""
+        return torch.tensor([*self.head, *range(self.first, self.end)], dtype=torch.long)
+
+    def moved(self, by: int) -> Span:
+        """The same, so many rows further on."""
+        return Span(self.first + by, self.end + by, tuple(row + by for row in self.head))
 
     def writes(self, K: int) -> list[int]:
-        """The writes that they are of."""
+        """The writes that they are of, but for the head."""
         return list(range(self.first // K, (self.end - 1) // K + 1))
+
+    def all_writes(self, K: int) -> list[int]:
+        """The writes that they are of, the head's too, in order."""
+        return sorted({row // K for row in self.head}.union(self.writes(K)))
 
     def write(self, K: int) -> int:
         """The write that most of them are of; the newer one of two."""
         return max(self.writes(K), key=lambda w: (min(self.end, (w + 1) * K) - max(self.first, w * K), w))
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What is known of a row at which a sentence begins.
+
+    text: whether a text does. head: rows of the day and the speaker that hold for it; its own may be among them.
+    """
+
+    text: bool
+    head: tuple[int, ...] = ()
 
 
 def first_beside(memory: Memory, write: int) -> int:
@@ -64,8 +98,8 @@ def sentences(
     """The spans of some writes that fit a question best, best first, at most `count`; and their scores.
 
     A text of up to 40 tokens is one span. Of a longer one every sentence is, with as many of the sentences before it as
-    40 tokens have room for. A span is scored as a write is, by those keys and words that are of its own tokens; and the
-    score of its write is added, which knows what stands around it.
+    40 tokens have room for. A span is scored as a write is, by those keys and words that are of its own tokens, and the
+    words of its head; and the score of its write is added, which knows what stands around it.
 
     Args:
         memory: read.
@@ -76,8 +110,7 @@ def sentences(
     """
     found, wanted, K = list[Span](), set(writes), memory.config.K
     for run in _runs(memory, wanted):
-        begins = {write * K + token: text for write in run for token, text in _begins(memory, write, tokenizer).items()}
-        own = spans_of(begins, run[0] * K, (run[-1] + 1) * K)
+        own = spans_of(_begins(memory, run, tokenizer), run[0] * K, (run[-1] + 1) * K)
         found += [span for span in own if not wanted.isdisjoint(span.writes(K))]
     if not found:
         return [], torch.zeros(0)
@@ -102,43 +135,75 @@ def _runs(memory: Memory, writes: set[int]) -> list[list[int]]:
     return [run for run in runs if not writes.isdisjoint(run)]
 
 
-def sentence_starts(text: str) -> list[int]:
-    """The characters of a text at which a sentence or a line begins, but for the first."""
-    return [end.end() for end in _ENDS.finditer(text)]
+def begins_of(text: str, texts: Collection[int], row: Callable[[int], int | None]) -> dict[int, Begin]:
+    """The rows at which sentences begin, in order.
+
+    Args:
+        text: what follows each other in memory, of one text or of several.
+        texts: the characters at which a text begins.
+        row: of a character; None if there is none.
+    """
+    found = dict[int, Begin]()
+    day, speaker, start = (0, 0), (0, 0), 0
+    for place in sorted({*texts, *(end.end() for end in _ENDS.finditer(text))}):
+        if place in texts:
+            day, start = (0, 0), place
+        if place in texts or (text[place - 1] == "\n" and text[start:place].strip()):
+            own_day = _DAY.match(text, place)
+            day = own_day.span() if own_day else day
+            own_speaker = _SPEAKER.match(text, own_day.end() if own_day else place)
+            speaker = own_speaker.span() if own_speaker else (0, 0)
+        at = row(place)
+        if at is None:
+            break
+        rows = {row(character) for part in (day, speaker) for character in range(*part)}
+        head = tuple(sorted(one for one in rows if one is not None))
+        found[at] = Begin(place in texts or (at in found and found[at].text), head)
+    return found
 
 
-def _begins(memory: Memory, write: int, tokenizer: Any) -> dict[int, bool]:
-    """The tokens of a write, from 0, at which a sentence begins; of each, whether a text does."""
-    record, K = memory.writes[write], memory.config.K
-    if record.text is None or not getattr(tokenizer, "is_fast", False):
-        return {0: True}
-    places = dict.fromkeys(sentence_starts(record.text), False)
-    at, last = 0, None if write == memory.first_write else [*memory.writes[write - 1].parts()][-1]
-    for part in record.parts():
-        if last is None or not part.continues(last):
-            places[at] = True
-        at, last = at + part.characters, part
-    offsets = tokenizer(
-        record.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-    ).offset_mapping
-    # What was cut inside a word may fall into other tokens when it is read again; then it is about here.
-    ratio = K / max(1, len(offsets))
-    ends = torch.tensor([end for _, end in offsets])
-    found = {int(int((ends <= place).sum()) * ratio): text for place, text in sorted(places.items())}
-    return {token: text for token, text in found.items() if token < K}
+def _begins(memory: Memory, run: Sequence[int], tokenizer: Any) -> dict[int, Begin]:
+    """The rows at which sentences begin in writes that follow each other."""
+    K, said, texts, found = memory.config.K, "", set[int](), dict[int, Begin]()
+    ends, rows = list[int](), list[int]()
+    last = None if run[0] == memory.first_write else [*memory.writes[run[0] - 1].parts()][-1]
+    for write in run:
+        record = memory.writes[write]
+        at = len(said)
+        for part in record.parts():
+            if last is None or not part.continues(last):
+                texts.add(at)
+            at, last = at + part.characters, part
+        if record.text is None or not getattr(tokenizer, "is_fast", False):
+            found[write * K] = Begin(True)
+            continue
+        offsets = tokenizer(
+            record.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        ).offset_mapping
+        # What was cut inside a word may fall into other tokens when it is read again; then it is about here.
+        ratio = K / max(1, len(offsets))
+        ends += [len(said) + end for _, end in offsets]
+        rows += [write * K + int(token * ratio) for token in range(len(offsets))]
+        said += record.text
+
+    def row(character: int) -> int | None:
+        token = bisect_right(ends, character)
+        return rows[token] if token < len(rows) else None
+
+    return found | begins_of(said, texts, row)
 
 
-def spans_of(begins: Mapping[int, bool], first: int, end: int) -> list[Span]:
+def spans_of(begins: Mapping[int, Begin], first: int, end: int) -> list[Span]:
     """The spans of the rows first .. end - 1.
 
     Args:
-        begins: the rows where a sentence begins; of each, whether a text does.
+        begins: the rows where a sentence begins.
         first, end: rows.
     """
     starts = sorted({first, *(row for row in begins if first < row < end)})
     texts = list[list[Span]]()
     for start, stop in itertools.pairwise([*starts, end]):
-        if start == first or begins[start]:
+        if start == first or begins[start].text:
             texts.append([])
         last = texts[-1][-1] if texts[-1] else Span(start, start)
         if texts[-1] and min(stop - start, last.end - last.first) < _SHORT and stop - last.first <= _LONG:
@@ -147,33 +212,43 @@ def spans_of(begins: Mapping[int, bool], first: int, end: int) -> list[Span]:
             parts = -(-(stop - start) // (_LONG // 2)) if stop - start > _LONG else 1
             cuts = [start + (stop - start) * i // parts for i in range(parts + 1)]
             texts[-1] += [Span(a, b) for a, b in itertools.pairwise(cuts)]
+
+    def headed(begin: int, stop: int) -> Span:
+        sentence = starts[bisect_right(starts, begin) - 1]
+        head = begins[sentence].head if sentence in begins else ()
+        return Span(begin, stop, tuple(row for row in head if row < begin))
+
     found = list[Span]()
     for text in texts:
         if text[-1].end - text[0].first <= _LONG:
-            found.append(Span(text[0].first, text[-1].end))
+            found.append(headed(text[0].first, text[-1].end))
             continue
         for sentence in text:
             begin = min(
                 each.first for each in text if each.first <= sentence.first and sentence.end - each.first <= _LONG
             )
-            found.append(Span(begin, sentence.end))
+            found.append(headed(begin, sentence.end))
     return found
 
 
 def scores_of(memory: Memory, spans: Sequence[Span], question: Question) -> Tensor:
     """How well spans of a memory fit a question, as a search scores writes, float32 [S]."""
     K = memory.config.K
-    numbers = torch.unique(torch.tensor([write for span in spans for write in span.writes(K)]))
+    numbers = torch.unique(torch.tensor([write for span in spans for write in span.all_writes(K)]))
     keys_wGR = rows_of(memory.keys(0), numbers - memory.first_write)
     words_wK = rows_of(memory.words(), numbers - memory.first_write)
     return scores_among(numbers, keys_wGR, words_wK, spans, question)
 
 
 def words_of(memory: Memory, span: Span) -> Tensor:
-    """The words of a span of a memory, int16 [end - first]."""
-    K, numbers = memory.config.K, torch.tensor(span.writes(memory.config.K))
-    first = span.first - int(numbers[0]) * K
-    return rows_of(memory.words(), numbers - memory.first_write).flatten()[first : first + span.end - span.first]
+    """The words of a span of a memory, and of its head, int16 [rows]."""
+    K, numbers = memory.config.K, torch.tensor(span.all_writes(memory.config.K))
+    return rows_of(memory.words(), numbers - memory.first_write).flatten()[_places(span.rows, numbers, K)]
+
+
+def _places(rows: Tensor, numbers: Tensor, K: int) -> Tensor:
+    """Where rows are among those of some writes, whose numbers are given in order."""
+    return torch.searchsorted(numbers, rows // K) * K + rows % K
 
 
 def scores_among(
@@ -183,7 +258,7 @@ def scores_among(
 
     Args:
         numbers: of the writes, in order. keys_wGR, words_wK: theirs.
-        spans: of these writes alone.
+        spans: of these writes alone, with their heads.
         question: what is searched for.
     """
     K, group = words_wK.shape[1], words_wK.shape[1] // keys_wGR.shape[1]
@@ -196,5 +271,8 @@ def scores_among(
         first = int(torch.searchsorted(numbers, span.first // K)) * K + span.first % K
         end = first + span.end - span.first
         best = products_TX[:, first // group : -(-end // group)].amax(1)
-        scores[place] = best.mean() + question.weights[held_TX[:, first:end].any(1)].sum()
+        held_T = held_TX[:, first:end].any(1)
+        if span.head:
+            held_T = held_T | held_TX[:, _places(torch.tensor(span.head), numbers, K)].any(1)
+        scores[place] = best.mean() + question.weights[held_T].sum()
     return scores

@@ -213,8 +213,8 @@ class MemoryModel(MemoryDecoder):
             options: for `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, ...);
                 revision, token, cache_dir and local_files_only are for everything that is downloaded; revision is the
                 model's, not that of a base which it does not hold. Without dtype, "smollm2", .gguf files and bases that
-                a model does not hold are in float32, or on a CPU with AMX in bfloat16 if they are stored in it; others
-                are as they are stored.
+                a model does not hold are in float32, or on a CPU that computes in bfloat16 (AMX, AVX-512) in that, if
+                they are stored in it; others are as they are stored.
 
         Raises:
             ConfigError: no such model, or settings that this version does not know.

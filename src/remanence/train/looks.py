@@ -120,13 +120,12 @@ def sorted_out(
     for place in sorted({int(bank.owner_W[write]) for write in wanted}):
         stream = bank.streams[place]
         for local in stream.spans:
-            span = Span(stream.first * K + local.first, stream.first * K + local.end)
-            writes = span.writes(K)
-            if not wanted.isdisjoint(writes) and all(allowed_W[write] for write in writes):
+            span = local.moved(stream.first * K)
+            if not wanted.isdisjoint(span.writes(K)) and all(allowed_W[write] for write in span.all_writes(K)):
                 found.append(span)
     if not found:
         return [], []
-    numbers = torch.tensor(sorted({write for span in found for write in span.writes(K)}))
+    numbers = torch.tensor(sorted({write for span in found for write in span.all_writes(K)}))
     scores = scores_among(numbers, keys_WGR[numbers], words_WK[numbers], found, question)
     around = torch.tensor([max(float(scores_W[write]) for write in span.writes(K)) for span in found])
     order = [found[i] for i in (scores + around).argsort(descending=True).tolist()]
@@ -134,7 +133,7 @@ def sorted_out(
     right = set() if gold < 0 or asked is None or asked.token is None else {own + asked.token}
     older = set() if asked is None else {own + token for token in asked.older_tokens}
     answers = [span for span in order if any(span.first <= token < span.end for token in right)]
-    others = [span for span in order if not any(span.first <= token < span.end for token in right | older)]
+    others = [span for span in order if (right | older).isdisjoint(span.rows.tolist())]
     return answers, others[: _TOGETHER * looks]
 
 

@@ -22,7 +22,7 @@ from ..core.search import Search
 from ..errors import ConfigError
 from ..files import write_text
 from ..models import bases
-from ..models.decoders import load_config
+from ..models.decoders import computes_bfloat16, load_config
 from ..models.pretrained import MemoryModel, saved_settings
 from .asking import PROMPT, without_preamble
 from .attention import READING
@@ -157,8 +157,7 @@ def number_format(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        able: Any = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = bool(able.get("amx_bf16") or able.get("avx512_bf16"))
+        fast = computes_bfloat16()
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32

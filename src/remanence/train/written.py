@@ -22,7 +22,7 @@ from ..core.cache import Slots
 from ..core.model import MemoryDecoder
 from ..core.retrieval import best_allowed, bias_of_slots, superseded
 from ..core.search import Search
-from ..core.spans import Span, sentence_starts, spans_of
+from ..core.spans import Span, begins_of, spans_of
 from ..errors import ConfigError
 from .lessons import Ask, Lesson
 
@@ -117,8 +117,8 @@ def stream_of(lesson: Lesson, model: MemoryDecoder, most: int) -> Stream:
                 )
             )  # fmt: skip
     chunks = [ids[i * size : (i + 1) * size] for i in range(count)]
-    starts = {bisect_right(ends, c): lesson.lines and lesson.text[c - 1] == "\n" for c in sentence_starts(lesson.text)}
-    spans = spans_of(starts, 0, count * size) if count else []
+    texts = {0, *(at + 1 for at, sign in enumerate(lesson.text) if lesson.lines and sign == "\n")}
+    spans = spans_of(begins_of(lesson.text, texts, token), 0, count * size) if count else []
     return Stream(chunks, ids[count * size :], asks, {key: written(at) for key, at in lesson.says.items()}, spans)
 
 
@@ -291,7 +291,7 @@ def pick_one(chosen: Sequence[tuple[int, ...]]) -> Picked:
 def pick_spans(chosen: Sequence[Sequence[Span]]) -> Picked:
     """What is read where each question looks at spans, by token of the bank: these in order, or none."""
     tokens = [
-        torch.cat([torch.arange(0), *(torch.arange(s.first, s.end) for s in sorted(some, key=lambda s: s.first))])
+        torch.cat([torch.arange(0), *(span.rows for span in sorted(some, key=lambda span: span.first))])
         for some in chosen
     ]
     most = -(-max(map(len, tokens)) // _WIDTH) * _WIDTH
