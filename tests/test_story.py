@@ -48,6 +48,14 @@ class Parrot:
         return Said("No idea.")
 
 
+def test_another_number_is_wrong() -> None:
+    """Also one that begins with the digits that were told."""
+    price = "What did the piano cost us?"
+    for said, right in (("340 euros", True), ("3400 euros", False), ("It was 340.", True)):
+        answers = story.ask(Parrot(said, []), None)  # type: ignore[arg-type]
+        assert [answer["right"] for answer in answers if answer["question"] == price] == [right]
+
+
 def test_right_is_what_was_told_and_no_invention() -> None:
     """ "Ghent" is right once, and an invention where nothing was told; without a memory only "no idea" is right."""
     pieces = [Piece("garden. I live in", 2.0, 3), Piece("Ghent now. It rains.", 1.0, 4), Piece("Ghent!", -1.0, 5)]

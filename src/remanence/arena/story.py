@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.memory import Memory
 from ..models.pretrained import MemoryModel
+from . import scores
 from .retention import prose
 
 UNKNOWN = re.compile(r"\b(don't|do not|doesn't|does not) know\b|\bno idea\b|\bnever told\b", re.IGNORECASE)
@@ -53,10 +54,8 @@ def ask(model: MemoryModel, memory: Memory) -> Iterator[dict[str, Any]]:
 
 
 def _right(answer: str, known: list[str]) -> bool:
-    """Whether an answer names what was told; or, of what was not, says that it does not know."""
-    if not known:
-        return bool(UNKNOWN.search(answer))
-    return any(each.lower() in answer.lower() for each in known)
+    """Whether an answer names what was told, in whole words; or, of what was not, says that it does not know."""
+    return scores.contains(answer, known) if known else bool(UNKNOWN.search(answer))
 
 
 def told_in(texts: list[str], answers: list[str]) -> str:
