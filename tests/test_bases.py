@@ -405,7 +405,7 @@ def test_smollm2_takes_the_memory_weights_of_the_package(
 def test_the_number_format_is_the_cpus_where_nobody_chose_one(
     able: str, shared: Path, quick: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bfloat16 where the CPU computes in it, for a base that is stored in it; the user's word counts; a decoder's folder stays as it is."""
+    """bfloat16 where the CPU computes in it and the base is stored in it; the user's word counts; a folder stays."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {able: True})
     file = shared / "file.gguf"
     fast = torch.float32 if able == "avx2" else torch.bfloat16

@@ -254,7 +254,7 @@ def test_the_reranker_is_taught_and_kept(tmp_path: Path, monkeypatch: pytest.Mon
     code, _, said = run(monkeypatch, capsys, *arguments)
     assert code == 2 and "made with another system/rmm.safetensors" in said
     code, _, said = run(monkeypatch, capsys, "learn", "--system", "bm25")
-    assert code == 2 and "only rmm has weights" in said
+    assert code == 2 and "only rmm, memory-r1, mem-alpha have weights" in said
 
 
 # Interrupted, and shared ----------------------------------------------------------------------------------------------

@@ -154,9 +154,10 @@ def _cells(pairs: list[tuple[str, str]], checks: bool) -> list[Cell]:
 
 @app.command()
 def learn(
-    system: Annotated[str, typer.Option(help="RMM, with its options.")] = "rmm:explore=true",
+    system: Annotated[str, typer.Option(help="rmm, memory-r1 or mem-alpha, with its options.")] = "rmm:explore=true",
     tasks: Annotated[list[str], typer.Option(help="What it learns from; several in quotes.")] = ["again"],  # noqa: B006
     rounds: Annotated[int, typer.Option(min=1, help="How often, each time with the next seed.")] = 10,
+    rollouts: Annotated[int, typer.Option(min=2, help="How often a policy goes through each story.")] = 8,
     model: Model = DEFAULT_MODEL,
     reader: Annotated[str, typer.Option(help="Who reads and is cited: base, ours, or a URL.")] = "base",
     budget: Annotated[int, typer.Option(min=16, help="Most tokens of text that the reader gets.")] = 600,
@@ -164,39 +165,47 @@ def learn(
     books: Annotated[Path | None, typer.Option(help=".jsonl file of books; else the package's prose.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 32,
     seed: Annotated[int, typer.Option(help="The first one; `eval run` has others.")] = 1001,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the weights go.")] = Path("runs/rmm.safetensors"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File of the weights; runs/SYSTEM.safetensors.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Teach the reranker of RMM by what answers cite, and keep its weights.
+    """Teach what a system decides, and keep it: RMM's reranker by what answers cite; what Memory-R1 and Mem-α do with
+    each sentence by what is then shown for questions (GRPO), for which the reader is not asked.
 
-    Example: remanence eval learn --tasks again --out runs/rmm.safetensors
+    Example: remanence eval learn --system memory-r1 --tasks facts:amount=40,distances=1000 --rounds 40
     """
     from ..arena import registry
 
     names = " ".join(tasks).split()
     registry.check_specs([system], names)
-    if registry.parsed(system)[0] != "rmm":
-        raise ConfigError(f"--system {system}: only rmm has weights to learn.")
-    loaded = load_model(model).eval()
-    from ..arena.learning import RMM, keep, teach
+    kind = registry.parsed(system)[0]
+    from ..arena.learning import TEACHABLE, keep, teach
+
+    if kind not in TEACHABLE:
+        raise ConfigError(f"--system {system}: only {', '.join(TEACHABLE)} have weights to learn.")
+    loaded, out = load_model(model).eval(), out or Path(f"runs/{kind}.safetensors")
     from ..arena.protocol import Kit
     from ..arena.readers import make_reader
     from ..arena.tasks import Materials
 
     of_reader = make_reader(reader, loaded, max_new_tokens=max_new_tokens)
     kit = Kit(loaded, of_reader, budget=budget, seed=seed, max_new_tokens=max_new_tokens)
-    learner, made = registry.build(system, kit), dict.fromkeys(("questions", "answers", "steps"), 0)
-    assert isinstance(learner, RMM)
+    learner: Any = registry.build(system, kit)
+    made, rewards = dict[str, float](), list[float]()
     for number in range(rounds):
         for name in names:
-            found = teach(learner, registry.streams(name, Materials(kit.tokens, data, books, seed + number)))
-            made = {key: made[key] + found[key] for key in made}
-        say(f"{number + 1} of {rounds} rounds: {made['answers']} of {made['questions']} answers taught something.")
+            streams = registry.streams(name, Materials(kit.tokens, data, books, seed + number))
+            found = teach(learner, streams, rollouts=rollouts, seed=seed + number)
+            rewards += [found.pop("reward")] if "reward" in found else []
+            made = {key: made.get(key, 0) + value for key, value in found.items()}
+        taught = f"{made.get('answers', 0):.0f} of {made['questions']:.0f} answers taught something"
+        say(f"{number + 1} of {rounds} rounds: {f'mean reward {rewards[-1]:.3f}' if rewards else taught}.")
         keep(learner, out)
     if as_json:
-        put_json({"weights": str(out), **made})
+        put_json({"weights": str(out), **made, **({"rewards": rewards} if rewards else {})})
     else:
-        put(f"The weights are in {out}; use them with --systems rmm:weights={out}")
+        put(f"The weights are in {out}; use them with --systems {kind}:weights={out}")
 
 
 @app.command()

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from ..protocol import Kit
 from . import words
 from .base import Entry, Remembering, Shown, Turn, once
+from .policy import Policy
 
 MEMORIES = ("core", "semantic", "episodic")
+_SEEN = 6  # features of a decision
 
 
 @dataclass
@@ -32,22 +34,25 @@ class MemAlpha(Remembering[Item]):
     too many. In the lists a newer value of a slot replaces the older (the tools insert, update and delete).
 
     How far from the paper: there a 4B model learns to use the tools, by GRPO on four nodes; its choice is what the
-    paper is about, and it is not here. What is tested here is the threefold memory. With `brain="reader"` the
-    untrained reader chooses the memory of each sentence, by likelihood. Core had 512 tokens there; a quarter of the
+    paper is about. Here it is a rule, or with `weights` a linear choice of the memory of each sentence that learnt by
+    GRPO (`policy.py`), rewarded if the right value is shown for a question, and as in the paper for a short memory.
+    With `brain="reader"` the untrained reader chooses, by likelihood. Core had 512 tokens there; a quarter of the
     budget here. What core has no room for is found in the semantic list.
 
     Args:
         kit, brain: as in `Remembering`.
         k: items of each list that are found.
         core: tokens of the core paragraph; a quarter of the budget if 0.
+        weights: a file of `remanence eval learn --system mem-alpha`; "" for the rule.
     """
 
     name = "mem-alpha"
     kind_of_entry = Item
     made_for = "questions about long streams that are read once"
 
-    def __init__(self, kit: Kit, *, k: int = 20, core: int = 0, brain: str | None = None) -> None:
+    def __init__(self, kit: Kit, *, k: int = 20, core: int = 0, weights: str = "", brain: str | None = None) -> None:
         self.k, self.core = k, core or kit.budget // 4
+        self.policy = Policy(MEMORIES, _SEEN, weights)
         super().__init__(kit, brain=brain)
 
     def start(self) -> None:
@@ -82,7 +87,7 @@ class MemAlpha(Remembering[Item]):
         elif words.is_event(sentence):
             rule = "episodic"
         if self.thinker is None:
-            return rule
+            return self.policy.choose(_seen(sentence), rule)
         task = (
             "Which is this? core: what the speaker is or likes for good. episodic: what happened at some time. "
             "semantic: any other fact."
@@ -101,3 +106,12 @@ class MemAlpha(Remembering[Item]):
         for rank in range(self.k):
             pieces += [self.show(each[rank]) for each in lists if rank < len(each)]
         return once(pieces)
+
+
+def _seen(sentence: str) -> list[float]:
+    """What a policy sees of a sentence, `_SEEN` numbers."""
+    return [
+        float(words.first_person(sentence)), float(words.is_trait(sentence)), float(words.is_event(sentence)),
+        float(any(sign.isdigit() for sign in sentence)), float(bool(words.names(sentence))),
+        min(len(words.content(sentence)), 20) / 20,
+    ]  # fmt: skip

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from ..protocol import Kit
 from . import words
 from .base import Entry, Remembering, Shown, Turn, best, once
+from .policy import Policy
 
 OPERATIONS = ("ADD", "UPDATE", "DELETE", "NOOP")
+_SEEN = 9  # features of a decision
 
 
 @dataclass
@@ -40,13 +42,16 @@ class MemoryR1(Remembering[Fact]):
     How far from the paper: there two language models of 7 to 14 billion weights are trained by reinforcement learning
     (PPO or GRPO, reward: the final answer is exact) on four to eight H100. That cannot be done here; this is its
     store, its operations and its distillation with a manager by rule, or with `brain="reader"` by the untrained
-    reader (a choice by likelihood a fact that resembles an old one, and a decision on each of the `k` best).
+    reader (a choice by likelihood a fact that resembles an old one, and a decision on each of the `k` best). With
+    `weights` the manager is a linear one that learnt by GRPO from what it sees of both facts (`policy.py`); its reward
+    is that the right value is shown for a question, and no older one.
 
     Args:
         kit, brain: as in `Remembering`.
         k: facts that are read.
         candidates: facts that are found before distillation.
         alike: cosine above which an old fact is looked at for an operation.
+        weights: a file of `remanence eval learn --system memory-r1`; "" for the rule.
     """
 
     name = "memory-r1"
@@ -54,9 +59,11 @@ class MemoryR1(Remembering[Fact]):
     made_for = "questions about conversations in which facts change"
 
     def __init__(
-        self, kit: Kit, *, k: int = 8, candidates: int = 60, alike: float = 0.5, brain: str | None = None
-    ) -> None:
+        self, kit: Kit, *, k: int = 8, candidates: int = 60, alike: float = 0.5, weights: str = "",
+        brain: str | None = None,
+    ) -> None:  # fmt: skip
         self.k, self.candidates, self.alike = k, candidates, alike
+        self.policy = Policy(OPERATIONS, _SEEN, weights)
         super().__init__(kit, brain=brain)
 
     def start(self) -> None:
@@ -107,7 +114,9 @@ class MemoryR1(Remembering[Fact]):
             rule = "DELETE"
         elif same_slot and old.speaker == new.speaker:
             rule = "UPDATE"
-        if self.thinker is None or cosine <= self.alike:
+        if self.thinker is None:
+            return self.policy.choose(_seen(new, old, cosine, same_slot), rule)
+        if cosine <= self.alike:
             return rule
         task = (
             "Compare the old and the new sentence. ADD if the new one says something else, UPDATE if it has a newer "
@@ -134,6 +143,17 @@ class MemoryR1(Remembering[Fact]):
             said = self.thinker.yes_each(task, [self.entries[i].text for i in order])
             order = [i for i, helps in zip(order, said, strict=True) if helps is not False] or order
         return once(self.show(i) for i in order)
+
+
+def _seen(new: Fact, old: Fact, cosine: float, same_slot: bool) -> list[float]:
+    """What a policy sees of two facts, `_SEEN` numbers."""
+    one, two = set(words.content(new.text)), set(words.content(old.text))
+    shared, names = one & two, set(words.names(new.text)) & set(words.names(old.text))
+    return [
+        cosine, float(cosine > 0.8), float(same_slot), float(new.speaker == old.speaker),
+        len(shared) / max(1, len(one)), len(shared) / max(1, len(two)), float(bool(names)),
+        float(words.ends(new.text)), float(words.negates(new.text) != words.negates(old.text)),
+    ]  # fmt: skip
 
 
 def _about_the_same(old: str, new: str) -> bool:
