@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from conftest import close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
 from remanence.core.judge import Judge
-from remanence.core.looking import _JUDGED, _NAMED, _SAID, candidates, look
+from remanence.core.looking import _JUDGED, _NAMED, _SAID, _by_sentence, _named, candidates, look
 from remanence.core.prompts import UNKNOWN
 from remanence.errors import ConfigError
 from remanence.train import reading_run
@@ -125,9 +126,12 @@ def test_words_of_the_question_count_beside_it(tokenizer: Any) -> None:
         weights[word] = weights.get(word, 0.0) + weight
 
     def naive(text: str) -> float:
-        words = set(model.retriever.words(torch.tensor(model.encode(text))).tolist())
-        share = sum(weight for word, weight in weights.items() if word in words) / sum(weights.values())
-        return 0.0 if "?" in text else most * max(0.0, share - least) / (1 - least)
+        shares = [0.0]
+        for sentence in re.findall(r"[^.!?]+[.!?]?", text):
+            words = set(model.retriever.words(torch.tensor(model.encode(sentence))).tolist())
+            share = sum(weight for word, weight in weights.items() if word in words) / sum(weights.values())
+            shares.append(0.0 if "?" in sentence else share)
+        return most * max(0.0, max(shares) - least) / (1 - least)
 
     ids = [token for write in memory.writes for token in model.encode(write.text or "")]
     waiting = "It rains. My dog is called Max. Is my dog called Ben?"
@@ -149,6 +153,24 @@ def test_words_of_the_question_count_beside_it(tokenizer: Any) -> None:
         reader, _ = look(model, memory, [], asked, some, unknown)
         alone, _ = look(model, memory, [], asked, wordless, unknown)
     assert reader.scores == alone.scores  # the reader's own word is enough
+
+
+def test_all_words_must_be_in_one_sentence(tokenizer: Any) -> None:
+    """With the day and the speaker before it; what two sentences have between them is nothing."""
+    model = judged(tokenizer, looks=8)
+    told = (
+        "My dog is ill. Tom is called in.",
+        "My dog is called Tom. It is ill.",
+        "[1 May] Ada: My dog is called Tom.",
+    )
+    memory = told_texts(model, (*told, "The owl. " * 4))
+    whole = "".join(write.text or "" for write in memory.writes)
+    [found] = model.search([memory], [model.encode("my dog is called")])
+    gains = dict[str, float]()
+    for span in candidates(model, memory, found).spans:
+        text = "".join(whole[row] for row in [*span.head, *range(span.first, span.end)])
+        gains[text.strip()] = float(_named(model, found.question, [_by_sentence(model, memory, span)]))
+    assert gains[told[0]] < min(gains[told[1]], gains[told[2]])  # the tokenizer of the tests has a token a letter
 
 
 def test_it_answers_from_what_waits(tokenizer: Any) -> None:
@@ -241,9 +263,10 @@ def test_from_lessons_to_a_model_with_a_judge(reader: str, tmp_path: Path) -> No
         file.write_bytes(file.read_bytes()[:-5])
     done, whole = (launch(run, tmp_path / name, quiet=True) for name in ("out", "whole"))
     assert done["questions"] >= 24 and done["figures"] == whole["figures"]
-    for one, other in zip(kept(tmp_path / "out", 0), kept(tmp_path / "whole", 0), strict=True):
+    read = kept(tmp_path / "whole", 0)
+    for one, other in zip(kept(tmp_path / "out", 0), read, strict=True):
         assert torch.equal(one.states_EJD, other.states_EJD) and torch.equal(one.right_E, other.right_E)
-        assert 0 < int(one.right_E.sum()) < len(one.right_E)
+    assert 0 < sum(int(one.right_E.sum()) for one in read) < sum(len(one.right_E) for one in read)
     model, before = MemoryModel.from_pretrained(done["model"]), MemoryModel.from_pretrained(reader)
     assert model.judge is not None and model.fingerprint == before.fingerprint
     memory = model.new_memory()

@@ -15,6 +15,7 @@ Legend:  B rows   T tokens   P memory slots   C spans that are looked at   K vec
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def look(
     reads, spans, scores, likely = list[_Read](), list(some.spans), list[float](), list[float]()
     if some.spans:
         reads.append(_Read(model, stored, asked, [[span] for span in some.spans], unknown))
-        named = _named(model, some.question, (words_of(memory, span) for span in some.spans))
+        named = _named(model, some.question, (_by_sentence(model, memory, span) for span in some.spans))
         scores += (reads[0].odds + weight * some.searched + named).tolist()
         likely += reads[0].ignorant.tolist()
     if waiting:
@@ -172,8 +173,8 @@ def look(
         end = memory.write_count * model.config.K
         spans.append(Span(end, end))
         text = model.text_of(waiting)
-        said = (_words(model, sentence.strip()) for sentence in SENTENCE.findall(text) or [text])
-        scores += (reads[-1].odds + _named(model, some.question, said).amax()).tolist()
+        said = [_words(model, sentence.strip()) for sentence in SENTENCE.findall(text) or [text]]
+        scores += (reads[-1].odds + _named(model, some.question, [said])).tolist()
         likely += reads[-1].ignorant.tolist()
     doubt, K = model.config.doubt, model.config.K
     found = None if model.judge is None else [*some.searched.tolist(), *([math.inf] if waiting else [])]
@@ -182,17 +183,31 @@ def look(
     return looked, reads[0].begun(best) if best < len(some.spans) else reads[-1].begun(0)
 
 
-def _named(model: Reader, question: Question | None, words: Iterable[Tensor]) -> Tensor:
-    """What it adds to a judge's odds that spans, of which these are the words, have the words of the question [C].
+def _named(model: Reader, question: Question | None, told: Iterable[Sequence[Tensor]]) -> Tensor:
+    """What it adds to a judge's odds that one sentence has all words of the question [C].
 
     A judge is taught by questions that avoid the words that were told, as those of real conversations often do. Where
     all of them are there, it doubts too much. Somebody's question has its words too, and answers nothing.
+
+    Args:
+        model, question: who asks what.
+        told: of what is looked at the words of each sentence.
     """
     if model.judge is None or question is None:
         return torch.zeros(1)
     (most, least), mark = _NAMED, _words(model, "?")
-    shares = torch.tensor([0.0 if torch.isin(mark, own).any() else question.share(own) for own in words])
+    shares = torch.tensor(
+        [max(0.0 if torch.isin(mark, own).any() else question.share(own) for own in sentences) for sentences in told]
+    )
     return most * (shares - least).clamp_min(0) / (1 - least)
+
+
+def _by_sentence(model: Reader, memory: Memory, span: Span) -> list[Tensor]:
+    """The words of each sentence of a span, behind those of its head."""
+    words, head = words_of(memory, span), len(span.head)
+    ends = torch.isin(words, torch.cat([_words(model, end) for end in ".!?"]))
+    cuts = [at + 1 for at in ends.nonzero()[:, 0].tolist() if head <= at < len(words) - 1]
+    return [torch.cat([words[:head], words[a:b]]) for a, b in itertools.pairwise([head, *cuts, len(words)])]
 
 
 def _words(model: Reader, text: str) -> Tensor:
