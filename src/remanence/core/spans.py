@@ -169,14 +169,14 @@ def _begins(memory: Memory, run: Sequence[int], tokenizer: Any) -> dict[int, Beg
     last = None if run[0] == memory.first_write else [*memory.writes[run[0] - 1].parts()][-1]
     for write in run:
         record = memory.writes[write]
+        if record.text is None or not getattr(tokenizer, "is_fast", False):
+            found[write * K], last = Begin(True), None
+            continue
         at = len(said)
         for part in record.parts():
             if last is None or not part.continues(last):
                 texts.add(at)
             at, last = at + part.characters, part
-        if record.text is None or not getattr(tokenizer, "is_fast", False):
-            found[write * K] = Begin(True)
-            continue
         offsets = tokenizer(
             record.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
         ).offset_mapping
