@@ -97,7 +97,8 @@ class MemoryConfig:
         recency: r; r less on the attention logits of a write once a newer one is read that scores about as well, since
             it may be an update (block scores only; see `retrieval.superseded`).
         base_answers: a turn for which the one search finds nothing relevant, and which asks for nothing that only a
-            memory can tell, is answered by the base as it was: its own template, no adapter, no memory.
+            memory can tell, is answered by the base as it was: its own template, no adapter, no memory. With a judge,
+            what scores little worse than nothing is looked at before, and counts if the judge says that it answers.
         looks: how many of the best writes are read one by one, to answer from the one that answers best
             (`core/looking.py`); 0 reads the best together (the papers). Needs `score_layers="one"`.
         look_at: with `looks`, what is read by itself: "writes", each with the one before it; or the best "sentences" of

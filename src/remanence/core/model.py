@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time as clock
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -334,15 +334,16 @@ class MemoryDecoder(Writer):
         found: list[Found] | None = None
         if self.config.score_layers == "one":
             found = self.search(memories, [self.encode(question.strip()) for question in questions], force=force)
-        alone = [r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])]
+        alone = {r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])}
+        rest = [r for r in rows if r not in alone]
         answers: dict[int, Answer] = {}
-        for row in alone:
-            answers[row] = self.answer_alone(
-                questions[row], histories[row], keep=keep, max_new_tokens=max_new_tokens, **options
+        if found is not None and self.config.looks:
+            # A judge says better than the search whether what was found answers; so it has a say where it is near.
+            near = {r for r in alone if self.judge is not None and found[r].near}
+            looking = sorted([*rest, *near])
+            answers |= self._answer_looking(
+                memories, prompts, asks, found, looking, near, force, max_new_tokens, dict(options)
             )
-        rest = [r for r in rows if r not in answers]
-        if rest and found is not None and self.config.looks:
-            answers |= self._answer_looking(memories, prompts, asks, found, rest, force, max_new_tokens, options)
         elif rest:
             out, read = self.generate(
                 [memories[r] for r in rest],
@@ -358,6 +359,10 @@ class MemoryDecoder(Writer):
                 scores = [s.score for s in sources if s.where != "window"]
                 best = max(scores, default=0.0)
                 answers[row] = Answer(self.said(ids), sources, best, ids, read.writes_read(place))
+        for row in sorted(alone - answers.keys()):
+            answers[row] = self.answer_alone(
+                questions[row], histories[row], keep=keep, max_new_tokens=max_new_tokens, **options
+            )
         return [answers[row] for row in rows]
 
     def _answer_looking(
@@ -367,14 +372,17 @@ class MemoryDecoder(Writer):
         asks: Sequence[int],
         found: Sequence[Found],
         rows: Sequence[int],
+        unless: Collection[int],
         force: Sequence[int | None],
         max_new_tokens: int,
         options: dict[str, Any],
     ) -> dict[int, Answer]:
         """Answers of those rows, each from the span that is most likely to answer it, or what waits (`looking.py`).
 
-        asks: how many of each prompt's last tokens are the question; what waits in the window is before them.
+        asks: how many of each prompt's last tokens are the question; what waits in the window is before them. unless:
+        rows that are left out where nothing answers.
         """
+        answered = list[int]()
         unknown, looked, begun = self.encode(UNKNOWN), list[Looked](), list[Begun]()
         best, read_last = list[tuple[Span, ...]](), list[list[int]]()  # the span that is answered from; and the prompt
         with self.attachment.hooks(), self.adapter("read"):
@@ -385,25 +393,30 @@ class MemoryDecoder(Writer):
                 waits, asked = prompt[: -asks[row]], prompt[-asks[row] :]
                 if chosen is not None:
                     waits = []
+                one, read_once = Looked([], [], [], self.config.K), None
                 if some.spans or waits:
                     one, read_once = look(self, memory, waits, asked, some, unknown)
+                if row in unless and not one.answers:
+                    continue
+                if read_once is not None:
                     begun.append(read_once)
-                else:
-                    one = Looked([], [], [], self.config.K)
+                answered.append(row)
                 looked.append(one)
                 best.append((one.best,) if one.best is not None and one.best.writes(self.config.K) else ())
                 read_last.append(asked if best[-1] else prompt)
+        if not answered:
+            return {}
         # One question that was read with its write already goes on from there.
-        alone = len(rows) == len(begun) == 1 and options.get("num_beams", 1) == 1
+        alone = len(answered) == len(begun) == 1 and options.get("num_beams", 1) == 1
         verdict = Verdict(looked, unknown, 1 if alone else max(map(len, read_last)))
         options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", ()), verdict])
         options["max_new_tokens"] = max_new_tokens
         if alone:
             out = self._go_on(begun[0], read_last[0][-1], options)
         else:
-            out, _ = self.generate([memories[r] for r in rows], read_last, spans=best, **options)
+            out, _ = self.generate([memories[r] for r in answered], read_last, spans=best, **options)
         answers = {}
-        for row, one, spans, ids in zip(rows, looked, best, out.tolist(), strict=True):
+        for row, one, spans, ids in zip(answered, looked, best, out.tolist(), strict=True):
             memory = memories[row]
             read = {write for span in spans for write in span.writes(self.config.K)}
             sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)

@@ -29,6 +29,7 @@ from .retriever import block_scores, block_scores_of, rows_of
 
 _MEANING, _WORDS = 4.0, 3.0  # bring the two parts of a score to the size of logits
 _WORD_START = -0.7  # logarithm of a word's weight before training
+_NEAR = 5.5  # how far below "nothing relevant" a write is worth a look
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,15 @@ class Found:
     @property
     def relevant(self) -> bool:
         """Whether some write scores better than "nothing relevant"."""
-        return len(self.scores) > 0 and float(self.scores.max()) > self.null
+        return self._above(self.null)
+
+    @property
+    def near(self) -> bool:
+        """Whether some write scores so little worse than "nothing relevant" that it is worth a look."""
+        return self._above(self.null - _NEAR)
+
+    def _above(self, score: float) -> bool:
+        return len(self.scores) > 0 and float(self.scores.max()) > score
 
 
 class Search(nn.Module):
