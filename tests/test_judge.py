@@ -301,3 +301,23 @@ def test_the_command(reader: str, tmp_path: Path) -> None:
     for wrong in ([*usual, "--set", "questions=0"], [*usual, "--set", "lessons.memory.look_at=writes"], usual[:4]):
         refused = command("unused", *wrong)
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
+
+
+def test_it_has_a_say_before_the_base_answers_alone(tokenizer: Any) -> None:
+    """Where something nearly relevant was found; what it does not take for an answer is left to the base."""
+    model = judged(tokenizer, base_answers=True)
+    memory = told_texts(model, TEXTS)
+    with torch.no_grad():
+        model.judge.odds.weight.zero_()
+        for layer in (model.retriever.null, model.retriever.needs):
+            layer.weight.zero_()
+        model.retriever.needs.bias.fill_(-9.0)
+        best = float(model.search([memory], [model.encode("Where do I live?")])[0].scores.max())
+        for below, odds, recalled in ((-1.0, 50.0, True), (2.0, 50.0, True), (2.0, -50.0, False), (9.0, 50.0, False)):
+            model.retriever.null.bias.fill_(best + below)
+            model.judge.odds.bias.fill_(odds)
+            answers = model.ask_batch([memory] * 2, ["Where do I live?", "Where do I live?"], max_new_tokens=3)
+            alone = model.answer_alone("Where do I live?", max_new_tokens=3)
+            assert [answer.recalled for answer in answers] == [recalled] * 2
+            assert (answers[0].text == alone.text and not answers[0].sources) or recalled
+            assert model.ask(memory, "Where do I live?", max_new_tokens=3).ids == answers[0].ids
