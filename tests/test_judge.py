@@ -169,7 +169,7 @@ def test_all_words_must_be_in_one_sentence(tokenizer: Any) -> None:
     gains = dict[str, float]()
     for span in candidates(model, memory, found).spans:
         text = "".join(whole[row] for row in [*span.head, *range(span.first, span.end)])
-        gains[text.strip()] = float(_named(model, found.question, [_by_sentence(model, memory, span)]))
+        gains[text.strip()] = float(_named(model, found.question, _by_sentence(model, memory, [span])))
     assert gains[told[0]] < min(gains[told[1]], gains[told[2]])  # the tokenizer of the tests has a token a letter
 
 

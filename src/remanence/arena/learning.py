@@ -19,7 +19,7 @@ from .memories.memory_r1 import MemoryR1
 from .memories.rmm import RMM
 from .tasks import Ask, Question, Stream, Tell
 
-TEACHABLE = ("rmm", "memory-r1", "mem-alpha")
+TEACHABLE = tuple(kind.name for kind in (RMM, MemoryR1, MemAlpha))
 Decides = MemoryR1 | MemAlpha
 _SHORT = 0.05  # Mem-α's reward of a memory that is short beside what was told (its β)
 _BOTH = 0.5  # reward where an older value is shown beside the right one
@@ -43,7 +43,7 @@ def teach(system: RMM | Decides, streams: Iterable[Stream], *, rollouts: int = 8
 
 def _rerank(system: RMM, streams: Iterable[Stream]) -> dict[str, float]:
     """By what answers cite."""
-    made = {"questions": 0.0, "answers": 0.0, "steps": 0.0}
+    made: dict[str, float] = {"questions": 0, "answers": 0, "steps": 0}
     for stream in streams:
         run_stream(system, stream)
         system.settle()  # the last answers teach too
@@ -56,7 +56,7 @@ def _rerank(system: RMM, streams: Iterable[Stream]) -> dict[str, float]:
 
 def _decide(system: Decides, streams: Iterable[Stream], rollouts: int, seed: int) -> dict[str, float]:
     """By what is shown for a question."""
-    made = {"questions": 0.0, "steps": 0.0, "reward": 0.0}
+    made: dict[str, float] = {"questions": 0, "steps": 0, "reward": 0.0}
     for number, stream in enumerate(streams):
         runs = []
         for rollout in range(rollouts):

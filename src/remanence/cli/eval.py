@@ -173,7 +173,7 @@ def learn(
     """Teach what a system decides, and keep it: RMM's reranker by what answers cite; what Memory-R1 and Mem-α do with
     each sentence by what is then shown for questions (GRPO), for which the reader is not asked.
 
-    Example: remanence eval learn --system memory-r1 --tasks facts:amount=40,distances=1000 --rounds 40
+    Example: remanence eval learn --system memory-r1 --tasks facts:amount=6,distances=200 --rounds 300
     """
     from ..arena import registry
 
@@ -199,7 +199,7 @@ def learn(
             found = teach(learner, streams, rollouts=rollouts, seed=seed + number)
             rewards += [found.pop("reward")] if "reward" in found else []
             made = {key: made.get(key, 0) + value for key, value in found.items()}
-        taught = f"{made.get('answers', 0):.0f} of {made['questions']:.0f} answers taught something"
+        taught = f"{made.get('answers', 0)} of {made['questions']} answers taught something"
         say(f"{number + 1} of {rounds} rounds: {f'mean reward {rewards[-1]:.3f}' if rewards else taught}.")
         keep(learner, out)
     if as_json:

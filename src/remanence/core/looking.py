@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +30,7 @@ from .forgetting import SENTENCE
 from .memory import Memory
 from .read import Reader, Source, StoredVectors, source
 from .search import Found, Question
-from .spans import Span, pairs, sentences, words_of
+from .spans import Span, pairs, rows_together, sentences, words_of
 
 # Weight of the search's score beside the odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES, _JUDGED = (0.4, 2.0), (0.3, 0.5), (0.1, 0.5)
@@ -165,7 +165,7 @@ def look(
     reads, spans, scores, likely = list[_Read](), list(some.spans), list[float](), list[float]()
     if some.spans:
         reads.append(_Read(model, stored, asked, [[span] for span in some.spans], unknown))
-        named = _named(model, some.question, (_by_sentence(model, memory, span) for span in some.spans))
+        named = _named(model, some.question, _by_sentence(model, memory, some.spans))
         scores += (reads[0].odds + weight * some.searched + named).tolist()
         likely += reads[0].ignorant.tolist()
     if waiting:
@@ -202,12 +202,14 @@ def _named(model: Reader, question: Question | None, told: Iterable[Sequence[Ten
     return most * (shares - least).clamp_min(0) / (1 - least)
 
 
-def _by_sentence(model: Reader, memory: Memory, span: Span) -> list[Tensor]:
-    """The words of each sentence of a span, behind those of its head."""
-    words, head = words_of(memory, span), len(span.head)
-    ends = torch.isin(words, torch.cat([_words(model, end) for end in ".!?"]))
-    cuts = [at + 1 for at in ends.nonzero()[:, 0].tolist() if head <= at < len(words) - 1]
-    return [torch.cat([words[:head], words[a:b]]) for a, b in itertools.pairwise([head, *cuts, len(words)])]
+def _by_sentence(model: Reader, memory: Memory, spans: Iterable[Span]) -> Iterator[list[Tensor]]:
+    """Of each span the words of each sentence, behind those of its head."""
+    signs = torch.cat([_words(model, sign) for sign in ".!?"])
+    for span in spans:
+        words, head = words_of(memory, span), len(span.head)
+        ends = torch.isin(words, signs).nonzero()[:, 0].tolist()
+        cuts = [at + 1 for at in ends if head <= at < len(words) - 1]
+        yield [torch.cat([words[:head], words[a:b]]) for a, b in itertools.pairwise([head, *cuts, len(words)])]
 
 
 def _words(model: Reader, text: str) -> Tensor:
@@ -334,10 +336,7 @@ class SpanSlots:
     ) -> None:
         self.model = model
         self._start_rows = model.start_rows()
-        self._spans: list[Tensor] = []  # by row: rows of its memory
-        for group in spans:
-            parts = [span.rows for span in sorted(group, key=lambda span: span.first)]
-            self._spans.append(torch.cat([torch.arange(0), *parts]))
+        self._spans = [rows_together(group) for group in spans]  # by row: rows of its memory
         self._places: dict[Memory, list[int]] = {}
         for row, memory in enumerate(memories):
             self._places.setdefault(memory, []).append(row)

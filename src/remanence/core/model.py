@@ -337,10 +337,10 @@ class MemoryDecoder(Writer):
         alone = {r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])}
         rest = [r for r in rows if r not in alone]
         answers: dict[int, Answer] = {}
-        if found is not None and self.config.looks:
-            # A judge says better than the search whether what was found answers; so it has a say where it is near.
-            near = {r for r in alone if self.judge is not None and found[r].near}
-            looking = sorted([*rest, *near])
+        # A judge says better than the search whether what was found answers; so it has a say where it is near.
+        near = {r for r in alone if self.judge is not None and found is not None and found[r].near}
+        looking = sorted([*rest, *near])
+        if looking and found is not None and self.config.looks:
             answers |= self._answer_looking(
                 memories, prompts, asks, found, looking, near, force, max_new_tokens, dict(options)
             )

@@ -49,9 +49,9 @@ class Span:
     head: tuple[int, ...] = ()
 
     @property
-    def rows(self) -> Tensor:
+    def rows(self) -> list[int]:
         """All rows, in reading order."""
-        return torch.tensor([*self.head, *range(self.first, self.end)], dtype=torch.long)
+        return [*self.head, *range(self.first, self.end)]
 
     def moved(self, by: int) -> Span:
         """The same, so many rows further on."""
@@ -68,6 +68,12 @@ class Span:
     def write(self, K: int) -> int:
         """The write that most of them are of; the newer one of two."""
         return max(self.writes(K), key=lambda w: (min(self.end, (w + 1) * K) - max(self.first, w * K), w))
+
+
+def rows_together(spans: Iterable[Span]) -> Tensor:
+    """The rows of spans that are read together, the oldest first, int64 [rows]."""
+    ordered = sorted(spans, key=lambda span: span.first)
+    return torch.tensor([row for span in ordered for row in span.rows], dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -143,22 +149,24 @@ def begins_of(text: str, texts: Collection[int], row: Callable[[int], int | None
         texts: the characters at which a text begins.
         row: of a character; None if there is none.
     """
+
+    def rows_of_match(match: re.Match[str] | None) -> set[int]:
+        characters = range(*match.span()) if match else ()
+        return {at for character in characters if (at := row(character)) is not None}
+
     found = dict[int, Begin]()
-    day, speaker, start = (0, 0), (0, 0), 0
+    day, speaker, start = set[int](), set[int](), 0
     for place in sorted({*texts, *(end.end() for end in _ENDS.finditer(text))}):
         if place in texts:
-            day, start = (0, 0), place
+            day, start = set(), place
         if place in texts or (text[place - 1] == "\n" and text[start:place].strip()):
             own_day = _DAY.match(text, place)
-            day = own_day.span() if own_day else day
-            own_speaker = _SPEAKER.match(text, own_day.end() if own_day else place)
-            speaker = own_speaker.span() if own_speaker else (0, 0)
+            day = rows_of_match(own_day) if own_day else day
+            speaker = rows_of_match(_SPEAKER.match(text, own_day.end() if own_day else place))
         at = row(place)
         if at is None:
             break
-        rows = {row(character) for part in (day, speaker) for character in range(*part)}
-        head = tuple(sorted(one for one in rows if one is not None))
-        found[at] = Begin(place in texts or (at in found and found[at].text), head)
+        found[at] = Begin(place in texts or (at in found and found[at].text), tuple(sorted(day | speaker)))
     return found
 
 
@@ -243,7 +251,7 @@ def scores_of(memory: Memory, spans: Sequence[Span], question: Question) -> Tens
 def words_of(memory: Memory, span: Span) -> Tensor:
     """The words of a span of a memory, and of its head, int16 [rows]."""
     K, numbers = memory.config.K, torch.tensor(span.all_writes(memory.config.K))
-    return rows_of(memory.words(), numbers - memory.first_write).flatten()[_places(span.rows, numbers, K)]
+    return rows_of(memory.words(), numbers - memory.first_write).flatten()[_places(torch.tensor(span.rows), numbers, K)]
 
 
 def _places(rows: Tensor, numbers: Tensor, K: int) -> Tensor:

@@ -133,7 +133,7 @@ def sorted_out(
     right = set() if gold < 0 or asked is None or asked.token is None else {own + asked.token}
     older = set() if asked is None else {own + token for token in asked.older_tokens}
     answers = [span for span in order if any(span.first <= token < span.end for token in right)]
-    others = [span for span in order if (right | older).isdisjoint(span.rows.tolist())]
+    others = [span for span in order if (right | older).isdisjoint(span.rows)]
     return answers, others[: _TOGETHER * looks]
 
 

@@ -22,7 +22,7 @@ from ..core.cache import Slots
 from ..core.model import MemoryDecoder
 from ..core.retrieval import best_allowed, bias_of_slots, superseded
 from ..core.search import Search
-from ..core.spans import Span, begins_of, spans_of
+from ..core.spans import Span, begins_of, rows_together, spans_of
 from ..errors import ConfigError
 from .lessons import Ask, Lesson
 
@@ -290,10 +290,7 @@ def pick_one(chosen: Sequence[tuple[int, ...]]) -> Picked:
 
 def pick_spans(chosen: Sequence[Sequence[Span]]) -> Picked:
     """What is read where each question looks at spans, by token of the bank: these in order, or none."""
-    tokens = [
-        torch.cat([torch.arange(0), *(span.rows for span in sorted(some, key=lambda span: span.first))])
-        for some in chosen
-    ]
+    tokens = [rows_together(some) for some in chosen]
     most = -(-max(map(len, tokens)) // _WIDTH) * _WIDTH
     places = torch.stack([F.pad(row, (most - len(row), 0)) for row in tokens])
     there = torch.stack([torch.arange(most) >= most - len(row) for row in tokens])
