@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from remanence.config import MemoryConfig
 from remanence.core.judge import Judge
 from remanence.core.looking import _JUDGED, _NAMED, _SAID, _by_sentence, _named, candidates, look
 from remanence.core.prompts import UNKNOWN
+from remanence.core.spans import unfinished
 from remanence.errors import ConfigError
 from remanence.train import reading_run
 from remanence.train.judging import Collector, Examples, JudgeRun, fit, judge_run, kept, launch, layers_of
@@ -45,6 +47,13 @@ def states(model: MemoryModel, memory: Any, span: Any, prompt: list[int]) -> lis
     with torch.no_grad(), model.reading([memory], spans=[[span]]) as cache:
         ids = torch.tensor([prompt])
         found = model.base.model(ids, past_key_values=cache, use_cache=True, output_hidden_states=True)
+    return [state[:, -1] for state in found.hidden_states]
+
+
+def plain_states(model: MemoryModel, ids: list[int]) -> list[Tensor]:
+    """What enters every layer at the end of a text, and what leaves the last one, with the adapter for reading."""
+    with torch.no_grad(), model.adapter("read"):
+        found = model.base.model(torch.tensor([ids]), output_hidden_states=True)
     return [state[:, -1] for state in found.hidden_states]
 
 
@@ -94,6 +103,7 @@ def test_what_waits_is_looked_at_by_itself(tokenizer: Any) -> None:
     """As text before the question, with nothing remembered; a span is read without it."""
     model, prompt, rest = judged(tokenizer), random_ids(5, 1), random_ids(4, 2)
     memory, unknown = told_texts(model, TEXTS), model.encode(UNKNOWN)
+    memory.pending = [replace(piece, time=9.0) for piece in memory.pending]  # of a text that has just begun
     some = candidates(model, memory, model.search([memory], [prompt])[0])
     some = type(some)(some.spans[:3], some.searched[:3])
     nothing = type(some)([], torch.zeros(0))
@@ -109,6 +119,41 @@ def test_what_waits_is_looked_at_by_itself(tokenizer: Any) -> None:
     close(torch.tensor([scores[span] for span in expected]), torch.tensor(list(expected.values())), room=1e-3)
     assert both.sources(memory) and not waits.sources(memory)
     assert begun.mask.shape[1] == 1 + len(rest) + len(prompt)
+
+
+def test_a_text_that_goes_on_in_the_window_is_read_from_where_its_sentence_began(tokenizer: Any) -> None:
+    """What of it is remembered stands before the rest, as one text; it is a source too."""
+    model, prompt = judged(tokenizer), random_ids(5, 1)
+    memory = told_texts(model, (*TEXTS, "I was born in Trondheim. My blood type is O negative."))
+    K, waits, unknown = model.config.K, memory.pending_ids, model.encode(UNKNOWN)
+    told = "".join(write.text or "" for write in memory.writes)
+    begun = unfinished(memory, model.tokenizer)
+    assert begun is not None and waits and begun.end == memory.write_count * K
+    text = told[begun.first : begun.end] + model.text_of(waits)
+    assert text.endswith("My blood type is O negative.") and not text.startswith("My blood type is O negative.")
+    some = candidates(model, memory, model.search([memory], [prompt])[0])
+    with model.attachment.hooks():
+        looked, _ = look(model, memory, waits, prompt, type(some)([], torch.zeros(0)), unknown)
+        together, _ = look(model, memory, waits, prompt, some, unknown)
+    [window] = looked.spans
+    assert window.head == tuple(begun.rows) and window in together.spans
+    for own, same in zip(*(states(model, memory, span, [*waits, *prompt]) for span in (window, begun)), strict=True):
+        close(own, same)
+    assert [source.write for source in looked.sources(memory)] == [memory.write_count - 1]
+    with torch.no_grad():
+        model.judge.odds.weight.zero_()
+        model.judge.odds.bias.fill_(9.0)  # all are about as likely: the newest counts, which is what waits
+    one = model.ask(memory, "What?", max_new_tokens=4)
+    assert one.ids == model.ask_batch([memory, memory], ["What?", "Where do I live?"], max_new_tokens=4)[0].ids
+    assert one.read[0] == set(begun.all_writes(K))
+
+    text = "My blood type is O negative."
+    memory = told_texts(model, (text,))
+    window = unfinished(memory, model.tokenizer)
+    assert window is not None and window.first == 0
+    whole = plain_states(model, [model.tokenizer.bos_token_id, *model.encode(text), *prompt])
+    for own, same in zip(states(model, memory, window, [*memory.pending_ids, *prompt]), whole, strict=True):
+        close(own, same, room=1e-3)
 
 
 def test_words_of_the_question_count_beside_it(tokenizer: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,10 +16,12 @@ from torch import Tensor
 from conftest import BOS, close, random_ids
 from remanence import MemoryModel, Only
 from remanence.config import MemoryConfig
+from remanence.core import spans
 from remanence.core.looking import Candidates, candidates, look
 from remanence.core.memory import Memory
 from remanence.core.prompts import UNKNOWN
-from remanence.core.spans import _LONG, Begin, Span, begins_of, pairs, scores_of, sentences, spans_of
+from remanence.core.spans import _LONG, Begin, Span, begins_of, pairs, scores_of, sentences, spans_of, unfinished
+from remanence.core.view import over, readable
 from remanence.errors import ConfigError
 from test_hf import plain_logits
 from test_looking import read_spans, told
@@ -211,6 +215,40 @@ def test_what_may_not_be_read_is_in_no_span(tokenizer: Any) -> None:
         assert read and seen.may_read(torch.tensor(sorted(read))).all()
         for span in some.spans:
             assert len({seen.origin(write)[0] for write in span.writes(CHUNK)}) == 1
+
+
+def test_only_a_text_that_goes_on_is_unfinished(tokenizer: Any) -> None:
+    """Not one that has just begun, nor what may not be read, nor what waits in another memory."""
+    model = model_of(tokenizer, looks=3, look_at="sentences")
+    memory = told_texts(model, (*TEXTS, "A long text that fills no chunk. It waits."), source="ada")
+    assert memory.pending and unfinished(memory, model.tokenizer) is not None
+    assert unfinished(readable(memory, 99.0, Only(source="ada")), model.tokenizer) is not None
+    assert unfinished(readable(memory, 99.0, Only(source="bob")), model.tokenizer) is None
+    assert unfinished(model.new_memory(), model.tokenizer) is None
+    both = over(memory, {"handbook": told_texts(model, ("A text that waits here. " * 4,))})
+    assert {piece.origin for piece in both.pending} == {"handbook", ""}
+    assert unfinished(both, model.tokenizer) is None
+    memory.pending[0] = replace(memory.pending[0], source="bob")
+    assert unfinished(memory, model.tokenizer) is None
+    memory.pending = []
+    assert unfinished(memory, model.tokenizer) is None
+
+
+def test_the_text_of_a_span_has_its_words_and_no_parts_of_others(tokenizer: Any) -> None:
+    """Whatever else is in the writes that it is of."""
+    model = model_of(tokenizer, looks=3, look_at="sentences")
+    told = "[1 May] Ada: I live in Oslo. My brother Tom has moved to Trondheim with a dog, two cats and a parrot, Rex."
+    memory = told_texts(model, (told, "The owls are not what they seem. " * 3))
+    whole, K = "".join(write.text or "" for write in memory.writes), model.config.K
+    for span in (Span(0, K), Span(3, 20), Span(30, 50, tuple(range(12))), Span(2 * K, 3 * K)):
+        own = set(re.findall(r"\w+", whole[span.first : span.end])) | set(re.findall(r"\w+", whole[: len(span.head)]))
+        text = spans.text_of(memory, span)
+        assert text is not None
+        around = [whole[span.first - 1 : span.first].isalnum(), whole[span.end : span.end + 1].isalnum()]
+        cut = {match.group() for match in re.finditer(r"^\w+|\w+$", whole[span.first : span.end]) if any(around)}
+        assert own - cut <= set(re.findall(r"\w+", text)) <= set(re.findall(r"\w+", whole)) | cut
+    quiet = model_of(tokenizer, looks=3, look_at="sentences", keep_text=False)
+    assert spans.text_of(told_texts(quiet, (told,)), Span(0, K)) is None
 
 
 def test_sentences_need_a_vector_for_every_token() -> None:

@@ -30,7 +30,7 @@ from .forgetting import SENTENCE
 from .memory import Memory
 from .read import Reader, Source, StoredVectors, source
 from .search import Found, Question
-from .spans import Span, pairs, rows_together, sentences, words_of
+from .spans import Span, pairs, rows_together, sentences, unfinished, words_of
 
 # Weight of the search's score beside the odds; how far below the best one a newer one may be to be taken.
 _OF_WRITES, _OF_SENTENCES, _JUDGED = (0.4, 2.0), (0.3, 0.5), (0.1, 0.5)
@@ -59,9 +59,9 @@ class Candidates:
 class Looked:
     """What looking at spans gave, best first.
 
-    spans: what was looked at; an empty one is what waits in the window. scores: of each, above zero if it is taken for
-    one that answers: the logarithm of the odds that it answers, and a part of how well the search found it, less
-    `doubt`. likely: how likely the reader is to begin with "I don't know." K: vectors a write.
+    spans: what was looked at; an empty one is what waits in the window, behind its head. scores: of each, above zero if
+    it is taken for one that answers: the logarithm of the odds that it answers, and a part of how well the search found
+    it, less `doubt`. likely: how likely the reader is to begin with "I don't know." K: vectors a write.
     """
 
     spans: list[Span]
@@ -86,6 +86,8 @@ class Looked:
         for span, score in zip(self.spans, self.scores, strict=True):
             if span.end > span.first:
                 best.setdefault(span.write(self.K), score)
+            elif span.head:
+                best.setdefault(span.head[-1] // self.K, score)
         return [source(memory, write, score, memory.layers, write in pooled) for write, score in best.items()]
 
 
@@ -141,7 +143,8 @@ def look(
     """Read a question with each of some spans, inside `attachment.hooks()` and with the adapter for reading.
 
     Of more spans than there are `looks`, several are read together first; then those of the best of these groups alone.
-    What waits in the window is looked at too, as text before the question, and counts as newer than all of them.
+    What waits in the window is looked at too, as text before the question, and counts as newer than all of them. With
+    sentences, if its text began in the memory, the last span of that is read before it.
 
     Args:
         model: reads.
@@ -169,11 +172,15 @@ def look(
         scores += (reads[0].odds + weight * some.searched + named).tolist()
         likely += reads[0].ignorant.tolist()
     if waiting:
-        reads.append(_Read(model, stored, [*waiting, *asked], [[]], unknown))
+        begun = unfinished(memory, model.tokenizer) if model.config.look_at == "sentences" else None
         end = memory.write_count * model.config.K
-        spans.append(Span(end, end))
+        window = Span(end, end, () if begun is None else tuple(begun.rows))
+        reads.append(_Read(model, stored, [*waiting, *asked], [[window]], unknown))
+        spans.append(window)
         text = model.text_of(waiting)
         said = [_words(model, sentence.strip()) for sentence in SENTENCE.findall(text) or [text]]
+        if window.head:
+            said[0] = torch.cat([words_of(memory, window), said[0]])
         scores += (reads[-1].odds + _named(model, some.question, [said])).tolist()
         likely += reads[-1].ignorant.tolist()
     doubt, K = model.config.doubt, model.config.K

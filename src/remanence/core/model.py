@@ -27,7 +27,8 @@ from .memory import Memory
 from .prompts import UNKNOWN
 from .read import ReadSlots, Source, waiting
 from .search import Found, Question, Search
-from .spans import Span, pairs
+from .spans import Span, pairs, text_of
+from .spelling import Spelling
 from .view import View, over, readable
 from .write import Writer
 from .writes import Only
@@ -342,7 +343,7 @@ class MemoryDecoder(Writer):
         looking = sorted([*rest, *near])
         if looking and found is not None and self.config.looks:
             answers |= self._answer_looking(
-                memories, prompts, asks, found, looking, near, force, max_new_tokens, dict(options)
+                memories, questions, prompts, asks, found, looking, near, force, max_new_tokens, dict(options)
             )
         elif rest:
             out, read = self.generate(
@@ -368,6 +369,7 @@ class MemoryDecoder(Writer):
     def _answer_looking(
         self,
         memories: Sequence[Memory],
+        questions: Sequence[str],
         prompts: Sequence[list[int]],
         asks: Sequence[int],
         found: Sequence[Found],
@@ -382,7 +384,7 @@ class MemoryDecoder(Writer):
         asks: how many of each prompt's last tokens are the question; what waits in the window is before them. unless:
         rows that are left out where nothing answers.
         """
-        answered = list[int]()
+        answered, read = list[int](), list[str | None]()
         unknown, looked, begun = self.encode(UNKNOWN), list[Looked](), list[Begun]()
         best, read_last = list[tuple[Span, ...]](), list[list[int]]()  # the span that is answered from; and the prompt
         with self.attachment.hooks(), self.adapter("read"):
@@ -402,14 +404,19 @@ class MemoryDecoder(Writer):
                     begun.append(read_once)
                 answered.append(row)
                 looked.append(one)
-                best.append((one.best,) if one.best is not None and one.best.writes(self.config.K) else ())
-                read_last.append(asked if best[-1] else prompt)
+                span = one.best
+                best.append((span,) if span is not None and span.rows else ())
+                read_last.append(asked if span is not None and span.writes(self.config.K) else prompt)
+                read.append(self._read_for(memory, one, questions[row]))
         if not answered:
             return {}
         # One question that was read with its write already goes on from there.
         alone = len(answered) == len(begun) == 1 and options.get("num_beams", 1) == 1
-        verdict = Verdict(looked, unknown, 1 if alone else max(map(len, read_last)))
-        options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", ()), verdict])
+        width = 1 if alone else max(map(len, read_last))
+        rules: list[Any] = [*options.get("logits_processor", ()), Verdict(looked, unknown, width)]
+        if self.config.answer_words == "read":
+            rules.append(Spelling(self, read, self._stops(options), width))
+        options["logits_processor"] = LogitsProcessorList(rules)
         options["max_new_tokens"] = max_new_tokens
         if alone:
             out = self._go_on(begun[0], read_last[0][-1], options)
@@ -418,10 +425,28 @@ class MemoryDecoder(Writer):
         answers = {}
         for row, one, spans, ids in zip(answered, looked, best, out.tolist(), strict=True):
             memory = memories[row]
-            read = {write for span in spans for write in span.writes(self.config.K)}
+            from_writes = {write for span in spans for write in span.all_writes(self.config.K)}
             sources = one.sources(memory) + waiting(memory, self.tokenizer, memory.layers)
-            answers[row] = Answer(self.said(ids), sources, max(one.scores, default=0.0), ids, [read] * memory.layers)
+            answers[row] = Answer(
+                self.said(ids), sources, max(one.scores, default=0.0), ids, [from_writes] * memory.layers
+            )
         return answers
+
+    def _read_for(self, memory: Memory, looked: Looked, question: str) -> str | None:
+        """All text that an answer is made from: what answers, the question, and "I don't know."
+
+        None if nothing answers, or the memory keeps no texts.
+        """
+        span = looked.best
+        if not looked.answers or span is None or (text := text_of(memory, span)) is None:
+            return None
+        waits = "" if span.writes(self.config.K) else self.text_of(memory.pending_ids)
+        return " ".join((text + waits, question, UNKNOWN))
+
+    def _stops(self, options: Mapping[str, Any]) -> list[int]:
+        """The tokens that end an answer."""
+        ends = options.get("eos_token_id", self.base.generation_config.eos_token_id)
+        return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
 
     def _go_on(self, begun: Begun, last: int, options: dict[str, Any]) -> Tensor:
         """Generate from a prompt that was read already, but for its last token [1, new]."""

@@ -29,6 +29,7 @@ from torch import Tensor
 from .memory import Memory
 from .retriever import rows_of
 from .search import Question
+from .writes import Part
 
 _LONG = 40  # tokens of a span; a text that is no longer is one span
 _SHORT = 6  # a sentence of fewer tokens stays with the one beside it
@@ -123,6 +124,26 @@ def sentences(
     around = torch.tensor([max(writes.get(write, -torch.inf) for write in span.writes(K)) for span in found])
     best = (scores_of(memory, found, question) + around).topk(min(count, len(found)))
     return [found[i] for i in best.indices.tolist()], best.values
+
+
+def unfinished(memory: Memory, tokenizer: Any) -> Span | None:
+    """The last span of a memory, if its text goes on in what waits in the window (`Memory.pending`).
+
+    Args:
+        memory: read.
+        tokenizer: of the model that wrote it.
+    """
+    last = memory.write_count - 1
+    if not memory.pending or last < memory.first_write or not memory.config.long_term:
+        return None
+    waits, [*_, told] = memory.pending[0], memory.writes[last].parts()
+    goes_on = Part(waits.source, waits.time, 0, waits.tags).continues(told)
+    if not goes_on or {piece.origin for piece in memory.pending} != {memory.origin(last)[0]}:
+        return None
+    K = memory.config.K
+    near = range(max(memory.first_write, last - _LONG // K), last + 1)
+    run = next((run for run in _runs(memory, set(near)) if run[-1] == last), None)
+    return None if run is None else spans_of(_begins(memory, run, tokenizer), run[0] * K, (last + 1) * K)[-1]
 
 
 def _runs(memory: Memory, writes: set[int]) -> list[list[int]]:
@@ -246,6 +267,23 @@ def scores_of(memory: Memory, spans: Sequence[Span], question: Question) -> Tens
     keys_wGR = rows_of(memory.keys(0), numbers - memory.first_write)
     words_wK = rows_of(memory.words(), numbers - memory.first_write)
     return scores_among(numbers, keys_wGR, words_wK, spans, question)
+
+
+def text_of(memory: Memory, span: Span) -> str | None:
+    """The text of the writes that a span of a memory and its head are of; None if the memory keeps none.
+
+    A word that was cut at the end of a write is left out, unless the span has all of it.
+    """
+    K, found = memory.config.K, list[str]()
+    for _, run in itertools.groupby(enumerate(span.all_writes(K)), key=lambda pair: pair[1] - pair[0]):
+        writes = [write for _, write in run]
+        texts = [memory.writes[write].text for write in writes]
+        if None in texts:
+            return None
+        text, rows = "".join(map(str, texts)), [row for row in span.rows if row // K in writes]
+        text = text if min(rows) == writes[0] * K else re.sub(r"^\S+", "", text)
+        found.append(text if max(rows) == (writes[-1] + 1) * K - 1 else re.sub(r"\S+$", "", text))
+    return " ".join(found)
 
 
 def words_of(memory: Memory, span: Span) -> Tensor:
