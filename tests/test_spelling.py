@@ -29,7 +29,8 @@ def reader(tokenizer: Any, common: str = "") -> Any:
 
 def spelled(tokenizer: Any, wanted: str, read: str | None, common: str = "", steps: int = 60) -> str:
     """What a reader says that would say one thing if it could, and then end."""
-    rule, end = Spelling(reader(tokenizer, common), [read], [tokenizer.eos_token_id], prompt=2), tokenizer.eos_token_id
+    unknown, end = tokenizer("I don't know.", add_special_tokens=False).input_ids, tokenizer.eos_token_id
+    rule = Spelling(reader(tokenizer, common), [read], [end], unknown, prompt=2)
     ids, generator = [7, 7], torch.Generator().manual_seed(0)
     for _ in range(steps):
         said = tokenizer.decode(ids[2:])
@@ -55,6 +56,7 @@ def spelled(tokenizer: Any, wanted: str, read: str | None, common: str = "", ste
         ("340 bucks", "340 bucks"),
         ("3400 bucks", "340"),
         ("C-118", "C-118"),
+        ("I don't know.", "I don't know."),
     ],
 )
 def test_what_was_read_is_spelled_as_it_was(tokenizer: Any, wanted: str, said: str) -> None:
@@ -84,13 +86,15 @@ def test_no_word_is_said_that_was_not_read(tokenizer: Any, seed: int, text: str)
 
 def test_rows_have_rules_of_their_own(tokenizer: Any) -> None:
     """Also with several answers a prompt, and where a row has no text."""
-    rule = Spelling(reader(tokenizer), ["abc", None, "bcd"], [tokenizer.eos_token_id], prompt=1)
+    rule = Spelling(reader(tokenizer), ["abc", None, "bcd"], [tokenizer.eos_token_id], [], prompt=1)
     scores = torch.zeros(6, 300)
     letters = tokenizer("abx", add_special_tokens=False).input_ids
     scores[:, letters] = torch.tensor([1.0, 2.0, 3.0])
     best = rule(torch.zeros(6, 1, dtype=torch.long), scores).argmax(-1).tolist()
     a, b, x = letters
     assert best == [a, a, x, x, b, b]
+    scores[:, letters] = 1.0  # of equal ones too
+    assert rule(torch.zeros(6, 1, dtype=torch.long), scores).argmax(-1).tolist()[4:] == [b, b]
 
 
 def test_letters_of_scripts_without_spaces_are_words() -> None:

@@ -415,7 +415,7 @@ class MemoryDecoder(Writer):
         width = 1 if alone else max(map(len, read_last))
         rules: list[Any] = [*options.get("logits_processor", ()), Verdict(looked, unknown, width)]
         if self.config.answer_words == "read":
-            rules.append(Spelling(self, read, self._stops(options), width))
+            rules.append(Spelling(self, read, self._stops(options), unknown, width))
         options["logits_processor"] = LogitsProcessorList(rules)
         options["max_new_tokens"] = max_new_tokens
         if alone:
@@ -433,15 +433,12 @@ class MemoryDecoder(Writer):
         return answers
 
     def _read_for(self, memory: Memory, looked: Looked, question: str) -> str | None:
-        """All text that an answer is made from: what answers, the question, and "I don't know."
-
-        None if nothing answers, or the memory keeps no texts.
-        """
+        """The text that an answer is made from, and the question; None if nothing answers, or it has no text."""
         span = looked.best
         if not looked.answers or span is None or (text := text_of(memory, span)) is None:
             return None
         waits = "" if span.writes(self.config.K) else self.text_of(memory.pending_ids)
-        return " ".join((text + waits, question, UNKNOWN))
+        return f"{text}{waits} {question}"
 
     def _stops(self, options: Mapping[str, Any]) -> list[int]:
         """The tokens that end an answer."""

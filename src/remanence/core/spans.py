@@ -281,8 +281,8 @@ def text_of(memory: Memory, span: Span) -> str | None:
         if None in texts:
             return None
         text, rows = "".join(map(str, texts)), [row for row in span.rows if row // K in writes]
-        text = text if min(rows) == writes[0] * K else re.sub(r"^\S+", "", text)
-        found.append(text if max(rows) == (writes[-1] + 1) * K - 1 else re.sub(r"\S+$", "", text))
+        text = text if min(rows) == writes[0] * K else re.sub(r"\A\S+", "", text)
+        found.append(text if max(rows) == (writes[-1] + 1) * K - 1 else re.sub(r"\S+\Z", "", text))
     return " ".join(found)
 
 

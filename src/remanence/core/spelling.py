@@ -11,7 +11,7 @@ written (Chinese, Japanese), and are left free otherwise.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-_TRIED = 50  # of the likeliest tokens, before those that go on as some word that was read does
+_TRIED = 10  # of the likeliest tokens, before those that go on as some word that was read does, or end the answer
 _COMMON, _COMMON_LETTER = 0.6, 0.2  # rarity (`Search.rarity`) below which a word, and a word of one letter, is common
 _LETTERS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # each a word of its own
 _WORD = re.compile(rf"[{_LETTERS}]|[^\W_{_LETTERS}]+")
@@ -36,12 +36,15 @@ class Spelling(LogitsProcessor):
     Args:
         model: has a tokenizer, and a search that knows how rare tokens are.
         read: of each prompt the text that was read for it, and the question; None lets it spell freely.
-        stops: tokens that end an answer.
+        stops: tokens that end an answer. unknown: those of "I don't know.", which may always be said.
         prompt: tokens of the padded prompts.
     """
 
-    def __init__(self, model: Any, read: Sequence[str | None], stops: Sequence[int], prompt: int) -> None:
-        self.tokenizer, self.search, self.stops, self.prompt = model.tokenizer, model.retriever, set(stops), prompt
+    def __init__(
+        self, model: Any, read: Sequence[str | None], stops: Collection[int], unknown: Sequence[int], prompt: int
+    ) -> None:
+        self.tokenizer, self.search = model.tokenizer, model.retriever
+        self.stops, self.unknown, self.prompt = set(stops), list(unknown), prompt
         self._read = [None if text is None else _Known(text) for text in read]
         self._common = lru_cache(maxsize=None)(self._is_common)
 
@@ -51,7 +54,9 @@ class Spelling(LogitsProcessor):
         for row, known in enumerate(one for one in self._read for _ in range(repeats)):
             if known is not None:
                 token = self._best(input_ids[row, self.prompt :].tolist(), scores[row], known)
-                scores[row, scores[row] > scores[row, token]] = -torch.inf
+                kept = scores[row, token].clone()
+                scores[row, scores[row] >= kept] = -torch.inf
+                scores[row, token] = kept
         return scores
 
     def _best(self, ids: list[int], scores: Tensor, known: _Known) -> int:
@@ -61,15 +66,18 @@ class Spelling(LogitsProcessor):
             if self._will_do(ids, token, known):
                 return token
         last = _last(self._text(ids))
-        others = [
-            self._encode(text)[0] for rest in known.rests(last) for text in ([rest] if last else [rest, " " + rest])
-        ]
-        others = [token for token in others if self._will_do(ids, token, known)]
-        return max(others, key=lambda token: float(scores[token]), default=likely[0])
+        rests = [text for rest in known.rests(last) for text in ([rest] if last else [rest, " " + rest])]
+        others = {token for text in (*rests, " ") for token in self._encode(text)[:1]} | self.stops
+        will_do = [token for token in sorted(others) if self._will_do(ids, token, known)]
+        return max(will_do, key=lambda token: float(scores[token]), default=likely[0])
 
     def _will_do(self, ids: list[int], token: int, known: _Known) -> bool:
         """Whether an answer may go on, or end, with a token."""
+        if [*ids, token] == self.unknown[: len(ids) + 1]:
+            return True
         ends = token in self.stops
+        if ends and ids == self.unknown:
+            return True
         text = self._text(ids if ends else [*ids, token])
         if text.endswith("\ufffd"):  # half a character
             return True
