@@ -3,7 +3,8 @@
 A memory of each size is filled with random vectors, keys and words, which cost what real ones do. Then, in a process
 of its own for every size, it is opened, asked once (what it reads is read for the first time and checked), asked again,
 and saved after one more chunk. Printed are seconds, resident memory beyond the model's, bytes on the disk a token, and
-the bytes written for that save over the bytes that the chunk leaves in store and pool.
+the bytes written for that save over the bytes that the chunk leaves in store and pool. With `--forget` single writes are
+forgotten then, and it is said how long that took, with the save, and how many tokens were written again for it.
 
 The first time the files come from the disk or from the system's cache, whichever has them; `--cold` asks the system to
 drop them first (needs root).
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 
-from remanence import Memory, MemoryModel, MemoryStore
+from remanence import Memory, MemoryModel, MemoryStore, Wanted
 from remanence.core.memory import Write
 
 UNITS = {"k": 1_000, "M": 1_000_000}
@@ -91,8 +92,8 @@ def written() -> int:
     return int(Path("/proc/self/io").read_text().split("wchar:")[1].split()[0])
 
 
-def measure(root: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """Open, ask, ask again, and save after one more chunk."""
+def measure(root: Path, name: str, changes: dict[str, Any], forget: list[int]) -> dict[str, Any]:
+    """Open, ask, ask again, save after one more chunk, and forget single writes."""
     model = MemoryModel.from_pretrained(name)
     model.config = model.config.replace(**changes)
     own = empty(model, {})
@@ -113,6 +114,13 @@ def measure(root: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
     store.save("large", memory)
     saved, bytes_after = time.perf_counter() - begun, written()
     info = store.info("large")
+    forgotten: dict[str, Any] = {}
+    for behind in forget:
+        begun = time.perf_counter()
+        done = model.forget(memory, Wanted(writes=[memory.write_count - 1 - behind // memory.config.chunk_tokens]))
+        store.save("large", memory)
+        forgotten[f"forget_{behind}_s"] = round(time.perf_counter() - begun, 2)
+        forgotten[f"forget_{behind}_again"] = done.again
     return {
         "tokens": memory.tokens,
         "writes": memory.write_count,
@@ -127,6 +135,7 @@ def measure(root: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         "written_bytes": bytes_after - bytes_before,
         "chunk_bytes": memory.bytes_per_write + pool,
         "written_over_chunk": round((bytes_after - bytes_before) / (memory.bytes_per_write + pool), 3),
+        **forgotten,
     }
 
 
@@ -137,13 +146,16 @@ def main() -> None:
     parser.add_argument("--store-dtype", help="another number format of the store")
     parser.add_argument("--folder", type=Path, help="keep the stores there, and use those that are there")
     parser.add_argument("--cold", action="store_true", help="drop the system's cache of files before each size")
+    parser.add_argument(
+        "--forget", nargs="+", type=int, default=[], help="then forget a write that lies so many tokens back, and save"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     changes = {"store_dtype": given.store_dtype} if given.store_dtype else {}
     if given.measure:
-        print(json.dumps(measure(given.measure, given.model, changes)))
+        print(json.dumps(measure(given.measure, given.model, changes, given.forget)))
         return
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -157,6 +169,7 @@ def main() -> None:
                 Path("/proc/sys/vm/drop_caches").write_text("3")
             command = [sys.executable, __file__, "--model", given.model, "--measure", str(root)]
             command += ["--store-dtype", given.store_dtype] if given.store_dtype else []
+            command += ["--forget", *map(str, given.forget)] if given.forget else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append(json.loads(done.stdout))
             if not given.json:
