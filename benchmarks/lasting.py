@@ -3,8 +3,8 @@
 A memory of each size is filled with random vectors, keys and words, which cost what real ones do. Then, in a process
 of its own for every size, it is opened, asked once (what it reads is read for the first time and checked), asked again,
 and saved after one more chunk. Printed are seconds, resident memory beyond the model's, bytes on the disk a token, and
-the bytes written for that save over the bytes that the chunk leaves in store and pool. With `--forget` single writes are
-forgotten then, and it is said how long that took, with the save, and how many tokens were written again for it.
+the bytes written for that save over the bytes that the chunk leaves in store and pool. With `--forget` single writes
+are forgotten then, and it is said how long that took, with the save, and how many tokens were written again for it.
 
 The first time the files come from the disk or from the system's cache, whichever has them; `--cold` asks the system to
 drop them first (needs root).

@@ -207,8 +207,10 @@ def test_transformers_stays_in_its_place() -> None:
     }  # fmt: skip
     assert {i for i in imports("cli.output") if i.startswith("transformers")} <= {"transformers.utils"}
     users = {m for m in MODULES if "transformers" in third_parties(m)}
-    # core/session.py, core/looking.py: a streamer and a rule for Hugging Face's `generate`; arena/minilm.py: an encoder
-    may = {f"core.{name}" for name in ("cache", "attachment", "adapters", "decoder", "looking", "model", "session")}
+    # core/session.py, core/looking.py, core/spelling.py: a streamer and rules for Hugging Face's `generate`;
+    # arena/minilm.py: an encoder
+    rules = ("looking", "session", "spelling")
+    may = {f"core.{name}" for name in ("cache", "attachment", "adapters", "decoder", "model", *rules)}
     assert {m for m in users if room(m) == "models"} <= {"models.pretrained", "models.decoders", "models.gguf"}
     may |= {"cli.output", "arena.minilm", "arena.pressed"}
     assert {m for m in users if room(m) not in ("models", "train")} <= may

@@ -22,7 +22,6 @@ _CHOICES = {
     "key_dtype": ("float32", "bfloat16"),
     "read_order": ("written", "age", "left"),
     "look_at": ("writes", "sentences"),
-    "answer_words": ("any", "read"),
     "small_store": ("once", "repeat"),
     "short_chunks": ("wait", "complete"),
     "first_write": ("append", "tile"),
@@ -50,7 +49,6 @@ READING = (
     "judge_layers",
     "judge_hidden",
     "doubt",
-    "answer_words",
 )
 
 
@@ -111,8 +109,6 @@ class MemoryConfig:
         judge_hidden: width of the judge's inner layer.
         doubt: with `looks`, how much better than even the odds must be that the best write answers, as a logarithm;
             below that "I don't know." is the answer.
-        answer_words: with `looks`, which words an answer from memory may have: "any", or those that were "read", those
-            of the question and common ones (`core/spelling.py`).
         null_slope: how much the "nothing relevant" score grows per natural log of the number of writes.
 
     Storage
@@ -174,7 +170,6 @@ class MemoryConfig:
     judge_layers: tuple[int, ...] = ()
     judge_hidden: int = 64
     doubt: float = 0.0
-    answer_words: str = "any"
     null_slope: float = 0.0
 
     store_dtype: str = "float32"

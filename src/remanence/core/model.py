@@ -413,10 +413,8 @@ class MemoryDecoder(Writer):
         # One question that was read with its write already goes on from there.
         alone = len(answered) == len(begun) == 1 and options.get("num_beams", 1) == 1
         width = 1 if alone else max(map(len, read_last))
-        rules: list[Any] = [*options.get("logits_processor", ()), Verdict(looked, unknown, width)]
-        if self.config.answer_words == "read":
-            rules.append(Spelling(self, read, self._stops(options), unknown, width))
-        options["logits_processor"] = LogitsProcessorList(rules)
+        rules = (Verdict(looked, unknown, width), Spelling(self, read, self._stops(options), width))
+        options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", ()), *rules])
         options["max_new_tokens"] = max_new_tokens
         if alone:
             out = self._go_on(begun[0], read_last[0][-1], options)

@@ -1,132 +1,109 @@
-"""An answer's words: those that were read, those of the question, and common ones (`MemoryConfig.answer_words`).
+"""A word that an answer begins as it was read is ended as it was read.
 
-A small reader knows which word answers, and then spells another: "harmonica" becomes "harmoniumica", "340" becomes
-"3400". What it tells from memory stands in what it has read. So a token that would begin, go on with or end any other
-word is passed over for the next best one. Common words stay free: "yes", "your", "because".
+A small reader knows which word answers, and loses its way while it spells: "harmonica" becomes "harmoniumica", "340"
+becomes "3400". So once an answer has four letters or two figures with which a word begins that was read, a token that
+makes another word of it is passed over for the next best. Which words are begun is left to the reader.
 
-This is not in the papers. Scripts that put no space between words are read letter by letter where that is how they are
-written (Chinese, Japanese), and are left free otherwise.
+This is not in the papers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-_TRIED = 10  # of the likeliest tokens, before those that go on as some word that was read does, or end the answer
-_COMMON, _COMMON_LETTER = 0.6, 0.2  # rarity (`Search.rarity`) below which a word, and a word of one letter, is common
-_LETTERS = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # each a word of its own
-_WORD = re.compile(rf"[{_LETTERS}]|[^\W_{_LETTERS}]+")
+from .read import Reader
 
-
-def words(text: str) -> list[str]:
-    """The words of a text in lower case; "don't" has two."""
-    return _WORD.findall(text.lower())
+_LETTERS, _FIGURES = 4, 2  # from so many on, a word counts as begun
+_TRIED = 10  # of the likeliest tokens, before those that go on as a word that was read does, or end the answer
+_WORD = re.compile(r"[^\W_]+")
 
 
 class Spelling(LogitsProcessor):
-    """Keeps `generate` to words that were read.
+    """Keeps `generate` to words as they were read.
 
     Args:
-        model: has a tokenizer, and a search that knows how rare tokens are.
+        model: reads.
         read: of each prompt the text that was read for it, and the question; None lets it spell freely.
-        stops: tokens that end an answer. unknown: those of "I don't know.", which may always be said.
+        stops: tokens that end an answer.
         prompt: tokens of the padded prompts.
     """
 
-    def __init__(
-        self, model: Any, read: Sequence[str | None], stops: Collection[int], unknown: Sequence[int], prompt: int
-    ) -> None:
-        self.tokenizer, self.search = model.tokenizer, model.retriever
-        self.stops, self.unknown, self.prompt = set(stops), list(unknown), prompt
+    def __init__(self, model: Reader, read: Sequence[str | None], stops: Collection[int], prompt: int) -> None:
+        self.model, self.stops, self.prompt = model, set(stops), prompt
         self._read = [None if text is None else _Known(text) for text in read]
-        self._common = lru_cache(maxsize=None)(self._is_common)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Of each row the scores of the next token [B, V]."""
         scores, repeats = scores.clone(), len(scores) // len(self._read)
         for row, known in enumerate(one for one in self._read for _ in range(repeats)):
-            if known is not None:
-                token = self._best(input_ids[row, self.prompt :].tolist(), scores[row], known)
+            if known is None:
+                continue
+            ids = input_ids[row, self.prompt :].tolist()
+            begun = _last(self._text(ids))
+            if known.is_beginning(begun):
+                token = self._best(ids, begun, scores[row], known)
                 kept = scores[row, token].clone()
                 scores[row, scores[row] >= kept] = -torch.inf
                 scores[row, token] = kept
         return scores
 
-    def _best(self, ids: list[int], scores: Tensor, known: _Known) -> int:
+    def _best(self, ids: list[int], begun: str, scores: Tensor, known: _Known) -> int:
         """The likeliest token that will do; the likeliest of all if none does."""
         likely: list[int] = scores.topk(min(_TRIED, len(scores))).indices.tolist()
         for token in likely:
-            if self._will_do(ids, token, known):
+            if self._will_do(ids, token, begun, known):
                 return token
-        last = _last(self._text(ids))
-        rests = [text for rest in known.rests(last) for text in ([rest] if last else [rest, " " + rest])]
-        others = {token for text in (*rests, " ") for token in self._encode(text)[:1]} | self.stops
-        will_do = [token for token in sorted(others) if self._will_do(ids, token, known)]
+        others = {token for text in (*known.rests(begun), " ") for token in self.model.encode(text)[:1]} | self.stops
+        will_do = [token for token in sorted(others) if self._will_do(ids, token, begun, known)]
         return max(will_do, key=lambda token: float(scores[token]), default=likely[0])
 
-    def _will_do(self, ids: list[int], token: int, known: _Known) -> bool:
-        """Whether an answer may go on, or end, with a token."""
-        if [*ids, token] == self.unknown[: len(ids) + 1]:
-            return True
-        ends = token in self.stops
-        if ends and ids == self.unknown:
-            return True
-        text = self._text(ids if ends else [*ids, token])
+    def _will_do(self, ids: list[int], token: int, begun: str, known: _Known) -> bool:
+        """Whether the word that is begun is still one that was read, with a token behind it."""
+        if token in self.stops:
+            return begun in known
+        before, text = self._text(ids), self._text([*ids, token])
         if text.endswith("\ufffd"):  # half a character
+            return begun in known or any(not rest[0].isascii() for rest in known.rests(begun))
+        word = _WORD.match(text, len(before) - len(begun))
+        if word is None:
             return True
-        last = "" if ends else _last(text)
-        whole = words(text[: len(text) - len(last)])
-        # The words before were looked at when they came, but the last of them may have ended with this token.
-        return all(word in known or self._common(word) for word in whole[-2:]) and (
-            not last or known.begins(last.lower()) or self._common(last.lower())
-        )
-
-    def _is_common(self, word: str) -> bool:
-        """Whether a word is one token, and one of most texts."""
-        most = _COMMON if len(word) > 1 else _COMMON_LETTER
-        for text in (" " + word, word):
-            ids = self._encode(text)
-            if len(ids) == 1 and word.isalpha():
-                return float(self.search.rarity[int(self.search.spelling[ids[0]])]) < most
-        return False
+        return known.begins(word.group()) if word.end() == len(text) else word.group() in known
 
     def _text(self, ids: list[int]) -> str:
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self.model.tokenizer.decode(ids, skip_special_tokens=True)
         return text
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        return ids
 
 
 class _Known:
-    """The words of a text."""
+    """The words of a text, whatever their case."""
 
     def __init__(self, text: str) -> None:
-        self._spelled = set(_WORD.findall(text))
+        self._spelled = sorted(set(_WORD.findall(text)))
         self._words = {word.lower() for word in self._spelled}
 
     def __contains__(self, word: str) -> bool:
-        return word in self._words
+        return word.lower() in self._words
 
     def begins(self, part: str) -> bool:
         """Whether one of them begins so."""
-        return any(word.startswith(part) for word in self._words)
+        return any(word.startswith(part.lower()) for word in self._words)
+
+    def is_beginning(self, part: str) -> bool:
+        """Whether one of them begins so, and it is enough of it to tell."""
+        return len(part) >= (_FIGURES if part.isdigit() else _LETTERS) and self.begins(part)
 
     def rests(self, part: str) -> list[str]:
         """What those that begin so go on with."""
-        begun = [word for word in sorted(self._spelled) if word.lower().startswith(part.lower())]
+        begun = [word for word in self._spelled if word.lower().startswith(part.lower())]
         return [word[len(part) :] for word in begun if len(word) > len(part)]
 
 
 def _last(text: str) -> str:
-    """The word with which a text ends, as it is spelled; empty if it ends otherwise."""
+    """The word with which a text ends; empty if it ends otherwise."""
     found = [*_WORD.finditer(text)]
     return found[-1].group() if found and found[-1].end() == len(text) else ""
