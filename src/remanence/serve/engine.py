@@ -6,6 +6,7 @@ too long ends with `TimeUp`. An answer that nobody waits for is cancelled.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import queue
@@ -23,6 +24,8 @@ from ..errors import RemanenceError
 if TYPE_CHECKING:
     from ..core.memory import Memory
     from ..core.model import Answer, MemoryDecoder
+
+_GIVES_BACK_S = 30  # seconds of work after which free memory is handed back to the system
 
 log = logging.getLogger("remanence.serve")
 T = TypeVar("T")
@@ -288,6 +291,7 @@ class Engine:
     # The model's thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        gave_back = time.monotonic()
         while True:
             with self._changed:
                 while not (self._jobs or self._asks or self._answering):
@@ -296,6 +300,9 @@ class Engine:
                     self._changed.wait()
             self._do_one()
             self._step()
+            if time.monotonic() > gave_back + _GIVES_BACK_S:
+                _give_back()
+                gave_back = time.monotonic()
 
     def _do_one(self) -> None:
         """One piece of work, if one waits."""
@@ -378,6 +385,16 @@ class Engine:
             spent = self.seconds - (asked.until - time.monotonic())
             self._usual += 0.1 * (spent - self._usual)
             _tell(asked, end)
+
+
+def _give_back() -> None:
+    """Hand memory that is free in this process back to the system.
+
+    Tensors of many sizes come and go here, and leave gaps that the C library keeps: over hours a server would grow.
+    Without glibc nothing is done.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tell(asked: Asked, item: str | Answer | BaseException) -> None:
