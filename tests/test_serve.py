@@ -34,6 +34,7 @@ from remanence.core.admission import DEFER, Candidate, Decision
 from remanence.core.model import Answer
 from remanence.core.writes import Limits as MemoryLimits
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
+from remanence.serve import engine as engine_module
 from remanence.serve.api import create_app
 from remanence.serve.bodies import Message, conversation
 from remanence.serve.engine import Asked, Engine, Full, Stopping, TimeUp
@@ -1132,6 +1133,22 @@ def test_a_write_that_fails_leaves_nothing(model: MemoryModel, tmp_path: Path, m
     with people.hold("a") as memory:
         assert not memory.writes and memory.pending
     assert people.store.info("a").writes == 0
+
+
+def test_free_memory_is_handed_back_now_and_then(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the model's thread, after work that comes when it is due; and not before."""
+    threads = list[threading.Thread]()
+    monkeypatch.setattr(engine_module, "_give_back", lambda: threads.append(threading.current_thread()))
+    engine = Engine(model)
+    try:
+        assert engine.run(lambda: 7) == 7 and not threads
+        monkeypatch.setattr(engine_module, "_GIVES_BACK_S", -1.0)
+        engine.run(lambda: 7)
+        until(lambda: threads == [engine._thread])
+    finally:
+        engine.close()
+    monkeypatch.undo()
+    engine_module._give_back()  # wherever this runs
 
 
 def test_the_engine_answers_and_works_side_by_side(model: MemoryModel, tmp_path: Path) -> None:
