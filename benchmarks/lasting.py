@@ -116,7 +116,7 @@ def measure(root: Path, name: str, changes: dict[str, Any], forget: list[int]) -
     info = store.info("large")
     forgotten: dict[str, Any] = {}
     for behind in forget:
-        begun = time.perf_counter()
+        begun, memory = time.perf_counter(), store.load("large")
         done = model.forget(memory, Wanted(writes=[memory.write_count - 1 - behind // memory.config.chunk_tokens]))
         store.save("large", memory)
         forgotten[f"forget_{behind}_s"] = round(time.perf_counter() - begun, 2)

@@ -229,7 +229,7 @@ def test_dependencies_are_declared_and_used() -> None:
     needed = set().union(*(third_parties(module) for module in MODULES))
     unfit = {"kvpress"}  # it asks for an older transformers; arena/pressed.py says how it is installed all the same
     assert needed <= names(PROJECT["dependencies"]) | extras | unfit
-    indirect = {"numpy"}  # Tensor.numpy() needs it, nothing imports it
+    indirect = {"numpy", "requests"}  # Tensor.numpy() and gguf need them, nothing imports them
     assert names(PROJECT["dependencies"]) <= needed | indirect
 
 
