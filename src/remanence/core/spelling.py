@@ -44,32 +44,33 @@ class Spelling(LogitsProcessor):
             if known is None:
                 continue
             ids = input_ids[row, self.prompt :].tolist()
-            begun = _last(self._text(ids))
+            said = self._text(ids)
+            begun = _last(said)
             if known.is_beginning(begun):
-                token = self._best(ids, begun, scores[row], known)
+                token = self._best(ids, len(said) - len(begun), begun, scores[row], known)
                 kept = scores[row, token].clone()
                 scores[row, scores[row] >= kept] = -torch.inf
                 scores[row, token] = kept
         return scores
 
-    def _best(self, ids: list[int], begun: str, scores: Tensor, known: _Known) -> int:
-        """The likeliest token that will do; the likeliest of all if none does."""
+    def _best(self, ids: list[int], start: int, begun: str, scores: Tensor, known: _Known) -> int:
+        """The likeliest token that will do; the likeliest of all if none does. start: of the word that is begun."""
         likely: list[int] = scores.topk(min(_TRIED, len(scores))).indices.tolist()
         for token in likely:
-            if self._will_do(ids, token, begun, known):
+            if self._will_do([*ids, token], start, begun, known):
                 return token
         others = {token for text in (*known.rests(begun), " ") for token in self.model.encode(text)[:1]} | self.stops
-        will_do = [token for token in sorted(others) if self._will_do(ids, token, begun, known)]
+        will_do = [token for token in sorted(others) if self._will_do([*ids, token], start, begun, known)]
         return max(will_do, key=lambda token: float(scores[token]), default=likely[0])
 
-    def _will_do(self, ids: list[int], token: int, begun: str, known: _Known) -> bool:
-        """Whether the word that is begun is still one that was read, with a token behind it."""
-        if token in self.stops:
+    def _will_do(self, ids: list[int], start: int, begun: str, known: _Known) -> bool:
+        """Whether the word that is begun is still one that was read, with the last token behind it."""
+        if ids[-1] in self.stops:
             return begun in known
-        before, text = self._text(ids), self._text([*ids, token])
+        text = self._text(ids)
         if text.endswith("\ufffd"):  # half a character
             return begun in known or any(not rest[0].isascii() for rest in known.rests(begun))
-        word = _WORD.match(text, len(before) - len(begun))
+        word = _WORD.match(text, start)
         if word is None:
             return True
         return known.begins(word.group()) if word.end() == len(text) else word.group() in known
