@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.normalizers import Replace
 from torch import Tensor
 
 from conftest import BOS, build_decoder, build_tokenizer, close, random_ids, random_text
@@ -18,7 +19,7 @@ from remanence.core.memory import Memory
 from remanence.core.quantise import decode, encode, row_bytes
 from remanence.core.retriever import block_scores, block_scores_of, rows_of
 from remanence.core.search import Search, word_scores
-from remanence.errors import ConfigError, IncompatibleMemory
+from remanence.errors import ConfigError, IncompatibleMemory, InputError
 from test_hf import plain_logits
 
 CHUNK = 8
@@ -147,6 +148,21 @@ def test_a_batch_searches_as_each_alone(tokenizer: Any) -> None:
         close(found.scores, alone.scores)
         close(torch.tensor([found.null, found.needs]), torch.tensor([alone.null, alone.needs]))
     assert not together[2].relevant
+
+
+def test_a_question_without_a_token_is_refused() -> None:
+    """Some tokenizers leave out letters that nobody types: what is left is as empty as nothing."""
+    tokenizer = build_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = Replace("\x14", "")
+    model = model_of(tokenizer)
+    memory = told(model, 2)
+    assert model.encode("\x14") == [] and model.encode("a\x14") == model.encode("a")
+    with pytest.raises(InputError, match="the question is empty"):
+        model.ask(memory, " \x14 ", max_new_tokens=1)
+    with pytest.raises(InputError, match="the question is empty"):
+        model.answer_alone("\x14", max_new_tokens=1)
+    with pytest.raises(InputError, match="searched for is empty"):
+        model.search([memory, memory], [[1], []])
 
 
 def test_words_of_a_large_vocabulary_fit_sixteen_bits() -> None:

@@ -124,7 +124,12 @@ class MemoryDecoder(Writer):
             memories: one per question.
             questions: token ids of what is asked, without any template; the first 64 of each are looked at.
             force: per memory, a write that has a score whatever it is.
+
+        Raises:
+            InputError: a question without a token.
         """
+        if not all(questions):
+            raise InputError("what is searched for is empty; ask something.")
         ids_BT, asks_BT, features_BTF = self.asked(questions)
         queries_BTR = self.retriever.queries(features_BTF).float().cpu()
         null_B, needs_B = (values.float().tolist() for values in self.retriever.verdicts(features_BTF, asks_BT))

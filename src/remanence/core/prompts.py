@@ -47,7 +47,7 @@ class Prompts:
         Raises:
             InputError: it is empty.
         """
-        _not_empty(question)
+        self._check(question)
         if self.prompt is None and self.tokenizer.chat_template:
             ids = self.turns([], question, self.template)
             first = self.tokenizer.bos_token_id
@@ -61,7 +61,7 @@ class Prompts:
         Raises:
             InputError: it is empty.
         """
-        _not_empty(question)
+        self._check(question)
         if self.tokenizer.chat_template:
             return self.turns(history, question, None)
         first = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
@@ -83,7 +83,7 @@ class Prompts:
         ids += self.tokenizer(rendered, add_special_tokens=False).input_ids
         return ids
 
-
-def _not_empty(question: str) -> None:
-    if not question.strip():
-        raise InputError("the question is empty; ask something.")
+    def _check(self, question: str) -> None:
+        """Raise `InputError` for a question without a token: white space, or letters that the tokenizer leaves out."""
+        if not self.encode(question.strip()):
+            raise InputError("the question is empty; ask something.")
