@@ -193,8 +193,8 @@ class ReadingTrainer:
             ],
             betas=(0.9, 0.98),
         )
-        cpu = self.device.type == "cpu"
-        self.merged = Merged(model.base, "read") if cpu and run.merge and Merged.fits(model.base, "read") else None
+        merges = run.merge and run.reads and self.device.type == "cpu" and Merged.fits(model.base, "read")
+        self.merged = Merged(model.base, "read") if merges else None
         self.bank = Bank(model, steps=run.queue, streams=run.streams, chunks=run.chunks)
         self.step = self.tokens = 0
         self.elapsed = 0.0
@@ -205,7 +205,7 @@ class ReadingTrainer:
 
     def _replies(self, waiting: Callable[[int, int], None] | None) -> dict[str, list[int]]:
         """What the base says by itself to what needs no memory; made once a run, by the first process."""
-        if not (self.asking.chat and self.settings.chat):
+        if not (self.asking.chat and self.settings.chat and self.settings.reads):
             return {}
         path, prompts = self.folder / REPLIES, (*lines("general"), *lines("statements"))
         if self.rank == 0 and not path.exists():
@@ -311,13 +311,16 @@ class ReadingTrainer:
         pooled = config.N // config.K
         past = Past.draw(turns, self.bank, rng, generator, pooled=pooled, older=run.older)
         searched, figures = self._search(turns, past)
-        if config.looks:
-            turns, picked = self._looked_at(turns, past, searched, rng)
+        if run.reads:
+            if config.looks:
+                turns, picked = self._looked_at(turns, past, searched, rng)
+            else:
+                turns, picked = self._together(turns, past, searched, generator)
+            figures |= self._read(turns, picked)
+            if step % _PROSE_EVERY == 0 and run.prose_weight:
+                figures |= self._prose(rng)
         else:
-            turns, picked = self._together(turns, past, searched, generator)
-        figures |= self._read(turns, picked)
-        if step % _PROSE_EVERY == 0 and run.prose_weight:
-            figures |= self._prose(rng)
+            figures["loss"] = figures["retriever"]
         figures |= self._update()
         written = sum(len(stream.chunks) for stream in streams) * config.K
         tokens = (written + sum(len(turn.prompt) + len(turn.answer) for turn in turns)) * self.world

@@ -122,12 +122,13 @@ def saved_run(out: Path, kind: type[T], does: str) -> T:
         raise ConfigError(f"{out} holds no run that {does}: {str(error).splitlines()[0]}") from error
 
 
-def build(run: ReadingRun, dtype: torch.dtype | None = None) -> tuple[MemoryModel, bool]:
+def build(run: ReadingRun, dtype: torch.dtype | None = None, *, learns: bool = False) -> tuple[MemoryModel, bool]:
     """The model before training, and whether its search is untrained.
 
     Args:
         run: its settings.
         dtype: of the base; None is that in which it is stored.
+        learns: only what the run trains needs to be there: the layers that a search sees, if it is trained alone.
 
     Raises:
         ConfigError: no such model, or one that memory cannot be attached to.
@@ -140,6 +141,13 @@ def build(run: ReadingRun, dtype: torch.dtype | None = None) -> tuple[MemoryMode
             raise ConfigError(f"{run.model} has no adapter for reading; begin with a decoder without memory weights.")
         return model, False
     chat = bool(model.tokenizer.chat_template)
+    if not run.reads:
+        if learns:
+            decoder = model.attachment.decoder
+            decoder.layers = decoder.layers[: run.memory.search_layers[-1] + 1]
+        built = MemoryModel(model.base, model.tokenizer, run.memory, name=model.name)
+        built.base_name = model.base_name
+        return built.eval(), True
     # A base that does not converse has no answers of its own to what needs no memory.
     memory = run.memory if chat else replace(run.memory, base_answers=False)
     built = MemoryModel(
@@ -223,7 +231,7 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
     lessons = Lessons(read_material(run.data), run.shares)
-    model, fresh = build(run, number_format(run.precision, device))
+    model, fresh = build(run, number_format(run.precision, device), learns=True)
     if device.type != "cpu":
         model.to(device)
     elif _plain_attention(model):
