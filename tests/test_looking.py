@@ -67,6 +67,39 @@ def test_a_write_and_the_one_before_it_are_text_in_the_context(family: str, toke
         close(found[row], plain_logits(model.base, [BOS, *before, *prompt])[-len(prompt) :])
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("kept", ["keys_values", "states"])
+def test_an_instruction_stands_before_what_is_read(family: str, kept: str, tokenizer: Any) -> None:
+    """Without a memory: the plain model's logits. With one: it is behind the instruction, and else as it was."""
+    bare, prompt = model_of(tokenizer, family, kept=kept, score_bias=0.5), random_ids(5, 1)
+    model = MemoryModel(bare.base, tokenizer, bare.config, instruction="Read this:")
+    before = model.prompts.preface()
+    assert bytes(before) == b"Read this:\n\n" and bytes(model.prompts.question("Why?")) == b"\n\nWhy?"
+    expected = plain_logits(model.base, [*before, *prompt])[-len(prompt) :]
+    for logits in (read(model, [model.new_memory()], [None], prompt), read_together(model, model.new_memory(), prompt)):
+        close(logits[0], expected)
+    memory, young = told(model, 9), told(model, 3, seed=2)
+    assert memory.model == bare.fingerprint  # what is written stays as it is
+    ours, theirs = read(model, [young, memory], [None, 5], prompt), read(model, [memory], [5], prompt)
+    close(ours[1], theirs[0])
+    close(ours[0], expected)
+    found = model.search([memory], [prompt])
+    with torch.no_grad(), model.reading([memory], found=found) as own, bare.reading([memory], found=found) as other:
+        for layer in range(memory.layers):
+            hidden = torch.zeros(1, 1, model.attachment.width)
+            with_it, without = own.provider.slots(layer, hidden), other.provider.slots(layer, hidden)
+            close(with_it.values[:, :, len(before) :], without.values[:, :, 1:])
+            assert with_it.values.shape[2] == without.values.shape[2] + len(before) - 1
+            assert torch.equal(with_it.bias[:, len(before) :], without.bias[:, 1:])
+            assert torch.equal(with_it.bias[:, : len(before)], without.bias[:, :1].expand(1, len(before)))
+
+
+def read_together(model: MemoryModel, memory: Memory, prompt: list[int]) -> Tensor:
+    """Logits of a prompt that reads the best writes and the pool [1, T, V]."""
+    with torch.no_grad(), model.reading([memory], found=model.search([memory], [prompt])) as cache:
+        return logits_of(model, cache, prompt)
+
+
 @pytest.mark.parametrize("store_dtype", ["float32", "int4", "tokens"])
 def test_rows_do_not_meet(store_dtype: str, tokenizer: Any) -> None:
     """Writes of two memories side by side, some without one before them: as each alone."""

@@ -24,11 +24,11 @@ from conftest import EOS, build_decoder, close, random_ids
 from remanence import MemoryModel
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory, Write
-from remanence.core.prompts import UNKNOWN
+from remanence.core.prompts import UNKNOWN, Prompts
 from remanence.errors import ConfigError, InputError
 from remanence.facts.everyday import Topic, ask, lines, messages, tell, topics
 from remanence.train import reading, reading_run
-from remanence.train.asking import PROMPT, Asking, without_preamble
+from remanence.train.asking import INSTRUCTION, PROMPT, Asking, without_preamble
 from remanence.train.lessons import SHARES, Ask, Lesson, Lessons, Material, Passage, read_material
 from remanence.train.merged import Merged
 from remanence.train.reading import ReadingTrainer, search_scores
@@ -579,6 +579,22 @@ def test_a_preamble_is_left_out_of_a_template(tokenizer: Any) -> None:
     assert without_preamble(tokenizer) is None
 
 
+def test_an_instruction_is_the_systems_turn_or_begins_the_users(tokenizer: Any) -> None:
+    """What is read stands behind it and before the question, as text does that is pasted into a prompt."""
+    takes = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</{{ m['role'] }}>{% endfor %}<assistant>"
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + takes
+    ignores = takes.replace("messages %}", "messages if m['role'] == 'user' %}")
+    for template, before in (
+        (takes, "<system>Read.</system><user>"), (refuses, "<user>Read.\n\n"), (ignores, "<user>Read.\n\n"),
+    ):  # fmt: skip
+        prompts = Prompts(chatty(tokenizer, template), None, None, True, "Read.")
+        assert bytes(prompts.preface()).decode() == before
+        assert bytes(prompts.question(" Why? ")).decode() == "\n\nWhy?</user><assistant>"
+    plain = Prompts(tokenizer, "Question: {question}\nAnswer:", None, True, "Read.")
+    assert bytes(plain.preface()) == b"Read.\n\n"
+    assert bytes(plain.question("Why?")) == b"\n\nQuestion: Why?\nAnswer:"
+
+
 def test_questions_and_answers_are_those_of_use(tokenizer: Any) -> None:
     """With a chat template and without one."""
     model = model_of(tokenizer)
@@ -868,6 +884,36 @@ def test_from_files_to_a_model_that_remembers(base: Path, few: None, tmp_path: P
     again = reading_run.reading_run(done["model"], [tmp_path / "book.txt"], steps=1, changes=TINY[:6])
     assert again.memory == model.config and again.lora.r == 4
     assert reading_run.launch(again, tmp_path / "again", quiet=True)["steps"] == 1
+
+
+def test_the_search_can_be_trained_alone(base: Path, few: None, tmp_path: Path) -> None:
+    """On the layers that it sees; the base reads by an instruction, and there is no adapter."""
+    data, out = [tmp_path / "book.txt"], tmp_path / "out"
+    changes = [change for change in TINY if not change.startswith("lora")] + ["memory.search_layers=[0, 1]"]
+    run = reading_run.reading_run(str(base), data, steps=2, reads=False, changes=changes)
+    assert run.memory.look_at == "sentences"
+    cut, _ = reading_run.build(run, learns=True)
+    whole, fresh = reading_run.build(run)
+    assert len(cut.attachment.layers) == 2 < len(whole.attachment.layers) and fresh
+    question = [list(b"Where is the key?")]
+    close(cut.asked(question)[2], whole.asked(question)[2])
+    done = reading_run.launch(run, out, quiet=True)
+    assert done["last"]["total"] == 2 and done["last"]["loss"] == done["last"]["retriever"]
+    assert not (out / "replies.json").exists()
+    model = MemoryModel.from_pretrained(done["model"])
+    assert model.adapters == () and model.lora is None and model.instruction == INSTRUCTION
+    assert len(model.attachment.layers) == len(whole.attachment.layers)
+    changed = [n for n, p in model.state_dict().items() if not torch.equal(p, whole.state_dict()[n])]
+    assert changed and all(name.startswith("retriever.") for name in changed)
+    memory = model.new_memory()
+    model.memorize(memory, "The spare key is under the blue pot. " * 20)
+    assert model.ask(memory, "Where is the spare key?", max_new_tokens=3).text is not None
+    with pytest.raises(ConfigError, match="another kind"):
+        reading_run.reading_run(done["model"], data, steps=1, reads=False)
+    shown = command(
+        "unused", "train", "reading", "--model", str(base), "--text", str(data[0]), "--search-only", "--show"
+    )
+    assert json.loads(shown.stdout)["reads"] is False, shown.stderr
 
 
 def test_the_command_trains_stops_and_goes_on(

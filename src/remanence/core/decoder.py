@@ -41,6 +41,8 @@ class AttachedDecoder(nn.Module):
         lora: settings, a peft `LoraConfig`, of two adapters, one for writing and one for reading (M+ §3.3); None uses
             the base's weights for both.
         adapters: which of the two there are, "write" and "read".
+        instruction: what the base is told before what it reads of a memory (`Prompts`); for one whose reading was not
+            trained.
 
     Raises:
         ConfigError: a decoder family that cannot be attached to.
@@ -57,6 +59,7 @@ class AttachedDecoder(nn.Module):
         template: str | None = None,
         lora: Any = None,
         adapters: tuple[str, ...] = ROLES,
+        instruction: str | None = None,
     ) -> None:
         super().__init__()
         self.base: Any = base
@@ -66,7 +69,7 @@ class AttachedDecoder(nn.Module):
         if attention:  # keys are as wide as the layers' own
             config = config.replace(retriever_dim=self.attachment.key_heads * self.attachment.head_dim)
         self.config = config
-        self.prompts = Prompts(tokenizer, prompt, template, config.start)
+        self.prompts = Prompts(tokenizer, prompt, template, config.start, instruction)
         self.name = name or base.config.name_or_path or base.config.model_type
         if config.rotary_dtype != "float32":
             self.attachment.round_rotary(getattr(torch, config.rotary_dtype))
@@ -81,7 +84,8 @@ class AttachedDecoder(nn.Module):
                 f"judge_layers = {list(config.judge_layers)}: this model has {layers} layers, from 0 on; {layers} is "
                 "behind the last."
             )
-        limit, slots = self.attachment.position_limit, config.slots
+        front = 0 if instruction is None else len(self.prompts.preface()) - 1
+        limit, slots = self.attachment.position_limit, config.slots + front
         if limit is not None and slots + config.window_tokens > limit:
             raise ConfigError(
                 f"{slots} memory slots and a window of {config.window_tokens} tokens are more than the {limit} "
@@ -111,6 +115,7 @@ class AttachedDecoder(nn.Module):
         self._sentence_ends: frozenset[int] | None = None
         self._anchor: list[int] | None = None
         self._fingerprint = ""
+        self._preface: list[Tensor] = []
         self.pools: WeakKeyDictionary[Memory, dict[int, Any]] = WeakKeyDictionary()  # see `ReadSlots`
 
     @torch.no_grad()
@@ -133,6 +138,11 @@ class AttachedDecoder(nn.Module):
     def template(self) -> str | None:
         """The chat template in which questions are put to a memory, if it is not the tokenizer's own."""
         return self.prompts.template
+
+    @property
+    def instruction(self) -> str | None:
+        """What the base is told before what it reads of a memory, if anything."""
+        return self.prompts.instruction
 
     @property
     def lora(self) -> Any:
@@ -170,6 +180,22 @@ class AttachedDecoder(nn.Module):
             return [
                 self.attachment.keys_values(l, place(l, each.to(self.base.dtype))) for l, each in enumerate(self.start)
             ]
+
+    def front_rows(self) -> list[Tensor] | None:
+        """What every layer reads before its memory, as vectors of a memory are, a layer each [P, X]; or None.
+
+        It is the start vector; or, with an instruction, the tokens before a text that a prompt would have there.
+        """
+        if self.prompts.instruction is None or self.start is None:
+            starts = self.start_rows()
+            return None if starts is None else [start[None] for start in starts]
+        if not self._preface or self._preface[0].dtype != self.base.dtype:
+            ids = torch.tensor([self.prompts.preface()], device=self.attachment.device)
+            with torch.no_grad(), self.adapter("read"):
+                states = self.attachment.inputs(ids, use_cache=False)
+                made = [self.attachment.keys_values(l, each) for l, each in enumerate(states)] if self.whole else states
+            self._preface = [each[0] for each in made]
+        return self._preface
 
     # Memories ---------------------------------------------------------------------------------------------------------
 

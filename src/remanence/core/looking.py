@@ -342,12 +342,12 @@ class SpanSlots:
         stored: StoredVectors | None = None,
     ) -> None:
         self.model = model
-        self._start_rows = model.start_rows()
+        self._front_rows = model.front_rows()
         self._spans = [rows_together(group) for group in spans]  # by row: rows of its memory
         self._places: dict[Memory, list[int]] = {}
         for row, memory in enumerate(memories):
             self._places.setdefault(memory, []).append(row)
-        start = int(self._start_rows is not None)
+        start = 0 if self._front_rows is None else len(self._front_rows[0])
         own = torch.tensor([start + len(span) for span in self._spans])
         self.length = max(1, int(own.max()))
         device = model.attachment.device
@@ -376,9 +376,10 @@ class SpanSlots:
                 if count:
                     front[place, self.length - count :] = vectors[at[done : done + count].to(vectors.device)]
                 done += count
-        if self._start_rows is not None:
-            rows_B = torch.arange(len(front), device=front.device)
-            front[rows_B, self._padding.to(front.device)] = self._start_rows[layer].to(front)
+        if self._front_rows is not None:
+            starts = self._front_rows[layer].to(front)
+            for row, padding in enumerate(self._padding.tolist()):
+                front[row, padding : padding + len(starts)] = starts
         made = self.model.attachment.slots(layer, front, self._positions.to(front.device), self.model.whole)
         if repeats == 1:
             return made

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ..errors import InputError
 
 UNKNOWN = "I don't know."  # what a reader says that finds nothing
@@ -19,10 +21,15 @@ class Prompts:
         prompt: the text around a question to a memory; `{question}` is replaced. None uses the chat template, if any.
         template: the chat template in which questions are put to a memory, if it is not the tokenizer's own.
         started: a start vector stands for the token that begins a text, so prompts leave it out.
+        instruction: what a model is told before what it reads of its memory; None tells it nothing. What it reads then
+            stands where a text would that is pasted into the prompt: behind the instruction, before the question.
     """
 
-    def __init__(self, tokenizer: Any, prompt: str | None, template: str | None, started: bool) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt: str | None, template: str | None, started: bool, instruction: str | None = None
+    ) -> None:
         self.tokenizer, self.prompt, self.template, self.started = tokenizer, prompt, template, started
+        self.instruction = instruction
 
     def first_token(self) -> int:
         """The token that begins a text."""
@@ -48,12 +55,46 @@ class Prompts:
             InputError: it is empty.
         """
         self._check(question)
+        if self.instruction is not None:
+            _, ahead, behind = self._around()
+            return self.encode(f"\n\n{ahead}{question.strip()}") + self._plain(behind)
         if self.prompt is None and self.tokenizer.chat_template:
             ids = self.turns([], question, self.template)
             first = self.tokenizer.bos_token_id
             # A token that begins every turn, and not the text alone, stays.
             return ids[1:] if self.started and ids[:1] == [first] and first not in ids[1:] else ids
         return self.encode((self.prompt or "{question}").replace("{question}", question.strip()))
+
+    def preface(self) -> list[int]:
+        """What stands before what is read of a memory, where there is an instruction."""
+        return self._plain(self._around()[0])
+
+    def _around(self) -> tuple[str, str, str]:
+        """The texts before what is read of a memory, with the instruction; before the question; and behind it.
+
+        In a chat template the instruction is the system's turn. Where a template knows none, it begins the user's.
+        """
+        mark, told = "\x02memory\x03", str(self.instruction)
+        if self.prompt is not None or not self.tokenizer.chat_template:
+            ahead, _, behind = (self.prompt or "{question}").partition("{question}")
+            return f"{told}\n\n", ahead, behind
+        user, joined = {"role": "user", "content": mark}, {"role": "user", "content": f"{told}\n\n{mark}"}
+        for turns in ([{"role": "system", "content": told}, user], [joined]):
+            try:
+                rendered: str = self.tokenizer.apply_chat_template(
+                    turns, chat_template=self.template, tokenize=False, add_generation_prompt=True
+                )
+            except TemplateError:  # it takes no turn of the system's
+                continue
+            before, _, behind = rendered.partition(mark)
+            if told in before:
+                break
+        return before, "", behind
+
+    def _plain(self, text: str) -> list[int]:
+        """Token ids of a text of ours, which may spell control tokens."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def alone(self, history: Sequence[tuple[str, str]], question: str) -> list[int]:
         """A question as the base takes it without a memory, behind earlier turns.
@@ -79,9 +120,8 @@ class Prompts:
         ids: list[int] = []
         for mark, text in zip(marks, said, strict=True):
             before, _, rendered = rendered.partition(mark)
-            ids += self.tokenizer(before, add_special_tokens=False).input_ids + self.encode(text)
-        ids += self.tokenizer(rendered, add_special_tokens=False).input_ids
-        return ids
+            ids += self._plain(before) + self.encode(text)
+        return ids + self._plain(rendered)
 
     def _check(self, question: str) -> None:
         """Raise `InputError` for a question without a token: white space, or letters that the tokenizer leaves out."""

@@ -74,8 +74,8 @@ class Reader(Protocol):
         """The text of remembered tokens."""
         ...
 
-    def start_rows(self) -> list[Tensor] | None:
-        """The start vector of every layer as vectors of a memory are [D], or None."""
+    def front_rows(self) -> list[Tensor] | None:
+        """What every layer reads before its memory, as vectors of a memory are [P, D], or None."""
         ...
 
     def encode_again(self, memory: Memory, writes: Tensor) -> list[Tensor]:
@@ -135,7 +135,7 @@ class ReadSlots:
         found: Sequence[Found] | None = None,
     ) -> None:
         self.found = found
-        self._start_rows = model.start_rows()
+        self._front_rows = model.front_rows()
         self.model, self.memories, self.asks_BT = model, memories, asks_BT
         self._force = force or [None] * len(memories)
         for memory, write in zip(memories, self._force, strict=True):
@@ -145,7 +145,8 @@ class ReadSlots:
         for memory in list(model.pools)[: max(0, len(model.pools) - _POOLS)]:
             model.pools.pop(memory, None)
         self._long = [m.read_size if long_term else 0 for m in memories]
-        self._starts = [int(config.start and not model.unread(m.pool_size)) for m in memories]
+        fronts = 0 if self._front_rows is None else len(self._front_rows[0])
+        self._starts = [0 if model.unread(m.pool_size) else fronts for m in memories]
         self._before = [start + long for start, long in zip(self._starts, self._long, strict=True)]
         own = [before + m.pool_size for before, m in zip(self._before, memories, strict=True)]
         self.length = max(own)
@@ -183,12 +184,13 @@ class ReadSlots:
             rows, scores, null, own_bias = self._ranked[b]
             start, own = self._starts[b], self._before[b]
             positions[b, width - own :] = torch.arange(own, device=front.device)
-            if self._start_rows is not None and start:
-                front[b, width - own] = self._start_rows[layer].to(front)
+            if self._front_rows is not None and start:
+                front[b, width - own : width - own + start] = self._front_rows[layer].to(front)
             if len(rows):
                 front[b, width - len(rows) :] = self._stored[b].at(layer, rows).to(front)
             if bias is not None and own_bias is not None:
-                bias[b, int(self._padding[b]) :] = own_bias[1 - start :].to(bias)
+                own_bias = torch.cat([own_bias[:1].repeat(start), own_bias[1:]])
+                bias[b, int(self._padding[b]) :] = own_bias.to(bias)
             entries.append((torch.cat([rows, memory.pool_rows_Ln[layer]]), scores, null))
         self.read.append(entries)
         fronts = model.attachment.slots(layer, front, positions, model.whole)

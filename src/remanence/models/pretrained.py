@@ -90,6 +90,8 @@ class MemoryModel(MemoryDecoder):
         }  # fmt: skip
         if self.template is not None:
             settings["template"] = self.template
+        if self.instruction is not None:
+            settings["instruction"] = self.instruction
         if self.adapters == ("read",):
             settings["adapters"] = list(self.adapters)
         if out is None:
@@ -249,6 +251,7 @@ class MemoryModel(MemoryDecoder):
             template=saved.get("template"),
             lora=lora,
             adapters=tuple(saved.get("adapters", ROLES)),
+            instruction=saved.get("instruction"),
         )
         own = load_file(folder / WEIGHTS)
         if config.retriever == "attention":  # the trained one, if any, is left aside

@@ -12,6 +12,11 @@ from ..core.model import MemoryDecoder
 from ..errors import ConfigError
 
 PROMPT = "Question: {question}\nAnswer:"  # for a model without a chat template
+# For a base that is not taught to read.
+INSTRUCTION = (
+    "Answer the user's question in a few words, only from the text. If the text does not answer exactly what is asked, "
+    "say only: I don't know."
+)
 _AT_ONCE = 64  # prompts that the base answers at once
 _MARKS = "\x02user\x03", "\x02assistant\x03", "\x02again\x03"
 

@@ -24,7 +24,7 @@ from ..files import write_text
 from ..models import bases
 from ..models.decoders import computes_bfloat16, load_config
 from ..models.pretrained import MemoryModel, saved_settings
-from .asking import PROMPT, without_preamble
+from .asking import INSTRUCTION, PROMPT, without_preamble
 from .attention import READING
 from .card import card
 from .lessons import Lessons, read_material
@@ -68,6 +68,7 @@ def reading_run(
     *,
     steps: int | None = None,
     hours: float | None = None,
+    reads: bool = True,
     changes: Sequence[str] = (),
 ) -> ReadingRun:
     """The run that trains the reading of any decoder, or goes on with that of a model whose reading was trained.
@@ -76,6 +77,7 @@ def reading_run(
         model: folder or hub id.
         data: files of lessons and texts.
         steps, hours: how long.
+        reads: as in `ReadingRun`. Without, the memory looks at sentences, and the decoder has no memory weights yet.
         changes: "key=value".
 
     Raises:
@@ -87,7 +89,7 @@ def reading_run(
     saved = saved_settings(model)
     if saved is not None:
         memory, lora = begun(saved)
-        if lora is None or memory.score_layers != "one":
+        if lora is None or memory.score_layers != "one" or not reads:
             raise ConfigError(f"{model} has a memory of another kind; begin with a decoder without memory weights.")
         run = ReadingRun(model=model, data=files, memory=memory, lora=lora, steps=steps, hours=hours)
         wanted = changed(run, changes)
@@ -95,7 +97,9 @@ def reading_run(
             raise ConfigError(f"--set lora: {model} has its adapter already; begin with a decoder without memory.")
     else:
         memory = memory_for(load_config(model, None))
-        run = ReadingRun(model=model, data=files, memory=memory, steps=steps, hours=hours)
+        run = ReadingRun(model=model, data=files, memory=memory, reads=reads, steps=steps, hours=hours)
+        if not (reads or any(change.startswith("memory.look_at") for change in changes)):
+            changes = [*changes, "memory.look_at=sentences"]  # last, as it asks for K = chunk_tokens
         wanted = changed(run, changes)
     wanted.check()
     return wanted
@@ -141,15 +145,18 @@ def build(run: ReadingRun, dtype: torch.dtype | None = None, *, learns: bool = F
             raise ConfigError(f"{run.model} has no adapter for reading; begin with a decoder without memory weights.")
         return model, False
     chat = bool(model.tokenizer.chat_template)
+    # A base that does not converse has no answers of its own to what needs no memory.
+    memory = run.memory if chat else replace(run.memory, base_answers=False)
     if not run.reads:
         if learns:
             decoder = model.attachment.decoder
             decoder.layers = decoder.layers[: run.memory.search_layers[-1] + 1]
-        built = MemoryModel(model.base, model.tokenizer, run.memory, name=model.name)
+        built = MemoryModel(
+            model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
+            instruction=INSTRUCTION,
+        )  # fmt: skip
         built.base_name = model.base_name
         return built.eval(), True
-    # A base that does not converse has no answers of its own to what needs no memory.
-    memory = run.memory if chat else replace(run.memory, base_answers=False)
     built = MemoryModel(
         model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
         template=without_preamble(model.tokenizer), lora=lora_for(model.base, run.lora), adapters=("read",),
