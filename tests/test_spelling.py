@@ -16,7 +16,7 @@ from remanence.core.spelling import Spelling
 from test_judge import judged
 from test_spans import TEXTS, told_texts
 
-READ = "I am learning harmonica. The code is C-118; I owe him 340 bucks."
+READ = "I am learning harmonica. The code is C-118; I owe him 340 bucks. My flat is 12b4."
 
 
 def reader(tokenizer: Any) -> Any:
@@ -52,6 +52,7 @@ def spelled(tokenizer: Any, wanted: str, read: str | None, steps: int = 60) -> s
         ("340 bucks", "340 bucks"),
         ("3400 bucks", "340"),
         ("C-1189", "C-118"),
+        ("12b", "12b4"),
         ("har", "har"),  # too little to tell
         ("dollars, twice", "dollars, twice"),
         ("I don't know.", "I don't know."),

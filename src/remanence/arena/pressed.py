@@ -125,8 +125,7 @@ class Pressed(PassageSystem):
 
     def _answer(self, base: Any, question: str) -> str:
         """An answer, word by word, from what was kept; which is then as it was."""
-        cache, ends = self._cache, base.generation_config.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends]
+        cache, ends = self._cache, self.kit.model.ends()
         ids, at, said = self._prompt(question)[self._before :], self._before, list[int]()
         kept = cache.get_seq_length()
         for _ in range(self.kit.max_new_tokens):

@@ -261,6 +261,13 @@ class AttachedDecoder(nn.Module):
         """Token ids of a user's text, which cannot spell control tokens."""
         return self.prompts.encode(text)
 
+    def ends(self) -> list[int]:
+        """The tokens that end an answer: those at which the base's `generate` stops, and the end of a text."""
+        own = self.base.generation_config.eos_token_id
+        found = [] if own is None else list(own) if isinstance(own, list | tuple) else [int(own)]
+        last = self.tokenizer.eos_token_id
+        return [*found, *([last] if last is not None and last not in found else [])]
+
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of tokens in the middle of a text, with the white space at its ends."""
         # Some tokenizers leave out a space at the beginning; behind another token they do not.

@@ -444,9 +444,9 @@ class MemoryDecoder(Writer):
         return f"{text}{waits} {question}"
 
     def _stops(self, options: Mapping[str, Any]) -> list[int]:
-        """The tokens that end an answer."""
-        ends = options.get("eos_token_id", self.base.generation_config.eos_token_id)
-        return list(ends) if isinstance(ends, list | tuple) else [] if ends is None else [int(ends)]
+        """The tokens that end an answer where `generate` has these options."""
+        ends = options.get("eos_token_id")
+        return self.ends() if ends is None else list(ends) if isinstance(ends, list | tuple) else [int(ends)]
 
     def _go_on(self, begun: Begun, last: int, options: dict[str, Any]) -> Tensor:
         """Generate from a prompt that was read already, but for its last token [1, new]."""

@@ -96,7 +96,8 @@ class _Known:
 
     def is_beginning(self, part: str) -> bool:
         """Whether one of them begins so, and it is enough of it to tell."""
-        return len(part) >= (_FIGURES if part.isdigit() else _LETTERS) and self.begins(part)
+        enough = len(part) >= _LETTERS or (len(part) >= _FIGURES and part[:_FIGURES].isdigit())
+        return enough and self.begins(part)
 
     def rests(self, part: str) -> list[str]:
         """What those that begin so go on with."""

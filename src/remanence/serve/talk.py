@@ -161,14 +161,8 @@ class Turn:
             self.text += held
             yield held
         if self.answer is not None:
-            ids, ends = self.answer.ids, self._ends()
+            ids, ends = self.answer.ids, self.people.model.ends()
             self.cut = not stopped and len(ids) >= self._most and ids[-1] not in ends
-
-    def _ends(self) -> set[int]:
-        """Tokens that end an answer."""
-        ends = self.people.model.base.generation_config.eos_token_id
-        own = self.people.model.tokenizer.eos_token_id
-        return {own} | (set(ends) if isinstance(ends, list) else {ends})
 
     async def keep(self) -> None:
         """Remember what was said, unless it only asks. It is on the disk when this returns."""

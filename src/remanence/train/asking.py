@@ -38,7 +38,7 @@ class Asking:
     def __init__(self, model: MemoryDecoder) -> None:
         self.model = model
         self.chat = model.prompt is None and bool(model.tokenizer.chat_template)
-        self.ends = ends_of(model)
+        self.ends = model.ends()
         if not self.ends:
             raise ConfigError("the tokenizer has no token that ends a text; set its eos_token.")
         self.end = self._end_of_turn() if self.chat else [self.ends[0]]
@@ -60,14 +60,6 @@ class Asking:
     def answer(self, text: str) -> list[int]:
         """An answer and its end."""
         return self.model.encode(text if self.chat else f" {text}") + self.end
-
-
-def ends_of(model: MemoryDecoder) -> list[int]:
-    """The tokens at which the base's `generate` stops."""
-    own = getattr(model.base.generation_config, "eos_token_id", None)
-    found = [] if own is None else own if isinstance(own, list) else [own]
-    last = model.tokenizer.eos_token_id
-    return [*found, *([last] if last is not None and last not in found else [])]
 
 
 def _render(tokenizer: Any, said: Sequence[str], template: str | None, begin_answer: bool = False) -> str:
@@ -125,7 +117,7 @@ def replies(
         most: tokens of an answer.
         show: is called with (prompts done, in all).
     """
-    ends = set(ends_of(model))
+    ends = set(model.ends())
     made: dict[str, list[int]] = {}
     ordered = sorted(set(prompts), key=lambda text: (len(text), text))
     for begin in range(0, len(ordered), _AT_ONCE):
