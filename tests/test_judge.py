@@ -321,6 +321,21 @@ def test_from_lessons_to_a_model_with_a_judge(reader: str, tmp_path: Path) -> No
         launch(judge_run(reader, [tmp_path / "book.txt"], [*SMALL, "seed=1"]), tmp_path / "out")
 
 
+def test_a_base_that_reads_by_an_instruction_gets_a_judge_too(base: Path, few: None, tmp_path: Path) -> None:  # noqa: F811
+    """It sees what the base does, behind the instruction."""
+    changes = [*(change for change in TINY if not change.startswith("lora")), "memory.looks=2"]
+    data = [tmp_path / "book.txt"]
+    run = reading_run.reading_run(str(base), data, steps=1, reads=False, changes=changes)
+    searches = reading_run.launch(run, tmp_path / "search", quiet=True)["model"]
+    done = launch(judge_run(searches, data, SMALL), tmp_path / "out", quiet=True)
+    model = MemoryModel.from_pretrained(done["model"])
+    assert model.judge is not None and model.instruction is not None and model.adapters == ()
+    assert model.fingerprint == MemoryModel.from_pretrained(searches).fingerprint
+    memory = model.new_memory()
+    model.memorize(memory, "The spare key is under the blue pot. " * 20)
+    assert model.ask(memory, "Where is the spare key?", max_new_tokens=3).sources
+
+
 def test_what_is_read_is_what_would_be_looked_at(reader: str, tmp_path: Path) -> None:
     """At most so many spans a question, of which at most two answer, and two texts that wait, of which one may."""
     (tmp_path / "out").mkdir()

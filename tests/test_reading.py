@@ -386,10 +386,12 @@ READS = [  # writes in memory, of which the last two are in the pool
 
 
 @pytest.mark.parametrize("recency", [0.0, 2.0])
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_training_reads_as_use_does(family: str, recency: float, tokenizer: Any) -> None:
+@pytest.mark.parametrize(("family", "instruction"), [("llama", None), ("llama", "Read this."), ("gemma3", None)])
+def test_training_reads_as_use_does(family: str, instruction: str | None, recency: float, tokenizer: Any) -> None:
     """The law: a bank's slots give the logits that `ReadSlots` gives for the same writes, all questions at once."""
     model = model_of(tokenizer, family, recency=recency)
+    if instruction is not None:
+        model = MemoryModel(model.base, tokenizer, model.config, instruction=instruction)
     bank = bank_of(model, 5, 4)
     turns = [turn_of(random_ids(6, seed)) for seed in range(len(READS))]
     with torch.no_grad():
@@ -908,8 +910,13 @@ def test_the_search_can_be_trained_alone(base: Path, few: None, tmp_path: Path) 
     memory = model.new_memory()
     model.memorize(memory, "The spare key is under the blue pot. " * 20)
     assert model.ask(memory, "Where is the spare key?", max_new_tokens=3).text is not None
-    with pytest.raises(ConfigError, match="another kind"):
-        reading_run.reading_run(done["model"], data, steps=1, reads=False)
+    again = reading_run.reading_run(done["model"], data, steps=1, changes=changes[:6])
+    assert not again.reads and again.memory == model.config
+    cut, fresh = reading_run.build(again, learns=True)
+    assert not fresh and len(cut.attachment.layers) == 2
+    close(cut.asked(question)[2], whole.asked(question)[2])
+    assert torch.equal(cut.retriever.key[0].weight, model.retriever.key[0].weight)
+    assert reading_run.launch(again, tmp_path / "again", quiet=True)["steps"] == 1
     shown = command(
         "unused", "train", "reading", "--model", str(base), "--text", str(data[0]), "--search-only", "--show"
     )

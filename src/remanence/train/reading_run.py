@@ -77,7 +77,7 @@ def reading_run(
         model: folder or hub id.
         data: files of lessons and texts.
         steps, hours: how long.
-        reads: as in `ReadingRun`. Without, the memory looks at sentences, and the decoder has no memory weights yet.
+        reads: as in `ReadingRun`, of a decoder without memory weights. Without, its memory looks at sentences.
         changes: "key=value".
 
     Raises:
@@ -89,11 +89,14 @@ def reading_run(
     saved = saved_settings(model)
     if saved is not None:
         memory, lora = begun(saved)
-        if lora is None or memory.score_layers != "one" or not reads:
+        if memory.score_layers != "one" or (lora is None) != (saved.get("instruction") is not None):
             raise ConfigError(f"{model} has a memory of another kind; begin with a decoder without memory weights.")
-        run = ReadingRun(model=model, data=files, memory=memory, lora=lora, steps=steps, hours=hours)
+        if lora is not None and not reads:
+            raise ConfigError(f"{model} was taught to read; its search is trained on together with that.")
+        run = ReadingRun(model=model, data=files, memory=memory, reads=lora is not None, steps=steps, hours=hours)
+        run = run if lora is None else replace(run, lora=lora)
         wanted = changed(run, changes)
-        if wanted.lora != lora:
+        if lora is not None and wanted.lora != lora:
             raise ConfigError(f"--set lora: {model} has its adapter already; begin with a decoder without memory.")
     else:
         memory = memory_for(load_config(model, None))
@@ -141,28 +144,37 @@ def build(run: ReadingRun, dtype: torch.dtype | None = None, *, learns: bool = F
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = MemoryModel.from_pretrained(run.model, memory=run.memory, **options)
     if saved_settings(run.model) is not None:
-        if "read" not in model.adapters or not isinstance(model.retriever, Search):
-            raise ConfigError(f"{run.model} has no adapter for reading; begin with a decoder without memory weights.")
-        return model, False
+        if not isinstance(model.retriever, Search) or run.reads != ("read" in model.adapters):
+            raise ConfigError(f"{run.model} has no search, or no adapter; begin with a decoder without memory weights.")
+        return _cut(model, run) if learns and not run.reads else model, False
     chat = bool(model.tokenizer.chat_template)
     # A base that does not converse has no answers of its own to what needs no memory.
     memory = run.memory if chat else replace(run.memory, base_answers=False)
     if not run.reads:
-        if learns:
-            decoder = model.attachment.decoder
-            decoder.layers = decoder.layers[: run.memory.search_layers[-1] + 1]
         built = MemoryModel(
             model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
             instruction=INSTRUCTION,
         )  # fmt: skip
         built.base_name = model.base_name
-        return built.eval(), True
+        return _cut(built, run) if learns else built.eval(), True
     built = MemoryModel(
         model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
         template=without_preamble(model.tokenizer), lora=lora_for(model.base, run.lora), adapters=("read",),
     )  # fmt: skip
     built.base_name = model.base_name
     return built.eval(), True
+
+
+def _cut(model: MemoryModel, run: ReadingRun) -> MemoryModel:
+    """The same without the layers that its search does not see."""
+    decoder = model.attachment.decoder
+    decoder.layers = decoder.layers[: run.memory.search_layers[-1] + 1]
+    cut = MemoryModel(
+        model.base, model.tokenizer, model.config.replace(judge_layers=()), prompt=model.prompt, name=model.name,
+        template=model.template, instruction=model.instruction,
+    )  # fmt: skip
+    cut.retriever.load_state_dict(model.retriever.state_dict())
+    return cut.eval()
 
 
 def number_format(precision: str, device: torch.device) -> torch.dtype:

@@ -298,7 +298,9 @@ def pick_spans(chosen: Sequence[Sequence[Span]]) -> Picked:
 
 
 class LessonSlots:
-    """The `SlotProvider` of questions that read a bank: per row [nothing; start vector; writes], as `ReadSlots` has it.
+    """The `SlotProvider` of questions that read a bank: per row [nothing; front; writes], as `ReadSlots` has it.
+
+    The front is the start vector, or an instruction (`MemoryDecoder.front_rows`).
 
     Args:
         bank: of what was written.
@@ -310,28 +312,27 @@ class LessonSlots:
         self.model, K = bank.model, 1 if picked.single else bank.model.config.K
         device = self.model.attachment.device
         questions, most = picked.writes_QS.shape
-        self.length = 1 + most * K
+        fronts = self.model.front_rows()
+        assert fronts is not None, "verbatim memory has one"
+        self._fronts, self._size = fronts, len(fronts[0])
+        self.length = self._size + most * K
         self._positions = torch.arange(self.length, device=device)[None]
-        starts = self.model.start_rows()
-        assert starts is not None, "verbatim memory has one"
-        self._starts = starts
-        there = picked.there_QS.to(device)
-        # The start vector is right before the first write that is read. Before it, slots are hidden.
-        self._rows = torch.arange(questions, device=device)
-        self._start_Q = (~there).sum(1) * K
-        hidden = self._positions < self._start_Q[:, None]
+        # The front is right before the first write that is read. Before it, slots are hidden.
+        start_Q1 = (~picked.there_QS.to(device)).sum(1, keepdim=True) * K
+        self._places = torch.arange(questions, device=device)[:, None], start_Q1 + self._positions[:, : self._size]
         bias = picked.bias_QS.to(device, self.model.base.dtype)
-        self._bias_QP = torch.cat([bias[:, :1], bias[:, 1:].repeat_interleave(K, 1)], 1)
-        self._bias_QP[self._rows, self._start_Q] = bias[:, 0]
-        self._bias_QP.masked_fill_(hidden, _NEVER)
+        first = bias[:, :1].expand(-1, self._size)
+        self._bias_QP = torch.cat([first, bias[:, 1:].repeat_interleave(K, 1)], 1)
+        self._bias_QP[self._places] = first
+        self._bias_QP.masked_fill_(self._positions < start_Q1, _NEVER)
 
     def slots(self, layer: int, hidden_BTD: Tensor) -> Slots:
         """Keys and values of a layer; nothing of them learns."""
         with torch.no_grad(), torch.autocast(hidden_BTD.device.type, enabled=False):
             of = self.bank.vectors_at if self.picked.single else self.bank.vectors
             vectors = of(layer, self.picked.writes_QS).flatten(1, 2)
-            whole = F.pad(vectors, (0, 0, 1, 0))
-            whole[self._rows, self._start_Q] = self._starts[layer].to(whole)
+            whole = F.pad(vectors, (0, 0, self._size, 0))
+            whole[self._places] = self._fronts[layer].to(whole)
             device = hidden_BTD.device
             made = self.model.attachment.slots(layer, whole.to(device), self._positions.to(device), whole=True)
         return Slots(made.keys, made.values, self._bias_QP.to(device))
