@@ -893,7 +893,7 @@ def test_the_search_can_be_trained_alone(base: Path, few: None, tmp_path: Path) 
     data, out = [tmp_path / "book.txt"], tmp_path / "out"
     changes = [change for change in TINY if not change.startswith("lora")] + ["memory.search_layers=[0, 1]"]
     run = reading_run.reading_run(str(base), data, steps=2, reads=False, changes=changes)
-    assert run.memory.look_at == "sentences"
+    assert (run.memory.look_at, run.memory.store_dtype) == ("sentences", "int8")
     cut, _ = reading_run.build(run, learns=True)
     whole, fresh = reading_run.build(run)
     assert len(cut.attachment.layers) == 2 < len(whole.attachment.layers) and fresh

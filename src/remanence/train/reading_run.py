@@ -101,8 +101,10 @@ def reading_run(
     else:
         memory = memory_for(load_config(model, None))
         run = ReadingRun(model=model, data=files, memory=memory, reads=reads, steps=steps, hours=hours)
-        if not (reads or any(change.startswith("memory.look_at") for change in changes)):
-            changes = [*changes, "memory.look_at=sentences"]  # last, as it asks for K = chunk_tokens
+        if not reads:  # last, as it asks for K = chunk_tokens; and nothing learns to bear with rounding to four bits
+            changes = ["memory.store_dtype=int8", *changes]
+            if not any(change.startswith("memory.look_at") for change in changes):
+                changes += ["memory.look_at=sentences"]
         wanted = changed(run, changes)
     wanted.check()
     return wanted
