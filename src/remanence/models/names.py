@@ -15,10 +15,14 @@ BUILTIN = _HERE / "builtin"  # the toy, whole: base and memory weights
 _HOMES = {
     "tiny": BUILTIN,
     "builtin": BUILTIN,  # its older name
-    "smollm2": _HERE / "smollm2",  # memory weights for a base of that name (`bases.py`); untrained where there are none
+    # Memory weights for a base of that name (`bases.py`); untrained where there are none.
+    "smollm2": _HERE / "smollm2",
+    "qwen2.5-coder-1.5b": _HERE / "qwen2.5-coder-1.5b",
 }
 SETTINGS = "remanence.json"  # in the folder of a model with memory weights
-CHOICES = "'tiny', 'smollm2', a folder, a .gguf file or a hub id"  # for error messages: "give ..."
+CHOICES = (
+    "'tiny', 'smollm2', 'qwen2.5-coder-1.5b', a folder, a .gguf file or a hub id"  # for error messages: "give ..."
+)
 
 
 def home(model: str | Path) -> Path:

@@ -206,9 +206,10 @@ class MemoryModel(MemoryDecoder):
         """Load a model with its memory weights, or attach an untrained, verbatim memory to any decoder.
 
         Args:
-            model: "tiny" (the toy in the package; "builtin" is the same), "smollm2" (docs/smollm2.md), a .gguf file, or
-                a folder or hub id of what `save_pretrained` or `push_to_hub` wrote, of a Hugging Face decoder, or of a
-                published MemoryLLM or M+ checkpoint ("YuWangX/mplus-8b").
+            model: "tiny" (the toy in the package; "builtin" is the same), "smollm2" (docs/smollm2.md),
+                "qwen2.5-coder-1.5b" (docs/own-model.md), a .gguf file, or a folder or hub id of what `save_pretrained`
+                or `push_to_hub` wrote, of a Hugging Face decoder, or of a published MemoryLLM or M+ checkpoint
+                ("YuWangX/mplus-8b").
             memory: sizes and rules. If None, those that a model was trained with; for one without trained memory,
                 verbatim memory sized for its positions (`MemoryConfig.for_positions`).
             settings: fields of `MemoryConfig` to set otherwise than a published checkpoint has them.
@@ -259,6 +260,7 @@ class MemoryModel(MemoryDecoder):
         if not config.judge_layers:  # other settings than it was saved with
             own = {k: v for k, v in own.items() if not k.startswith("judge.")}
         known = self.state_dict()
+        own |= _of_this_vocabulary(own, known)
         missing = sorted(k for k in known.keys() - own.keys() if not k.startswith("base.") or "lora_" in k)
         unexpected = sorted(own.keys() - known.keys())
         other = sorted(k for k in own.keys() & known.keys() if own[k].shape != known[k].shape)
@@ -327,6 +329,20 @@ class MemoryModel(MemoryDecoder):
         after = self.state_dict()
         if lost := [k for k, v in own.items() if not torch.equal(after[k].cpu(), v.to(after[k].dtype))]:
             raise ConfigError(f"{name}: these weights did not arrive: {lost}; report it with your versions.")
+
+
+def _of_this_vocabulary(own: dict[str, Tensor], known: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a search knows of words, for a tokenizer with more or fewer tokens at the end: those of no text.
+
+    A GGUF file names as many tokens as the model has rows of embeddings, the hub's tokenizer only those that there are.
+    """
+    found = dict[str, Tensor]()
+    for name in ("retriever.spelling", "retriever.rarity"):
+        if name in own and name in known and len(own[name]) != len(known[name]):
+            found[name] = known[name].clone()
+            count = min(len(own[name]), len(known[name]))
+            found[name][:count] = own[name][:count]
+    return found
 
 
 def _lora(settings: dict[str, Any] | None) -> Any:
