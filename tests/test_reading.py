@@ -902,6 +902,7 @@ def test_the_search_can_be_trained_alone(base: Path, few: None, tmp_path: Path) 
     done = reading_run.launch(run, out, quiet=True)
     assert done["last"]["total"] == 2 and done["last"]["loss"] == done["last"]["retriever"]
     assert not (out / "replies.json").exists()
+    assert "| LoRA | none |" in (out / "model" / "README.md").read_text(encoding="utf-8")
     model = MemoryModel.from_pretrained(done["model"])
     assert model.adapters == () and model.lora is None and model.instruction == INSTRUCTION
     assert len(model.attachment.layers) == len(whole.attachment.layers)
