@@ -348,6 +348,8 @@ def launch(
     layers = run.layers or layers_of(len(model.attachment.layers))
     model.config = model.config.replace(judge_layers=layers, judge_hidden=run.hidden)
     model.judge = judge.to(model.base.dtype)
+    for parameter in model.retriever.parameters():
+        parameter.data = parameter.data.to(model.base.dtype)  # in which it was saved
     model.save_pretrained(out / "model", base=model.base_name is None)
     return {"model": str(out / "model"), "questions": questions, "figures": figures}
 
