@@ -147,7 +147,7 @@ def train_reading(
     """Teach a decoder to find and read what it wrote to a verbatim memory; the base and its writing stay as they are.
 
     With --search-only it is taught to find, and reads by an instruction in its prompt. That takes a fraction of the
-    time, and from about a billion parameters on a chat model reads well without being taught.
+    time; a chat model of 1.5 billion parameters read well without being taught.
 
     Lessons are made of the files and of made-up facts of everyday life. Killed at any moment it goes on from its last
     checkpoint when started again. Settings are changed with --set, such as memory.K0=512, lora.r=64, asks=40, lr=3e-4.

@@ -353,6 +353,8 @@ class SpanSlots:
         device = model.attachment.device
         self._padding = (self.length - own).to(device)
         self._positions = (torch.arange(self.length, device=device)[None] - self._padding[:, None]).clamp_min(0)
+        rows_B1 = torch.arange(len(own), device=device)[:, None]
+        self._fronts_at = rows_B1, self._padding[:, None] + torch.arange(start, device=device)
         self._stored = {memory: StoredVectors(model, memory) for memory in self._places}
         if stored is not None:
             self._stored[stored.memory] = stored
@@ -377,9 +379,8 @@ class SpanSlots:
                     front[place, self.length - count :] = vectors[at[done : done + count].to(vectors.device)]
                 done += count
         if self._front_rows is not None:
-            starts = self._front_rows[layer].to(front)
-            for row, padding in enumerate(self._padding.tolist()):
-                front[row, padding : padding + len(starts)] = starts
+            rows_B1, places_BP = (each.to(front.device) for each in self._fronts_at)
+            front[rows_B1, places_BP] = self._front_rows[layer].to(front)
         made = self.model.attachment.slots(layer, front, self._positions.to(front.device), self.model.whole)
         if repeats == 1:
             return made
