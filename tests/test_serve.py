@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import importlib
 import io
@@ -41,7 +42,7 @@ from remanence.serve.engine import Asked, Engine, Full, Stopping, TimeUp
 from remanence.serve.keys import FILE, Keys
 from remanence.serve.limits import Limits, Rates
 from remanence.serve.people import People
-from remanence.serve.talk import _shown
+from remanence.serve.talk import Turn, _shown
 from test_search import model_of
 
 FACT = "Marla Quist's favourite colour is teal."
@@ -1133,6 +1134,24 @@ def test_a_write_that_fails_leaves_nothing(model: MemoryModel, tmp_path: Path, m
     with people.hold("a") as memory:
         assert not memory.writes and memory.pending
     assert people.store.info("a").writes == 0
+
+
+def test_nothing_of_a_turn_stays_in_ram(serve: Callable[..., Server]) -> None:
+    """Not even until Python looks for cycles: a turn has a memory, which is large and may have been deleted since."""
+    server = serve()
+    client = server.openai()
+    gc.collect()
+    gc.disable()
+    try:
+        say(client, "ada", FACT)
+        say(client, "ada", QUESTION)
+        assert "".join(part.choices[0].delta.content or "" for part in say(client, "ada", QUESTION, stream=True))
+        with pytest.raises(openai.BadRequestError):
+            say(client, "ada", "why " * 5000 + "?")
+        kinds = Turn, Asked
+        until(lambda: not [kept for kept in gc.get_objects() if type(kept) in kinds])
+    finally:
+        gc.enable()
 
 
 def test_free_memory_is_handed_back_now_and_then(model: MemoryModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,7 @@ class Turn:
         finally:
             if self._held is not None:
                 self._held.release()
+            self._asked = self._held = None  # what was asked knows this turn: else both, and the memory, stay in RAM
 
     @property
     def answer_tokens(self) -> int:
