@@ -912,7 +912,7 @@ def test_the_search_can_be_trained_alone(base: Path, few: None, tmp_path: Path) 
     model.memorize(memory, "The spare key is under the blue pot. " * 20)
     assert model.ask(memory, "Where is the spare key?", max_new_tokens=3).text is not None
     again = reading_run.reading_run(done["model"], data, steps=1, changes=changes[:6])
-    assert not again.reads and again.memory == model.config
+    assert again.lora is None and again.memory == model.config
     cut, fresh = reading_run.build(again, learns=True)
     assert not fresh and len(cut.attachment.layers) == 2
     close(cut.asked(question)[2], whole.asked(question)[2])
@@ -921,7 +921,11 @@ def test_the_search_can_be_trained_alone(base: Path, few: None, tmp_path: Path) 
     shown = command(
         "unused", "train", "reading", "--model", str(base), "--text", str(data[0]), "--search-only", "--show"
     )
-    assert json.loads(shown.stdout)["reads"] is False, shown.stderr
+    assert json.loads(shown.stdout)["lora"] is None, shown.stderr
+    with pytest.raises(ConfigError, match="leave --search-only out"):
+        reading_run.reading_run(str(base), data, steps=1, reads=False, changes=["lora.r=4"])
+    with pytest.raises(ConfigError, match="has no adapter"):
+        reading_run.reading_run(done["model"], data, steps=1, changes=["lora.r=4"])
 
 
 def test_the_command_trains_stops_and_goes_on(

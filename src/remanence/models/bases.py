@@ -293,7 +293,7 @@ def _alone(lock: Path, what: str) -> Iterator[None]:
     try:
         held.acquire(blocking=False)
     except Timeout:
-        _say(f"Waiting for another process that converts {what}.")
+        _say(f"Waiting for another process that prepares {what}.")
         held.acquire()
     try:
         yield

@@ -124,9 +124,8 @@ def _facts(run: Path, config: dict[str, Any], base: str, sources: list[str]) -> 
         "memory, a layer": "; ".join(w.format(memory[k]) for k, w in sizes.items() if memory.get(k) is not None),
     }
     if "lora" in config:
-        lora = config["lora"] if config.get("reads", True) else None
-        said = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in (lora or {}).items()}
-        rows["LoRA"] = "; ".join(f"{k} {v}" for k, v in said.items() if v is not None) if lora else "none"
+        lora = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in (config["lora"] or {}).items()}
+        rows["LoRA"] = "; ".join(f"{k} {v}" for k, v in lora.items() if v is not None) or "none"
     for name in ("precision", "lanes", "seed"):
         if config.get(name) is not None:
             rows[name] = str(config[name])

@@ -193,7 +193,7 @@ class ReadingTrainer:
             ],
             betas=(0.9, 0.98),
         )
-        merges = run.merge and run.reads and self.device.type == "cpu" and Merged.fits(model.base, "read")
+        merges = run.merge and run.lora is not None and self.device.type == "cpu" and Merged.fits(model.base, "read")
         self.merged = Merged(model.base, "read") if merges else None
         self.bank = Bank(model, steps=run.queue, streams=run.streams, chunks=run.chunks)
         self.step = self.tokens = 0
@@ -205,7 +205,7 @@ class ReadingTrainer:
 
     def _replies(self, waiting: Callable[[int, int], None] | None) -> dict[str, list[int]]:
         """What the base says by itself to what needs no memory; made once a run, by the first process."""
-        if not (self.asking.chat and self.settings.chat and self.settings.reads):
+        if not (self.asking.chat and self.settings.chat and self.settings.lora is not None):
             return {}
         path, prompts = self.folder / REPLIES, (*lines("general"), *lines("statements"))
         if self.rank == 0 and not path.exists():
@@ -311,7 +311,7 @@ class ReadingTrainer:
         pooled = config.N // config.K
         past = Past.draw(turns, self.bank, rng, generator, pooled=pooled, older=run.older)
         searched, figures = self._search(turns, past)
-        if run.reads:
+        if run.lora is not None:
             if config.looks:
                 turns, picked = self._looked_at(turns, past, searched, rng)
             else:

@@ -77,7 +77,8 @@ def reading_run(
         model: folder or hub id.
         data: files of lessons and texts.
         steps, hours: how long.
-        reads: as in `ReadingRun`, of a decoder without memory weights. Without, its memory looks at sentences.
+        reads: whether an adapter learns to read, of a decoder without memory weights. Without, the search is trained
+            alone, and its memory looks at sentences.
         changes: "key=value".
 
     Raises:
@@ -93,19 +94,22 @@ def reading_run(
             raise ConfigError(f"{model} has a memory of another kind; begin with a decoder without memory weights.")
         if lora is not None and not reads:
             raise ConfigError(f"{model} was taught to read; its search is trained on together with that.")
-        run = ReadingRun(model=model, data=files, memory=memory, reads=lora is not None, steps=steps, hours=hours)
-        run = run if lora is None else replace(run, lora=lora)
-        wanted = changed(run, changes)
-        if lora is not None and wanted.lora != lora:
-            raise ConfigError(f"--set lora: {model} has its adapter already; begin with a decoder without memory.")
+        wanted = changed(
+            ReadingRun(model=model, data=files, memory=memory, lora=lora, steps=steps, hours=hours), changes
+        )
+        if wanted.lora != lora:
+            has = "no adapter" if lora is None else "its adapter already"
+            raise ConfigError(f"--set lora: {model} has {has}; begin with a decoder without memory.")
     else:
         memory = memory_for(load_config(model, None))
-        run = ReadingRun(model=model, data=files, memory=memory, reads=reads, steps=steps, hours=hours)
+        run = ReadingRun(model=model, data=files, memory=memory, steps=steps, hours=hours)
         if not reads:  # last, as it asks for K = chunk_tokens; and nothing learns to bear with rounding to four bits
-            changes = ["memory.store_dtype=int8", *changes]
+            run, changes = replace(run, lora=None), ["memory.store_dtype=int8", *changes]
             if not any(change.startswith("memory.look_at") for change in changes):
                 changes += ["memory.look_at=sentences"]
         wanted = changed(run, changes)
+        if not reads and wanted.lora is not None:
+            raise ConfigError("--set lora: a search that is trained alone has no adapter; leave --search-only out.")
     wanted.check()
     return wanted
 
@@ -146,13 +150,13 @@ def build(run: ReadingRun, dtype: torch.dtype | None = None, *, learns: bool = F
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = MemoryModel.from_pretrained(run.model, memory=run.memory, **options)
     if saved_settings(run.model) is not None:
-        if not isinstance(model.retriever, Search) or run.reads != ("read" in model.adapters):
+        if not isinstance(model.retriever, Search) or (run.lora is None) == ("read" in model.adapters):
             raise ConfigError(f"{run.model} has no search, or no adapter; begin with a decoder without memory weights.")
-        return _cut(model, run) if learns and not run.reads else model, False
+        return _cut(model, run) if learns and run.lora is None else model, False
     chat = bool(model.tokenizer.chat_template)
     # A base that does not converse has no answers of its own to what needs no memory.
     memory = run.memory if chat else replace(run.memory, base_answers=False)
-    if not run.reads:
+    if run.lora is None:
         built = MemoryModel(
             model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
             instruction=INSTRUCTION,

@@ -134,9 +134,8 @@ class ReadingRun:
     """A run that teaches reading to an adapter and the one search, while the writer stays as it is.
 
     model: folder or hub id of the decoder, or of a model whose reading was trained before.
-    data: files that lessons are made of. memory, lora: of the model.
-    reads: False trains the search alone. There is no adapter then: the base reads as it is, and is told in the prompt
-        what to do with what it finds.
+    data: files that lessons are made of. memory, lora: of the model. Without lora the search is trained alone: there is
+        no adapter then, the base reads as it is, and is told in the prompt what to do with what it finds.
     steps, hours: whichever ends first; None is no limit, but one of them must be given.
 
     Lessons
@@ -169,8 +168,7 @@ class ReadingRun:
     model: str
     data: tuple[str, ...]
     memory: MemoryConfig
-    lora: Lora = field(default_factory=lambda: Lora(r=32, alpha=32, dropout=0.0, targets=("all-linear",)))
-    reads: bool = True
+    lora: Lora | None = field(default_factory=lambda: Lora(r=32, alpha=32, dropout=0.0, targets=("all-linear",)))
     steps: int | None = None
     hours: float | None = None
     shares: dict[str, float] = field(default_factory=dict)
