@@ -54,6 +54,8 @@ def spelled(tokenizer: Any, wanted: str, read: str | None, steps: int = 60) -> s
         ("C-1189", "C-118"),
         ("12b", "12b4"),
         ("har", "har"),  # too little to tell
+        ("3", "340"),  # no 3 was read
+        ("7 cellos", "7 cellos"),  # nor anything that begins so
         ("dollars, twice", "dollars, twice"),
         ("I don't know.", "I don't know."),
     ],
@@ -61,6 +63,12 @@ def spelled(tokenizer: Any, wanted: str, read: str | None, steps: int = 60) -> s
 def test_what_was_read_is_spelled_as_it_was(tokenizer: Any, wanted: str, said: str) -> None:
     """And what was not is left alone."""
     assert spelled(tokenizer, wanted, READ).lower() == said.lower()
+
+
+@pytest.mark.parametrize("read", ["Four cats live at 43.", "Row 4, seat 43.", "The fourth of May, 43 guests."])
+def test_one_figure_that_was_read_is_a_number(tokenizer: Any, read: str) -> None:
+    """In figures or in letters: it is not the beginning of another."""
+    assert spelled(tokenizer, "4", read) == "4"
 
 
 def test_without_a_text_anything_is_spelled(tokenizer: Any) -> None:

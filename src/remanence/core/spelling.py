@@ -2,7 +2,8 @@
 
 A small reader knows which word answers, and loses its way while it spells: "harmonica" becomes "harmoniumica", "340"
 becomes "3400". So once an answer has four letters or two figures with which a word begins that was read, a token that
-makes another word of it is passed over for the next best. Which words are begun is left to the reader.
+makes another word of it is passed over for the next best. Which words are begun is left to the reader. One figure is
+enough, 4 for 43, if nothing that was read is that number, neither in figures nor in letters.
 
 This is not in the papers.
 """
@@ -19,6 +20,10 @@ from transformers import LogitsProcessor
 from .read import Reader
 
 _LETTERS, _FIGURES = 4, 2  # from so many on, a word counts as begun
+_IN_LETTERS = (  # a figure, and its place in a row
+    ("zero", ""), ("one", "first"), ("two", "second"), ("three", "third"), ("four", "fourth"), ("five", "fifth"),
+    ("six", "sixth"), ("seven", "seventh"), ("eight", "eighth"), ("nine", "ninth"),
+)  # fmt: skip
 _TRIED = 10  # of the likeliest tokens, before those that go on as a word that was read does, or end the answer
 _WORD = re.compile(r"[^\W_]+")
 
@@ -97,6 +102,8 @@ class _Known:
     def is_beginning(self, part: str) -> bool:
         """Whether one of them begins so, and it is enough of it to tell."""
         enough = len(part) >= _LETTERS or (len(part) >= _FIGURES and part[:_FIGURES].isdigit())
+        if len(part) == 1 and part.isdecimal():
+            enough = self._words.isdisjoint([part, *_IN_LETTERS[int(part)]])
         return enough and self.begins(part)
 
     def rests(self, part: str) -> list[str]:
