@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
+from ..environment import keep_little
 from ..errors import RemanenceError, StorageError
 from . import convert, demo, eval, forgetting, mcp, memory, serve, talk, train
 from .output import NoOutput, OutputClosed, drop_stdout, error_dict, put_json, say
@@ -54,6 +55,7 @@ def _options(
 def main() -> None:
     """Run the command line and exit; every error on purpose is one line, or one JSON object, and an exit code."""
     _fill_streams()
+    keep_little()
     arguments = sys.argv[1:]
     as_json = "--json" in arguments[: arguments.index("--") if "--" in arguments else None]
     try:

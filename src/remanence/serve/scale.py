@@ -36,6 +36,7 @@ from urllib.parse import unquote
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from ..environment import keep_little
 from ..errors import ConfigError, RemanenceError
 from ..store.catalogue import NAME
 from .api import NOT_AGAIN, Gate, error_body, error_response, told
@@ -289,6 +290,7 @@ class Replica:
         from .engine import Engine
         from .people import People
 
+        keep_little()
         loaded = MemoryModel.from_pretrained(model)
         shelf = MemoryStore(store, patience_s=min(_HELD_S, limits.seconds))
         self._people = People(loaded, shelf, most=limits.loaded, most_bytes=limits.loaded_bytes)
