@@ -792,6 +792,21 @@ def test_costs_are_by_token_and_question() -> None:
     assert cell_of("x", lambda i, d: 1.0, 0.001).latency() == pytest.approx({1000: 0.1, 8000: 0.8})
 
 
+def test_one_kind_of_questions_has_a_table_of_its_own() -> None:
+    """By distance, its parts together; a kind that only begins alike is another."""
+    cell = cell_of("x", lambda i, d: float(i < d / 2000), 0.001)
+    kinds = ["never, other", "never, others", "nevertheless", "fact"]
+    cell.results[:] = [dataclasses.replace(r, kind=kinds[i % 4]) for i, r in enumerate(cell.results)]
+    table = report.score_table([cell], "never")
+    assert table.head == ["system", "all", "1,000 tokens", "8,000 tokens", "evidence read"]
+    near, far = ([r.score for r in cell.results if r.kind[:6] == "never," and r.distance == d] for d in (1000, 8000))
+    assert table.rows[0][2:4] == [f"{100 * sum(own) / len(own):.1f}" for own in (near, far)] and near != far
+    assert table.rows[0][1].startswith(f"{100 * sum(near + far) / len(near + far):.1f} (")
+    assert f"{len(near + far)} answers a system" in table.note
+    with pytest.raises(InputError, match="no question is of the kind 'nev'"):
+        report.score_table([cell], "nev")
+
+
 def test_the_page_stands_alone() -> None:
     cells = [cell_of("none", lambda i, d: 0.0, 0.001), cell_of("a<b", lambda i, d: float(i * 1000 > d / 4), 0.002)]
     html = page(cells)
@@ -822,6 +837,11 @@ def test_documents_get_their_tables_from_results(
     assert made.startswith("Before.\n") and made.endswith("After.\n") and "| ours |" in made and "old" not in made
     assert report.with_tables(made, tmp_path) == made
     assert report.with_tables(made.replace("| ours | ", "| ours | 9"), tmp_path) == made  # a changed figure is seen
+    kind = report.load(tmp_path / "res")[0].results[0].kind.split(",")[0]
+    of_kind = report.with_tables(made.replace(" score -->", f" score of={kind} -->"), tmp_path)
+    assert "| ours |" in of_kind and f"of={kind} -->" in of_kind
+    with pytest.raises(InputError, match="no question is of the kind"):
+        report.with_tables(made.replace(" score -->", " score of=nothing -->"), tmp_path)
     with pytest.raises(InputError, match="no table 'nonsense'"):
         report.with_tables(made.replace(" score -->", " nonsense -->"), tmp_path)
 

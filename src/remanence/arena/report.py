@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -221,18 +221,29 @@ def columns(cells: Sequence[CellResults]) -> list[tuple[str, int]]:
     return sorted({(r.kind, r.distance) for cell in cells for r in cell.results})
 
 
-def score_table(cells: Sequence[CellResults]) -> Table:
-    """A row a system: the mean score in percent over all, with its interval, and by kind and distance."""
-    own = _normal(cells)
-    several = len(columns(own)) > 1
-    head = ["system", "all"] + ([_column(*column) for column in columns(own)] if several else []) + ["evidence read"]
+def score_table(cells: Sequence[CellResults], of: str = "") -> Table:
+    """A row a system: the mean score in percent over all, with its interval, and by kind and distance.
+
+    Args:
+        cells: of a task.
+        of: only questions of this kind count, or of those that begin with it and a comma; then by distance alone.
+
+    Raises:
+        InputError: no question is of that kind.
+    """
+    own = [replace(cell, results=[r for r in cell.results if _is_of(r.kind, of)]) for cell in _normal(cells)]
+    if of and not any(cell.results for cell in own):
+        kinds = dict.fromkeys(r.kind for cell in _normal(cells) for r in cell.results)
+        raise InputError(f"no question is of the kind {of!r}; of {', '.join(kinds)} are.")
+    shown = sorted({("" if of else kind, distance) for kind, distance in columns(own)})
+    shown = shown if len(shown) > 1 else []
+    head = ["system", "all", *(_column(*column) for column in shown), "evidence read"]
     rows = []
     for cell in own:
         by: dict[tuple[str, int], list[Result]] = {}
         for r in cell.asked:
-            by.setdefault((r.kind, r.distance), []).append(r)
-        row = [cell.title, _with_interval(cell.asked)]
-        row += [_percent([r.score for r in by.get(column, [])]) for column in columns(own)] if several else []
+            by.setdefault(("" if of else r.kind, r.distance), []).append(r)
+        row = [cell.title, _with_interval(cell.asked), *(_percent([r.score for r in by.get(c, [])]) for c in shown)]
         row.append(_percent([r.found for r in cell.asked if r.found is not None]))
         rows.append(row)
     asked = len(own[0].results) if own else 0
@@ -245,8 +256,12 @@ def score_table(cells: Sequence[CellResults]) -> Table:
     return Table("Score", head, rows, note)
 
 
+def _is_of(kind: str, wanted: str) -> bool:
+    return not wanted or kind == wanted or kind.startswith(f"{wanted},")
+
+
 def _column(kind: str, distance: int) -> str:
-    return f"{kind}, {distance:,} tokens" if distance else kind
+    return ", ".join(filter(None, (kind, f"{distance:,} tokens" if distance else "")))
 
 
 def _percent(values: Sequence[float]) -> str:
@@ -367,7 +382,8 @@ def markdown(cells: Sequence[CellResults], against: str = "none") -> str:
 
 _BLOCK = re.compile(
     r"^```.*?^```|"  # code is left as it is
-    r"(<!-- arena: (?P<folder>\S+) (?P<task>\S+) (?P<table>\w+)(?: against=(?P<against>\S+))? -->\n)(?P<body>.*?)"
+    r"(<!-- arena: (?P<folder>\S+) (?P<task>\S+) (?P<table>\w+)(?: against=(?P<against>\S+))?"
+    r"(?: of=(?P<of>\S+))? -->\n)(?P<body>.*?)"
     r"(<!-- /arena -->)",
     re.DOTALL | re.MULTILINE,
 )
@@ -377,7 +393,7 @@ def with_tables(text: str, root: Path) -> str:
     """A document with its tables made anew from results.
 
     They stand between `<!-- arena: FOLDER TASK TABLE -->` and `<!-- /arena -->`, with `against=SYSTEM` behind TABLE for
-    "tests"; TABLE is one of `TABLES`.
+    "tests", and `of=KIND` for the "score" of one kind of questions; TABLE is one of `TABLES`.
 
     Args:
         text: of the document.
@@ -394,7 +410,8 @@ def with_tables(text: str, root: Path) -> str:
         if kind not in TABLES:
             raise InputError(f"there is no table {kind!r}; choose one of {', '.join(TABLES)}.")
         cells = of_task(load(root / found["folder"]), found["task"])
-        table = test_table(cells, found["against"] or "none") if kind == "tests" else TABLES[kind](cells)
+        own = {"tests": (found["against"] or "none",), "score": (found["of"] or "",)}.get(kind, ())
+        table = TABLES[kind](cells, *own)
         if table is None:
             raise InputError(f"{found['folder']} has no {kind} of {found['task']}.")
         return f"{found[1]}\n{table.markdown()}\n<!-- /arena -->"
