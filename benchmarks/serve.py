@@ -38,6 +38,7 @@ import httpx
 from remanence import MemoryModel, MemoryStore
 
 QUESTION = "What is Marla Quist's door code?"
+_LOOK_S = 1.0  # seconds between two looks at how much memory the server takes
 FILLER = "The tide went out and the boats lay on the sand until the evening came back with the wind. "
 
 
@@ -199,7 +200,8 @@ async def soaked(url: str, server: subprocess.Popen[str], people: int, seconds: 
 
     Returns:
         "turns", "right", "told", "errors", "cross_reads": counts; "faults": the first errors in words; "samples": at
-        ten moments seconds, resident bytes and bytes of loaded memories; "growth_mb" and "loaded_growth_mb": of these,
+        ten moments seconds, resident bytes (the median since the moment before, and the least, as what answers need
+        comes and goes) and bytes of loaded memories; "growth_mb", "least_growth_mb" and "loaded_growth_mb": of these,
         from the second moment, when all memories are loaded, to the end.
     """
     from openai import AsyncOpenAI, OpenAIError
@@ -229,9 +231,12 @@ async def soaked(url: str, server: subprocess.Popen[str], people: int, seconds: 
 
     async def look() -> None:
         for at in range(1, 11):
-            await asyncio.sleep(max(0.0, began + at * seconds / 10 - time.perf_counter()))
+            seen, until = [resident(server)], began + at * seconds / 10
+            while (left := until - time.perf_counter()) > 0:
+                await asyncio.sleep(min(left, _LOOK_S))
+                seen.append(resident(server))
             samples.append({
-                "seconds": time.perf_counter() - began, "resident": resident(server),
+                "seconds": time.perf_counter() - began, "resident": statistics.median(seen), "least": min(seen),
                 "loaded": await asyncio.to_thread(loaded, url), **count,
             })  # fmt: skip
 
@@ -243,6 +248,7 @@ async def soaked(url: str, server: subprocess.Popen[str], people: int, seconds: 
         "faults": faults[:20],
         "samples": samples,
         "growth_mb": (last["resident"] - first["resident"]) / 1e6,
+        "least_growth_mb": (last["least"] - first["least"]) / 1e6,
         "loaded_growth_mb": (last["loaded"] - first["loaded"]) / 1e6,
     }
 
@@ -499,16 +505,18 @@ def table(result: dict[str, Any], name: str, seconds: float, threads: int, numbe
 
 def show_soak(done: dict[str, Any]) -> None:
     """Print what a soak gave."""
-    print(f"{'seconds':>9}{'resident':>13}{'of it memories':>16}{'answers':>9}{'told':>7}{'errors':>8}{'cross':>7}")
+    head = f"{'seconds':>9}{'resident':>13}{'at least':>13}{'of it memories':>16}"
+    print(f"{head}{'answers':>9}{'told':>7}{'errors':>8}{'cross':>7}")
     for row in done["samples"]:
+        sizes = [f"{row[name] / 1e6:.1f} MB" for name in ("resident", "least", "loaded")]
         print(
-            f"{row['seconds']:>9.0f}{row['resident'] / 1e6:>10.1f} MB{row['loaded'] / 1e6:>13.1f} MB{row['turns']:>9}"
+            f"{row['seconds']:>9.0f}{sizes[0]:>13}{sizes[1]:>13}{sizes[2]:>16}{row['turns']:>9}"
             f"{row['told']:>7}{row['errors']:>8}{row['cross_reads']:>7}"
         )
     print(
         f"{done['people']} people: {done['turns']:,} answers, {done['right']:,} right, {done['told']:,} told, "
         f"{done['errors']} errors, {done['cross_reads']} cross-reads; resident memory grew by {done['growth_mb']:.1f} "
-        f"MB, loaded memories by {done['loaded_growth_mb']:.1f} MB.",
+        f"MB, its least by {done['least_growth_mb']:.1f} MB, loaded memories by {done['loaded_growth_mb']:.1f} MB.",
         flush=True,
     )
     for fault in done["faults"]:
