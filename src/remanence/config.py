@@ -15,7 +15,7 @@ _CHOICES = {
     "write_context": ("last", "pool"),
     "drop": ("random", "oldest"),
     "split": ("sentence", "fixed"),
-    "retriever": ("trained", "attention"),
+    "retriever": ("trained", "attention", "states"),
     "score": ("block", "vector"),
     "score_layers": ("own", "mean", "one"),
     "store_dtype": ("float32", "float16", "bfloat16", "int8", "int4", "tokens"),
@@ -79,7 +79,8 @@ class MemoryConfig:
 
     Retriever (M+ §3.2; "block" is ours, see docs/method.md)
         retriever: "trained" projections (the paper), or the layer's own "attention" queries and keys, which need no
-            training (the paper's ablation M+-Attn; ours compares by cosine). `retriever_dim` is then the model's.
+            training (the paper's ablation M+-Attn; ours compares by cosine). `retriever_dim` is then the model's. Or
+            hidden "states", for one search, which are fitted to a few pages of text in a minute (`core/likeness.py`).
         score: "vector" scores each vector by the mean of sigmoids over the question's tokens (the paper);
             "block" scores a whole write by the mean over the question's tokens of its best key.
         score_layers: by which scores a layer retrieves and weighs what it reads. "own": its own (the paper). "mean":
@@ -248,8 +249,10 @@ class MemoryConfig:
                 f"search_layers = {list(self.search_layers)} does not go with score_layers = {self.score_layers!r}; "
                 'give "one" rising numbers of layers, and none otherwise.'
             )
-        if one and (self.retriever != "trained" or self.score != "block" or self.drop != "oldest"):
-            raise ConfigError('score_layers = "one" needs a trained retriever, block scores and drop = "oldest".')
+        if one and (self.retriever == "attention" or self.score != "block" or self.drop != "oldest"):
+            raise ConfigError('score_layers = "one" needs a retriever of its own, block scores and drop = "oldest".')
+        if self.retriever == "states" and not (one and self.looks and self.look_at == "sentences"):
+            raise ConfigError('retriever = "states" needs score_layers = "one", looks and look_at = "sentences".')
         if self.store_dtype == "tokens" and (not one or self.kept != "keys_values" or self.chunk_tokens != self.K):
             raise ConfigError(
                 'store_dtype = "tokens" needs score_layers = "one", kept = "keys_values", K = chunk_tokens.'

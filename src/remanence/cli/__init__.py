@@ -16,7 +16,7 @@ import typer
 from .. import __version__
 from ..environment import keep_little
 from ..errors import RemanenceError, StorageError
-from . import convert, demo, eval, forgetting, mcp, memory, serve, talk, train
+from . import convert, demo, eval, forgetting, mcp, memory, prepare, serve, talk, train
 from .output import NoOutput, OutputClosed, drop_stdout, error_dict, put_json, say
 from .stopping import Stopped
 
@@ -28,7 +28,16 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (talk.memorize, talk.ask, talk.chat, forgetting.forget, mcp.mcp, demo.demo, convert.convert):
+for command in (
+    talk.memorize,
+    talk.ask,
+    talk.chat,
+    forgetting.forget,
+    mcp.mcp,
+    demo.demo,
+    prepare.prepare,
+    convert.convert,
+):
     app.command()(command)
 app.add_typer(memory.app, name="memory")
 app.add_typer(train.app, name="train")

@@ -30,7 +30,7 @@ def convert(
     from ..models import checkpoint as published
 
     layout = published.layout(model)
-    settings = _settings(change or [])
+    settings = settings_of(change or [])
     layout.settings(**settings)  # refuses what cannot be, before the work
     if plan:
         from ..models.published import plan as planned
@@ -62,7 +62,7 @@ def convert(
     say(f"Model written to {out}. Try: remanence ask QUESTION --model {out}")
 
 
-def _settings(changes: list[str]) -> dict[str, Any]:
+def settings_of(changes: list[str]) -> dict[str, Any]:
     """NAME=VALUE pairs; a value that is no JSON is a word."""
     settings: dict[str, Any] = {}
     for change in changes:

@@ -21,6 +21,7 @@ from ..errors import ConfigError, IncompatibleMemory
 from .adapters import ROLES, Adapters
 from .attachment import Attachment
 from .judge import Judge
+from .likeness import Likeness
 from .memory import Memory
 from .placement import device_of, stored
 from .prompts import Prompts
@@ -97,7 +98,10 @@ class AttachedDecoder(nn.Module):
         with torch.random.fork_rng(devices=[]):  # untrained, it is the same every time, and so are its memories
             torch.manual_seed(0)
             self.retriever: Any = None
-            if config.score_layers == "one":
+            if config.retriever == "states":
+                seen = len(config.search_layers) * width
+                self.retriever = Likeness(seen, config.retriever_dim, len(tokenizer)).to(device)
+            elif config.score_layers == "one":
                 sizes = len(config.search_layers), config.retriever_dim, config.search_hidden, len(tokenizer)
                 self.retriever = Search(width, *sizes).to(device)
             elif not attention:

@@ -131,14 +131,11 @@ class MemoryDecoder(Writer):
         if not all(questions):
             raise InputError("what is searched for is empty; ask something.")
         ids_BT, asks_BT, features_BTF = self.asked(questions)
-        queries_BTR = self.retriever.queries(features_BTF).float().cpu()
         null_B, needs_B = (values.float().tolist() for values in self.retriever.verdicts(features_BTF, asks_BT))
         found = []
         for b, memory in enumerate(memories):
             scores, asks_T = torch.zeros(0), asks_BT[b]
-            words_T = self.retriever.words(ids_BT[b, asks_T]).cpu()
-            weights_T = self.retriever.word_weights(ids_BT[b, asks_T], features_BTF[b, asks_T]).cpu()
-            question = Question(queries_BTR[b, asks_T.cpu()], words_T, weights_T, self.retriever.scale)
+            question: Question = self.retriever.question(ids_BT[b, asks_T], features_BTF[b, asks_T])
             if self.config.long_term and memory.write_count > memory.first_write:
                 forced = force[b] if force else None
                 scores = searched(memory, question, None if forced is None else forced - memory.first_write)
@@ -343,8 +340,10 @@ class MemoryDecoder(Writer):
         alone = {r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])}
         rest = [r for r in rows if r not in alone]
         answers: dict[int, Answer] = {}
-        # A judge says better than the search whether what was found answers; so it has a say where it is near.
-        near = {r for r in alone if self.judge is not None and found is not None and found[r].near}
+        # Looking says better than the search whether what was found answers, with a judge or after a search that was
+        # not trained; so it has a say where that is near.
+        says = self.judge is not None or self.config.retriever == "states"
+        near = {r for r in alone if says and found is not None and found[r].near}
         looking = sorted([*rest, *near])
         if looking and found is not None and self.config.looks:
             answers |= self._answer_looking(

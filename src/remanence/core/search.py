@@ -134,15 +134,19 @@ class Search(nn.Module):
         made: Tensor = self.key(features_KF)
         return made if group == 1 else made.unflatten(-2, (-1, group)).sum(-2)
 
+    def question(self, ids_T: Tensor, features_TF: Tensor) -> Question:
+        """What is compared with writes, of a question's tokens."""
+        words_T, weights_T = self.words(ids_T), self.word_weights(ids_T, features_TF)
+        return Question(self.queries(features_TF).float().cpu(), words_T.cpu(), weights_T.cpu(), self.scale)
+
     def queries(self, features_TF: Tensor) -> Tensor:
         """Queries of a question's tokens [T, R]."""
         made: Tensor = self.query(features_TF.to(self.null.weight.dtype))
         return made
 
     def words(self, ids: Tensor) -> Tensor:
-        """Token ids [...] as words to compare, int16 [...]; of a vocabulary above 65,536 some words fall together."""
-        spelled = self.spelling[ids] & 0xFFFF
-        return torch.where(spelled < 0x8000, spelled, spelled - 0x10000).to(torch.int16)
+        """Token ids [...] as words to compare (`spelled`), int16 [...]."""
+        return spelled(self.spelling, ids)
 
     def word_weights(self, ids_T: Tensor, features_TF: Tensor) -> Tensor:
         """How much each token of a question counts if a write has it, float32 [T]."""
@@ -156,12 +160,33 @@ class Search(nn.Module):
             features_BTF: of the questions.
             asks_BT: which tokens are the question's; padding, if any, is behind them.
         """
-        asks = asks_BT[..., None].to(features_BTF)
-        mean = (features_BTF * asks).sum(1) / asks.sum(1)
-        places = torch.arange(asks_BT.shape[1], device=asks_BT.device) * asks_BT
-        last = features_BTF[torch.arange(len(features_BTF)), places.amax(1)]
-        inner = self.head(torch.cat([mean, last], -1).to(self.null.weight.dtype))
+        inner = self.head(mean_and_last(features_BTF, asks_BT).to(self.null.weight.dtype))
         return self.null(inner)[:, 0], self.needs(inner)[:, 0]
+
+
+def spelled(spelling: Tensor, ids: Tensor) -> Tensor:
+    """Token ids [...] as words to compare, int16 [...]; of a vocabulary above 65,536 some words fall together.
+
+    Args:
+        spelling: of each token, the number of the first that spells the same word [V].
+        ids: of tokens.
+    """
+    words = spelling[ids] & 0xFFFF
+    return torch.where(words < 0x8000, words, words - 0x10000).to(torch.int16)
+
+
+def mean_and_last(features_BTF: Tensor, asks_BT: Tensor) -> Tensor:
+    """Of each question the mean of its tokens' features, and those of its last token [B, 2 * F].
+
+    Args:
+        features_BTF: of the questions.
+        asks_BT: which tokens are the question's; padding, if any, is behind them.
+    """
+    asks = asks_BT[..., None].to(features_BTF)
+    mean = (features_BTF * asks).sum(1) / asks.sum(1)
+    places = torch.arange(asks_BT.shape[1], device=asks_BT.device) * asks_BT
+    last = features_BTF[torch.arange(len(features_BTF)), places.amax(1)]
+    return torch.cat([mean, last], -1)
 
 
 def each_once(words_T: Tensor, weights_T: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ import json
 import random
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -130,19 +130,22 @@ def search_scores(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> Se
 
 
 @torch.no_grad()
-def count_words(model: MemoryDecoder, lessons: Lessons, seed: int = 0) -> None:
-    """Tell the search which tokens spell one word, and how rare each is among chunks of lessons.
+def count_words(model: MemoryDecoder, texts: Iterable[str]) -> None:
+    """Tell the search which tokens spell one word, and how rare each is among chunks of texts.
 
     Tokens spell one word if they are the same in lower case without spaces around. A word's rarity is that of BM25.
+
+    Args:
+        model: with one search.
+        texts: as many as are drawn of lessons, or all there are.
     """
-    search, tokenizer = model.retriever, model.tokenizer
+    search, tokenizer, chunks = model.retriever, model.tokenizer, 0
     vocabulary, first = len(search.spelling), dict[str, int]()
-    texts = tokenizer.batch_decode([[i] for i in range(vocabulary)])
-    spelling = torch.tensor([first.setdefault(text.strip().lower() or text, i) for i, text in enumerate(texts)])
-    rng, chunks = random.Random(f"{seed}.words"), 0
+    words = tokenizer.batch_decode([[i] for i in range(vocabulary)])
+    spelling = torch.tensor([first.setdefault(word.strip().lower() or word, i) for i, word in enumerate(words)])
     having = torch.zeros(vocabulary)
-    for _ in range(_SAMPLE):
-        ids = spelling[torch.tensor(model.encode(lessons.draw(rng).text), dtype=torch.long)]
+    for text in texts:
+        ids = spelling[torch.tensor(model.encode(text), dtype=torch.long)]
         for chunk in ids.split(model.config.chunk_tokens):
             having[chunk.unique()] += 1
             chunks += 1
@@ -276,7 +279,8 @@ class ReadingTrainer:
     def fill(self) -> None:
         """Bring the bank to where it is before this step; what it needs it draws and writes again."""
         if self._fresh:
-            count_words(self.model, self.lessons, self.settings.seed)
+            rng = random.Random(f"{self.settings.seed}.words")
+            count_words(self.model, (self.lessons.draw(rng).text for _ in range(_SAMPLE)))
             self._fresh = False
         if self.merged is not None:
             self.merged.refresh()

@@ -1,0 +1,284 @@
+"""Making a chat model ready for a memory in a minute or a few, without training: what `remanence prepare` does.
+
+A chat model reads well as it is, if it is told in its prompt to answer from what it reads. What it lacks is finding.
+Its own hidden states find, once they are made comparable (`core/likeness.py`). For this are taken, from texts in the
+package:
+
+1. how rare words are, and mean and directions of the model's hidden states, from messages;
+2. a logistic regression that tells what asks for something remembered from what does not;
+3. `doubt`, how sure the model must be that something answers: that which tells questions that a message answers best
+   from questions that it only seems to answer.
+
+Nothing of the model changes. Training finds better (`reading.py`, `judging.py`), and takes an hour or more.
+
+Legend:  n examples   F features   B questions   T tokens
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import MemoryConfig
+from ..core.looking import candidates, look
+from ..core.prompts import UNKNOWN
+from ..errors import ConfigError
+from ..facts.everyday import Message, lines, messages
+from ..files import write_text
+from ..models.decoders import cpu_dtype, load_config
+from ..models.pretrained import MemoryModel, saved_settings
+from .asking import INSTRUCTION, PROMPT
+from .reading import count_words
+from .reading_run import memory_for
+
+_DIRECTIONS = 128  # that are kept of hidden states
+_AT_ONCE = 32  # texts that go through the model together
+_STATES = 400  # messages whose states tell mean and directions
+_ASKED, _NEAR, _UNKNOWN, _GENERAL, _SAID = 300, 150, 250, 450, 250  # turns that need a memory; and that need none
+_WRITERS, _EACH, _BEHIND = 4, 12, 4  # writers, messages of each that are asked about, statements told after them
+_DECAY, _DECAY_OF_DOUBT = 1e-3, 1e-2  # of the weights of a logistic regression
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of it.
+
+    model: ready. doubt: as it was chosen. found: of the questions that `doubt` was chosen with, the share whose message
+    is among what is looked at. answered, refused: the share of those that a message answers, and of those that none
+    does, that are told apart rightly. needs: the share of turns whose need of a memory is told rightly. asked: how many
+    questions. All on what was fitted to, so none of it is a held-out figure.
+    """
+
+    model: MemoryModel
+    doubt: float
+    found: float
+    answered: float
+    refused: float
+    needs: float
+    asked: int
+
+
+def memory_of_states(config: Any, **changes: Any) -> MemoryConfig:
+    """Verbatim memory that is searched by hidden states, for a decoder of this config.
+
+    Args:
+        config: of the decoder.
+        changes: settings that shall be otherwise.
+
+    Raises:
+        ConfigError: it has too few positions; or settings that do not fit.
+    """
+    own = config.get_text_config()
+    settings = {
+        "retriever": "states", "search_layers": (2 * own.num_hidden_layers // 5,), "key_group": 1,
+        "retriever_dim": min(_DIRECTIONS, own.hidden_size), "look_at": "sentences", "store_dtype": "int8",
+    }  # fmt: skip
+    return memory_for(config).replace(**(settings | changes))
+
+
+def prepare(
+    model: str,
+    *,
+    settings: dict[str, Any] | None = None,
+    seed: int = 0,
+    show: Callable[[str, float], None] | None = None,
+) -> Prepared:
+    """Make a decoder without memory weights ready.
+
+    Args:
+        model: folder, .gguf file or hub id.
+        settings: of its memory (`MemoryConfig`), where they shall be otherwise.
+        seed: of the choice of texts.
+        show: called with what is done, and which share of it.
+
+    Raises:
+        ConfigError: no such model; one that has memory weights already; or settings that do not fit.
+    """
+    if saved_settings(model) is not None:
+        raise ConfigError(f"{model} has memory weights already; it can be used as it is.")
+    config = load_config(model, None)
+    memory = memory_of_states(config, **(settings or {}))
+    if memory.retriever != "states":
+        raise ConfigError(f"retriever = {memory.retriever!r} is not what this prepares; leave it out.")
+    device = torch.device("cpu")
+    if torch.accelerator.is_available():
+        device = torch.accelerator.current_accelerator(check_available=True) or device
+    plain = MemoryModel.from_pretrained(model, memory=memory)
+    if device.type == "cpu":  # as it will be loaded without its base
+        plain.base.to(cpu_dtype(plain.base.dtype))
+    chat = bool(plain.tokenizer.chat_template)
+    ready = MemoryModel(
+        plain.base, plain.tokenizer, memory.replace(base_answers=memory.base_answers and chat),
+        prompt=None if chat else PROMPT, name=plain.name, instruction=INSTRUCTION,
+    ).eval()  # fmt: skip
+    ready.base_name = plain.base_name
+    ready.to(device)
+    rng = random.Random(f"{seed}.prepare")
+    wrote = [one for _, some in sorted(messages().items()) for one in some]
+    count_words(ready, (one.text for one in wrote))
+    tell = show or (lambda what, share: None)
+    _fit_states(ready, rng.sample(wrote, _STATES), lambda share: tell("its hidden states", share))
+    needs = _fit_needs(ready, wrote, rng, lambda share: tell("what needs a memory", share))
+    ready._fingerprint = ""  # which is of the weights, too
+    chosen = "doubt" not in (settings or {})
+    answers, nears, found = _read(ready, rng, lambda share: tell("how sure it must be", share))
+    doubt = threshold(answers, nears) if chosen else ready.config.doubt
+    ready.config = ready.config.replace(doubt=doubt)
+    answered, refused = [score >= doubt for score in answers], [score < doubt for score in nears]
+    asked = len(answers) + len(nears)
+    return Prepared(ready, doubt, _share(found), _share(answered), _share(refused), needs, asked)
+
+
+def save(prepared: Prepared, out: Path) -> None:
+    """Write the model to a folder, with a card; its base is left out where it has a name to be loaded by.
+
+    Args:
+        prepared: what came of `prepare`.
+        out: made if there is none.
+    """
+    model = prepared.model
+    model.save_pretrained(out, base=model.base_name is None)
+    write_text(out / "README.md", _card(prepared))
+
+
+def logistic(features_nF: Tensor, right_n: Tensor, decay: float) -> tuple[Tensor, float]:
+    """Weights [F] and bias of a logistic regression, each class counting half.
+
+    Args:
+        features_nF: of examples.
+        right_n: which of them are to be told.
+        decay: of the weights.
+    """
+    x, y = features_nF.double().cpu(), right_n.double().cpu()
+    counts = torch.where(y > 0.5, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+    weight = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        odds = x @ weight[:-1] + weight[-1]
+        each = F.binary_cross_entropy_with_logits(odds, y, reduction="none")
+        total = (each * counts).sum() + decay * weight[:-1].square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    found = weight.detach()
+    return found[:-1].float(), float(found[-1])
+
+
+def _share(right: Sequence[bool]) -> float:
+    return sum(right) / max(1, len(right))
+
+
+def threshold(above: Sequence[float], below: Sequence[float]) -> float:
+    """The score, to one place, at which either is as likely: those that should lie above it, and those below."""
+    scores = torch.tensor([*above, *below])
+    weight, bias = logistic(scores[:, None], torch.arange(len(scores)) < len(above), _DECAY_OF_DOUBT)
+    if float(weight[0]) <= 0:  # they are not told apart by it; nothing is refused then
+        return round(float(scores.min()), 1)
+    return round(-bias / float(weight[0]), 1)
+
+
+@torch.no_grad()
+def _features(
+    model: MemoryModel, texts: Sequence[str], show: Callable[[float], None]
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """What a search sees of texts, some at a time: which they are, features [B, T, F], and their tokens [B, T]."""
+    ids = [model.encode(text) for text in texts]
+    order = sorted((place for place, each in enumerate(ids) if each), key=lambda place: len(ids[place]))
+    for begin in range(0, len(order), _AT_ONCE):
+        some = order[begin : begin + _AT_ONCE]
+        _, asks_BT, features_BTF = model.asked([ids[place] for place in some])
+        yield some, features_BTF, asks_BT
+        show((begin + len(some)) / len(order))
+
+
+def _fit_states(model: MemoryModel, wrote: Sequence[Message], show: Callable[[float], None]) -> None:
+    """Mean and directions of hidden states."""
+    texts = [one.text for one in wrote]
+    model.retriever.fit(torch.cat([features[asks] for _, features, asks in _features(model, texts, show)]))
+
+
+def _fit_needs(
+    model: MemoryModel, wrote: Sequence[Message], rng: random.Random, show: Callable[[float], None]
+) -> float:
+    """The sense for turns that need a memory; and the share of them that it tells rightly."""
+    some = rng.sample(wrote, _ASKED + _NEAR)
+    need = [rng.choice(one.asked) for one in some[:_ASKED]] + [rng.choice(one.near) for one in some[_ASKED:]]
+    need += rng.sample(lines("personal_unknown"), _UNKNOWN)
+    none = rng.sample(lines("general"), _GENERAL) + rng.sample(lines("statements"), _SAID)
+    seen, places = list[Tensor](), list[int]()
+    for some_places, features, asks in _features(model, need + none, show):
+        seen.append(model.retriever.sight(features, asks).cpu())
+        places += some_places
+    sights, right = torch.cat(seen), torch.tensor(places) < len(need)
+    weight, bias = logistic(sights, right, _DECAY)
+    with torch.no_grad():
+        model.retriever.needs.weight.copy_(weight[None])
+        model.retriever.needs.bias.fill_(bias)
+    return float(((sights @ weight + bias > 0) == right).float().mean())
+
+
+@torch.no_grad()
+def _read(
+    model: MemoryModel, rng: random.Random, show: Callable[[float], None]
+) -> tuple[list[float], list[float], list[bool]]:
+    """Read questions with what is found for them.
+
+    Returns:
+        The best score of each question that a message answers, and of each that only seems to be answered; and whether
+        the message of the first is among what was looked at.
+    """
+    answers, nears, found = list[float](), list[float](), list[bool]()
+    writers = [writer for writer, wrote in sorted(messages().items()) if len(wrote) >= _EACH]
+    done, unknown = 0, model.encode(UNKNOWN)
+    for writer in rng.sample(writers, min(_WRITERS, len(writers))):
+        memory, told = model.new_memory(), rng.sample(messages()[writer], _EACH)
+        for one in told:
+            model.memorize(memory, one.text, source=one.answer)
+        for line in rng.sample(lines("statements"), _BEHIND):
+            model.memorize(memory, line)
+        for one in told:
+            for question, scores in ((one.asked[0], answers), (one.near[0], nears)):
+                done += 1
+                if not model.fits(memory, question, 1):  # a window of few tokens
+                    continue
+                search = model.search([memory], [model.encode(question)])[0]
+                some = candidates(model, memory, search)
+                prompt, asks = model.whole_prompt(memory, question, 1)
+                with model.attachment.hooks(), model.adapter("read"):
+                    looked, _ = look(model, memory, prompt[:-asks], prompt[-asks:], some, unknown)
+                scores.append(looked.scores[0] + model.config.doubt)
+                if scores is answers:
+                    texts = [source.text or "" for source in looked.sources(memory)]
+                    found.append(any(one.answer in text for text in texts))
+                show(done / (2 * _EACH * _WRITERS))
+    return answers, nears, found
+
+
+def _card(prepared: Prepared) -> str:
+    """The model card."""
+    model, config = prepared.model, prepared.model.config
+    base = model.base_name or "in this folder"
+    return f"""# A memory for {model.name}, without training
+
+Base: {base}, as it is. What it remembers is found by its own hidden states (layer {config.search_layers[0]}), made
+comparable with {_STATES} messages from Remanence's package, and read one sentence at a time. Made by `remanence
+prepare`.
+
+It takes a memory for something that answers above a doubt of {prepared.doubt}. On the {prepared.asked} questions that
+this was chosen with, what answers was among what is read for {prepared.found:.0%} of those that a message answers.
+{prepared.answered:.0%} of these are told apart rightly, and {prepared.refused:.0%} of those that only seem to be
+answered. These are not held-out figures.
+
+Load it with `MemoryModel.from_pretrained(FOLDER)` or `remanence chat --model FOLDER`. A search and a judge that are
+trained find and doubt better: `remanence train reading --search-only`, `remanence train judge`.
+"""

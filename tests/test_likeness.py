@@ -1,0 +1,251 @@
+"""Search by hidden states that nobody trained, and making a model ready for it: `core/likeness.py`, `prepare`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from conftest import BOS, build_decoder, close, random_ids
+from remanence import MemoryModel
+from remanence.config import MemoryConfig
+from remanence.core.likeness import Likeness
+from remanence.core.prompts import UNKNOWN
+from remanence.core.search import Search
+from remanence.errors import ConfigError
+from remanence.facts.everyday import lines, messages
+from remanence.train import preparing
+from remanence.train.asking import INSTRUCTION
+from test_cli import run as command
+from test_reading import CHATML, chatty
+
+CHUNK = 8
+STATES: dict[str, Any] = {
+    "chunk_tokens": CHUNK, "pool_tokens": 2 * CHUNK, "K0": 2 * CHUNK, "window_tokens": 256, "kept": "keys_values",
+    "retriever": "states", "score_layers": "one", "search_layers": (1,), "retriever_dim": 6, "looks": 2,
+    "look_at": "sentences",
+}  # fmt: skip
+
+
+def model_of(tokenizer: Any, **changes: Any) -> MemoryModel:
+    """A tiny decoder whose search has a mean, directions and rare words."""
+    model = MemoryModel(build_decoder("llama", "sdpa"), tokenizer, MemoryConfig.verbatim(**{**STATES, **changes}))
+    generator = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, 256, (8, 40), generator=generator)
+    states = model.attachment.inputs(ids, last=1)[1]
+    model.retriever.fit(Search.features([states]).flatten(0, 1))
+    model.retriever.rarity.copy_(torch.rand(len(model.retriever.rarity), generator=generator))
+    return model.eval()
+
+
+# The search -----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20, deadline=None)
+@given(features=st.integers(2, 12), dim=st.integers(1, 12), seed=st.integers(0, 2**16))
+def test_what_is_kept_is_as_wide_in_every_direction(features: int, dim: int, seed: int) -> None:
+    """Mean nothing, and as covariance the unit matrix; a model with fewer numbers than directions has no more."""
+    generator = torch.Generator().manual_seed(seed)
+    turned, _ = torch.linalg.qr(torch.randn(features, features, generator=generator))
+    widths = 0.5 + 2 * torch.rand(features, generator=generator)
+    x = torch.randn(200, features, generator=generator) * widths @ turned + 7
+    search = Likeness(features, dim, 4)
+    search.fit(x)
+    white = search.whitened(x)
+    assert white.shape == (200, dim)
+    kept = min(features, dim)
+    assert float(white.mean(0).abs().max()) < 1e-3
+    unit = torch.zeros(dim, dim)
+    unit[:kept, :kept] = torch.eye(kept)
+    close(white.T @ white / len(white), unit, 1e-2)
+
+
+def test_the_widest_directions_are_kept() -> None:
+    """Of states that differ in two directions much and in others little."""
+    x = torch.randn(500, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 9.0, 0.2, 4.0, 0.1])
+    search = Likeness(5, 2, 4)
+    search.fit(x)
+    wide = search.axes.abs() * torch.tensor([9.0, 4.0])
+    close(wide, torch.tensor([[0, 0], [1, 0], [0, 0], [0, 1], [0, 0]]).float(), 0.1)
+
+
+def naive_scores(model: MemoryModel, ids: list[int], question: list[int]) -> list[float]:
+    """Scores of every chunk by the definition, one token after the other. The chunks see a pool of two before them."""
+    search: Likeness = model.retriever
+
+    def apart(state: Tensor) -> Tensor:
+        white = (Search.features([state]) - search.mean) @ search.axes
+        return white / white.norm()
+
+    memory, chunks = model.new_memory(), []
+    for i in range(0, len(ids), CHUNK):
+        states = model.write_pass(torch.tensor([ids[i : i + CHUNK]]), [p[None] for p in memory.pool_LnD])
+        chunks.append(states[1][0])
+        model.write(memory, ids[i : i + CHUNK])
+    asked = model.attachment.inputs(torch.tensor([[BOS, *question]]), last=1)[1][0, 1:]
+    rare = [max(0.05, float(search.rarity[token])) for token in question]
+    scores = []
+    for n, states_KD in enumerate(chunks):
+        own = ids[n * CHUNK : (n + 1) * CHUNK]
+        likeness = [max(float(apart(state) @ apart(asked[t])) for state in states_KD) for t in range(len(question))]
+        meaning = 4 * sum(r * l for r, l in zip(rare, likeness, strict=True)) / sum(rare)
+        words = sum(0.3 * r / len(question) ** 0.5 for r, token in zip(rare, question, strict=True) if token in own)
+        scores.append(meaning + words)
+    return scores
+
+
+@torch.no_grad()
+def test_scores_are_those_of_the_definition(tokenizer: Any) -> None:
+    """Cosines of what is left of states, by how rare the question's tokens are; and a little for the same words."""
+    model, ids, question = model_of(tokenizer), random_ids(5 * CHUNK), random_ids(7, 1)
+    memory = model.new_memory()
+    model.memorize(memory, bytes(ids).decode())
+    [found] = model.search([memory], [question])
+    expected = naive_scores(model, ids[: len(found.scores) * CHUNK], question)
+    assert max(expected) - min(expected) > 0.1
+    close(found.scores, torch.tensor(expected), 1e-4)
+    assert not found.relevant and found.near
+
+
+def test_keys_of_neighbours_are_their_mean() -> None:
+    """Of length one, like those of single tokens."""
+    search = Likeness(4, 4, 3)
+    keys, pairs = search.keys(torch.randn(6, 4)), search.keys(torch.randn(6, 4), 2)
+    assert pairs.shape == (3, 4)
+    close(keys.norm(dim=-1), torch.ones(6))
+    close(pairs.norm(dim=-1), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("needs", "doubt", "recalled", "unknown"),
+    [(-9.0, -50.0, True, False), (-9.0, 50.0, False, False), (9.0, 50.0, True, True), (9.0, -50.0, True, False)],
+)
+def test_looking_decides_and_the_base_answers_the_rest(
+    needs: float, doubt: float, recalled: bool, unknown: bool, tokenizer: Any
+) -> None:
+    """Where nothing answers: "I don't know." to what needs a memory, and to the rest the base's own answer."""
+    model = model_of(tokenizer, base_answers=True, doubt=doubt)
+    with torch.no_grad():
+        model.retriever.needs.bias.fill_(needs)
+    memory = model.new_memory()
+    model.memorize(memory, "The spare key is under the blue pot. " * 4)
+    answer = model.ask(memory, "Where is the key?", max_new_tokens=13)
+    assert answer.recalled is recalled and (answer.text == UNKNOWN) is unknown
+    if not recalled:
+        ids = torch.tensor([[BOS, *b"Where is the key?"]])
+        out = model.base.generate(ids, max_new_tokens=13, do_sample=False, pad_token_id=256)
+        assert answer.ids == out[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("changes", [{"looks": 0, "look_at": "writes"}, {"look_at": "writes"}, {"score_layers": "own"}])
+def test_what_it_needs(changes: dict[str, Any]) -> None:
+    """Somebody must look at what is found."""
+    with pytest.raises(ConfigError, match=r"needs score_layers = .one., looks|does not go with"):
+        MemoryConfig.verbatim(**{**STATES, **changes})
+
+
+# Logistic regression --------------------------------------------------------------------------------------------------
+
+
+def test_a_regression_finds_what_tells_two_kinds_apart() -> None:
+    """At the least of its loss, whose slope is nothing; the rarer kind counts as much as the other."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(300, 3, generator=generator)
+    right = x[:, 1] + 0.5 * torch.randn(300, generator=generator) > 1
+    weight, bias = preparing.logistic(x, right, 1e-2)
+    assert int(weight.abs().argmax()) == 1 and float(weight[1]) > 0
+    odds = (x @ weight + bias).sigmoid() - right.float()
+    counts = torch.where(right, 0.5 / right.sum(), 0.5 / (~right).sum())
+    assert float(((odds * counts) @ x + 2e-2 * weight).abs().max()) < 1e-4
+    assert float((odds * counts).sum().abs()) < 1e-4
+
+
+@settings(max_examples=20, deadline=None)
+@given(shift=st.floats(-5, 5), seed=st.integers(0, 2**16))
+def test_the_threshold_moves_with_the_scores(shift: float, seed: int) -> None:
+    """And lies between the two kinds."""
+    generator = torch.Generator().manual_seed(seed)
+    above = (torch.rand(20, generator=generator) + 3).tolist()
+    below = (torch.rand(30, generator=generator) - 3).tolist()
+    found = preparing.threshold(above, below)
+    moved = preparing.threshold([score + shift for score in above], [score + shift for score in below])
+    assert max(below) < found < min(above)
+    assert moved == pytest.approx(found + shift, abs=0.11)
+
+
+def test_scores_that_tell_nothing_refuse_nothing() -> None:
+    """Where those that answer score lower, no threshold would help."""
+    assert preparing.threshold([0.0, 0.1, 0.2], [5.0, 6.0, 7.0]) == 0.0
+
+
+# From a decoder to a folder -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def base(tokenizer: Any, tmp_path: Path) -> Path:
+    """A tiny decoder that converses, in a folder."""
+    build_decoder("llama", "sdpa", max_position_embeddings=1024).save_pretrained(tmp_path / "base")
+    chatty(tokenizer, CHATML.replace("<|im_end|>", "<eos>")).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few texts, as a tiny model on two cores takes."""
+    sizes = {
+        "_STATES": 20, "_ASKED": 12, "_NEAR": 6, "_UNKNOWN": 10, "_GENERAL": 18, "_SAID": 10, "_WRITERS": 1,
+        "_EACH": 4, "_BEHIND": 1,
+    }  # fmt: skip
+    for name, size in sizes.items():
+        monkeypatch.setattr(preparing, name, size)
+    some = dict(list(messages().items())[:2])
+    monkeypatch.setattr(preparing, "messages", lambda: some)
+
+
+def test_a_decoder_is_made_ready_in_one_command(base: Path, few: None, tmp_path: Path) -> None:
+    """Loaded and asked like any other; the same again is the same; its card says what came of it."""
+    out = tmp_path / "ready"
+    done = command("unused", "prepare", str(base), str(out), "--set", "looks=3", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["asked"] == 8 and 0 <= told["answered"] <= 1 and told["settings"]["doubt"] == told["doubt"]
+    model = MemoryModel.from_pretrained(out)
+    assert isinstance(model.retriever, Likeness) and model.instruction == INSTRUCTION and model.config.looks == 3
+    assert model.config.search_layers == (2 * len(model.attachment.layers) // 5,) and model.base_name == str(base)
+    assert float(model.retriever.rarity.std()) > 0 and model.retriever.needs.weight.detach().any()
+    assert not (out / "model.safetensors").exists()
+    assert str(told["doubt"]) in (out / "README.md").read_text(encoding="utf-8")
+    memory = model.new_memory()
+    model.memorize(memory, "The spare key is under the blue pot. " * 30)
+    assert model.ask(memory, "Where is the spare key?", max_new_tokens=3).ids
+    again = preparing.prepare(str(base), settings={"looks": 3})
+    assert again.model.fingerprint == model.fingerprint and again.doubt == told["doubt"]
+    other = preparing.prepare(str(base), settings={"looks": 3, "doubt": 1.5}, seed=1)
+    assert other.doubt == 1.5 and other.model.fingerprint != model.fingerprint
+
+
+def test_it_tells_what_needs_a_memory(base: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder of chance weights tells the turns it was fitted to better than chance does."""
+    monkeypatch.setattr(preparing, "_UNKNOWN", 100)
+    monkeypatch.setattr(preparing, "_GENERAL", 100)
+    ready = preparing.prepare(str(base))
+    assert ready.needs > 0.6
+    found = ready.model.search([ready.model.new_memory()] * 2, [list(b"Where did I put my keys?"), list(b"hey")])
+    assert all(len(one.scores) == 0 and not one.relevant for one in found)
+
+
+def test_misuse_is_one_line(base: Path, few: None, tmp_path: Path) -> None:
+    """A folder that is there, a model that has weights already, settings that it does not take."""
+    there = command("unused", "prepare", str(base), str(base))
+    assert there.returncode == 2 and "is there already" in there.stderr
+    ready = command("unused", "prepare", "smollm2", str(tmp_path / "x"))
+    assert ready.returncode == 2 and "has memory weights already" in ready.stderr
+    other = command("unused", "prepare", str(base), str(tmp_path / "x"), "--set", "retriever=trained")
+    assert other.returncode == 2 and "not what this prepares" in other.stderr
+    assert not (tmp_path / "x").exists() and lines("general")
