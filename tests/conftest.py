@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory, Write
 from remanence.models.pretrained import MemoryModel
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job; commands leave it ignored then
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(int(os.environ.get("REMANENCE_TEST_THREADS", "1")))
 

@@ -240,6 +240,12 @@ def test_it_tells_what_needs_a_memory(base: Path, few: None, monkeypatch: pytest
     assert all(len(one.scores) == 0 and not one.relevant for one in found)
 
 
+def test_chat_says_how_a_model_is_made_ready(base: Path, tmp_path: Path) -> None:
+    """Of a chat model without memory weights; a prepared one needs no such line."""
+    said = command(str(tmp_path / "store"), "chat", "--memory", "ada", "--model", str(base), stdin="/quit\n")
+    assert said.returncode == 0 and f"remanence prepare {base} OUT" in said.stderr
+
+
 def test_misuse_is_one_line(base: Path, few: None, tmp_path: Path) -> None:
     """A folder that is there, a model that has weights already, settings that it does not take."""
     there = command("unused", "prepare", str(base), str(base))

@@ -303,7 +303,10 @@ def chat(
     with stoppable():
         shelf = open_store(store)
         asking = not as_json and sys.stdin.isatty()
-        talk = _Chat(shelf, memory, load_model(model), as_json, asking, policy=chosen, under=under or ())
+        loaded = load_model(model)
+        if loaded.config.retriever == "attention" and loaded.tokenizer.chat_template:
+            say(f"{model} has no memory weights, and will find little. To make it ready: remanence prepare {model} OUT")
+        talk = _Chat(shelf, memory, loaded, as_json, asking, policy=chosen, under=under or ())
         if asking:
             say(f"Talking to {talk.model.name} with memory {memory!r}. Tell it facts, ask questions; /quit ends.")
         try:
