@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from conftest import close, random_ids
 from remanence import MemoryModel
@@ -22,6 +23,7 @@ from remanence.core.spans import unfinished
 from remanence.errors import ConfigError
 from remanence.train import reading_run
 from remanence.train.judging import Collector, Examples, JudgeRun, fit, judge_run, kept, launch, layers_of
+from remanence.train.preparing import memory_of_states
 from remanence.train.settings import ReadingRun
 from test_cli import run as command
 from test_looking import read_spans
@@ -334,6 +336,25 @@ def test_a_base_that_reads_by_an_instruction_gets_a_judge_too(base: Path, few: N
     memory = model.new_memory()
     model.memorize(memory, "The spare key is under the blue pot. " * 20)
     assert model.ask(memory, "Where is the spare key?", max_new_tokens=3).sources
+
+
+def test_a_prepared_model_gets_a_judge_too(base: Path, few: None, tmp_path: Path) -> None:  # noqa: F811
+    """What it remembers is searched as in use, and stays; its doubt was of another kind. Its search is not trained."""
+    data, sizes = [tmp_path / "book.txt"], {"K": 32, "chunk_tokens": 32, "N": 64, "K0": 64, "window_tokens": 512}
+    ready = memory_of_states(AutoConfig.from_pretrained(base), **sizes, looks=2, doubt=3.0)
+    decoder, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    model = MemoryModel(decoder, tokenizer, ready, instruction="Answer from the text.")
+    model.retriever.fit(torch.randn(300, model.attachment.width))
+    model.save_pretrained(tmp_path / "ready")
+    done = launch(judge_run(str(tmp_path / "ready"), data, SMALL), tmp_path / "out", quiet=True)
+    judged = MemoryModel.from_pretrained(done["model"])
+    assert judged.judge is not None and judged.config.doubt == 0 and judged.fingerprint == model.fingerprint
+    memory = judged.new_memory()
+    judged.memorize(memory, "The spare key is under the blue pot. " * 20)
+    assert judged.ask(memory, "Where is the spare key?", max_new_tokens=3).ids
+    run = reading_run.reading_run(str(tmp_path / "ready"), data, steps=1)
+    with pytest.raises(ConfigError, match="train its base instead"):
+        reading_run.launch(run, tmp_path / "reading", quiet=True)
 
 
 def test_what_is_read_is_what_would_be_looked_at(reader: str, tmp_path: Path) -> None:

@@ -31,19 +31,22 @@ from torch import Tensor
 
 from ..core.cache import MemoryCache
 from ..core.judge import Judge
+from ..core.likeness import Likeness
 from ..core.looking import speaks
+from ..core.model import MemoryDecoder
 from ..core.prompts import UNKNOWN
+from ..core.search import Question
 from ..core.spans import Span
 from ..errors import ConfigError
 from ..files import write_text, write_whole
 from .lessons import Lessons, read_material
 from .looks import sorted_out
-from .reading import ReadingTrainer, search_scores
+from .reading import ReadingTrainer
 from .reading_run import build, number_format, reading_run, saved_run
 from .run import quieten, spawn, work
 from .settings import ReadingRun, changed
 from .turns import Past, Turn
-from .written import LessonSlots, pick_spans
+from .written import Bank, LessonSlots, pick_spans
 
 _LESSONS = (
     "shares={everyday = 0.14, messages = 0.58, made_up = 0.0, passages = 0.2, story = 0.03, prose = 0.05}",
@@ -169,12 +172,11 @@ class Collector:
         past = Past.draw(turns, trainer.bank, rng, generator, pooled=1, older=self.run.lessons.older)
         numbered = list[list[Examples]]()
         with self.model.adapter("read"):
-            searched = search_scores(self.model, trainer.bank, turns)
-            words = trainer.bank.words().cpu()
+            words, (keys, scores, questions) = trainer.bank.words().cpu(), searched(self.model, trainer.bank, turns)
             for row, turn in enumerate(turns):
                 right, wrong = sorted_out(
-                    trainer.bank, searched.keys_WGR, words, turn, past.allowed_QW[row], int(past.gold_Q[row]),
-                    searched.scores_QW[row], searched.questions[row], self.model.config.looks,
+                    trainer.bank, keys, words, turn, past.allowed_QW[row], int(past.gold_Q[row]), scores[row],
+                    questions[row], self.model.config.looks,
                 )  # fmt: skip
                 if turn.told and not right:
                     continue
@@ -253,6 +255,15 @@ def kept(folder: Path, rank: int) -> list[Examples]:
 
 def _path(folder: Path, rank: int, step: int) -> Path:
     return folder / f"examples-{rank}-{step:04}.safetensors"
+
+
+def searched(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> tuple[Tensor, Tensor, list[Question]]:
+    """What any search finds for turns: keys of writes [W, G, R], scores of all of them [Q, W], and what is compared."""
+    keys_WGR = model.retriever.keys(bank.features(), model.config.key_group).float().cpu()
+    words_WK, (ids_QT, asks_QT, features_QTF) = bank.words().cpu(), model.asked([turn.words for turn in turns])
+    asked = zip(ids_QT, asks_QT, features_QTF, strict=True)
+    questions = [model.retriever.question(ids_T[asks_T], features_TF[asks_T]) for ids_T, asks_T, features_TF in asked]
+    return keys_WGR, torch.stack([question.scores([keys_WGR], [words_WK]) for question in questions]), questions
 
 
 def layers_of(layers: int) -> tuple[int, ...]:
@@ -348,8 +359,11 @@ def launch(
     layers = run.layers or layers_of(len(model.attachment.layers))
     model.config = model.config.replace(judge_layers=layers, judge_hidden=run.hidden)
     model.judge = judge.to(model.base.dtype)
-    for parameter in model.retriever.parameters():
-        parameter.data = parameter.data.to(model.base.dtype)  # in which it was saved
+    if isinstance(model.retriever, Likeness):  # its doubt was of the reader's own word, and it stays in float32
+        model.config = model.config.replace(doubt=0.0 if not run.lessons.memory.judge_layers else model.config.doubt)
+    else:
+        for parameter in model.retriever.parameters():
+            parameter.data = parameter.data.to(model.base.dtype)  # in which it was saved
     model.save_pretrained(out / "model", base=model.base_name is None)
     return {"model": str(out / "model"), "questions": questions, "figures": figures}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config import MemoryConfig
 from ..core.attachment import trained_positions
+from ..core.likeness import Likeness
 from ..core.search import Search
 from ..errors import ConfigError
 from ..files import write_text
@@ -150,7 +151,7 @@ def build(run: ReadingRun, dtype: torch.dtype | None = None, *, learns: bool = F
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = MemoryModel.from_pretrained(run.model, memory=run.memory, **options)
     if saved_settings(run.model) is not None:
-        if not isinstance(model.retriever, Search) or (run.lora is None) == ("read" in model.adapters):
+        if not isinstance(model.retriever, Search | Likeness) or (run.lora is None) == ("read" in model.adapters):
             raise ConfigError(f"{run.model} has no search, or no adapter; begin with a decoder without memory weights.")
         return _cut(model, run) if learns and run.lora is None else model, False
     chat = bool(model.tokenizer.chat_template)
@@ -224,6 +225,8 @@ def launch(
         InputError: files that cannot be read.
         RemanenceError: a process failed; its last words are on stderr.
     """
+    if run.memory.retriever == "states":
+        raise ConfigError(f"{run.model} finds by its hidden states, where nothing is trained; train its base instead.")
     if (out / "config.json").exists():
         if load_run(out) != run:
             raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
