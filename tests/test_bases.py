@@ -29,7 +29,7 @@ from remanence.errors import ConfigError, StorageError
 from remanence.files import half_saved
 from remanence.models import bases, decoders, gguf, names
 from remanence.models.pretrained import SETTINGS, WEIGHTS, MemoryModel, plan, saved_settings
-from remanence.train import reading_run
+from remanence.train.preparing import memory_for as searched_memory_for
 from remanence.train.run import build, stages_run
 from remanence.train.stages import memory_for
 from test_cli import refused, run
@@ -449,7 +449,7 @@ def test_a_base_in_several_wheels_is_put_together_once(
 
 def test_weights_fit_a_tokenizer_with_more_tokens_at_its_end(shared: Path, tmp_path: Path) -> None:
     """As GGUF files have them: what the search knows of the words stays; a token of no text is rare."""
-    memory = reading_run.memory_for(AutoConfig.from_pretrained(shared / "model"))
+    memory = searched_memory_for(AutoConfig.from_pretrained(shared / "model"))
     model = MemoryModel.from_pretrained(shared / "model", memory=memory)
     count = len(model.tokenizer)
     with torch.no_grad():

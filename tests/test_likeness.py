@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +230,14 @@ def test_a_decoder_is_made_ready_in_one_command(base: Path, few: None, tmp_path:
     assert again.model.fingerprint == model.fingerprint and again.doubt == told["doubt"]
     other = preparing.prepare(str(base), settings={"looks": 3, "doubt": 1.5}, seed=1)
     assert other.doubt == 1.5 and other.model.fingerprint != model.fingerprint
+
+
+def test_it_needs_no_package_of_training() -> None:
+    """Users who do not train have none of these."""
+    extras = "pydantic", "datasets", "tensorboard"
+    code = f"import sys; sys.modules.update(dict.fromkeys({extras!r})); import remanence.train.preparing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_tells_what_needs_a_memory(base: Path, few: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from remanence.config import MemoryConfig
 from remanence.core import write as writing
 from remanence.core.memory import Memory
 from remanence.models import bases
-from remanence.train.reading_run import memory_for
+from remanence.train.preparing import memory_for
 
 pytestmark = pytest.mark.slow
 

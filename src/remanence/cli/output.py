@@ -123,19 +123,23 @@ def load_model(name: str, **options: Any) -> MemoryModel:
         raise ConfigError(f"--model is empty; give {CHOICES}.")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with uncollected():
-        from huggingface_hub.utils import logging as hub_logging
-
         from ..models.bases import check
 
         check(name)  # refuses what cannot be before the long import
-        from transformers.utils import logging
-
         from ..models.pretrained import MemoryModel
 
-        hub_logging.set_verbosity_error()  # it tells of every new try
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        quieten()
         return MemoryModel.from_pretrained(name, **options)
+
+
+def quieten() -> None:
+    """Hugging Face's libraries say errors only, and draw no progress bars."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    hub_logging.set_verbosity_error()  # it tells of every new try
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def show_plan(name: str, as_json: bool) -> None:
@@ -167,7 +171,8 @@ def show_plan(name: str, as_json: bool) -> None:
 def bar(what: str) -> Iterator[Any]:
     """A progress bar on stderr, if that is a terminal, with tokens per second.
 
-    Yields a callback (done, total), in tokens; or in something else, with tokens done and words for it as keywords.
+    Yields a callback (done, total), in tokens; or in something else, with tokens done (0: no speed is shown) and words
+    for it as keywords.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -184,7 +189,7 @@ def bar(what: str) -> Iterator[Any]:
         def update(done: float, total: float, *, tokens: int | None = None, words: str = "") -> None:
             words = words or f"{done:,.0f} / {total:,.0f} tokens"
             per_second = (done if tokens is None else tokens) / max(1e-9, time.perf_counter() - began)
-            speed = f"{per_second:,.0f} tokens/s"
+            speed = "" if tokens == 0 else f"{per_second:,.0f} tokens/s"
             progress.update(bar, completed=done, total=total, words=words, speed=speed, visible=True)
 
         yield update

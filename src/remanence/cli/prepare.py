@@ -10,7 +10,8 @@ import typer
 
 from ..errors import ConfigError
 from .convert import settings_of
-from .output import Json, bar, put, say
+from .output import Json, bar, put, quieten, say
+from .stopping import stoppable
 
 
 def prepare(
@@ -30,15 +31,17 @@ def prepare(
         raise ConfigError(f"{out} is there already; give a folder that is not.")
     settings = settings_of(change or [])
 
+    from ..models.bases import check
+
+    check(model)  # refuses what cannot be before the long import
     from ..train.preparing import prepare as prepared
     from ..train.preparing import save
-    from ..train.run import quieten
 
     quieten()
-    with bar("Preparing") as update:
+    with stoppable(), bar("Preparing") as update:
 
         def show(what: str, share: float) -> None:
-            update(share, 1.0, words=what)
+            update(share, 1.0, tokens=0, words=what)
 
         done = prepared(model, settings=settings, seed=seed, show=show)
     save(done, out)

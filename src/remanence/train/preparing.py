@@ -17,7 +17,7 @@ Legend:  n examples   F features   B questions   T tokens
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import MemoryConfig
+from ..core.attachment import trained_positions
 from ..core.looking import candidates, look
+from ..core.model import MemoryDecoder
 from ..core.prompts import UNKNOWN
 from ..errors import ConfigError
 from ..facts.everyday import Message, lines, messages
@@ -35,9 +37,9 @@ from ..files import write_text
 from ..models.decoders import cpu_dtype, load_config
 from ..models.pretrained import MemoryModel, saved_settings
 from .asking import INSTRUCTION, PROMPT
-from .reading import count_words
-from .reading_run import memory_for
 
+_CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
+_LOOKS = 8  # what is read one by one
 _DIRECTIONS = 128  # that are kept of hidden states
 _AT_ONCE = 32  # texts that go through the model together
 _STATES = 400  # messages whose states tell mean and directions
@@ -63,6 +65,28 @@ class Prepared:
     refused: float
     needs: float
     asked: int
+
+
+def memory_for(config: Any) -> MemoryConfig:
+    """Verbatim memory with one search for a decoder of this config: smaller where it has few positions or layers.
+
+    Raises:
+        ConfigError: it has too few positions.
+    """
+    config = config.get_text_config()
+    positions, layers = trained_positions(config), config.num_hidden_layers
+    if positions < _LEAST_POSITIONS:
+        raise ConfigError(
+            f"a model trained on {positions} positions has no room for a memory; it takes {_LEAST_POSITIONS}."
+        )
+    chunk = min(_CHUNK, positions // 16)
+    return MemoryConfig.verbatim(
+        chunk_tokens=chunk, pool_tokens=2 * chunk, K0=4 * chunk, window_tokens=min(_WINDOW, positions - 6 * chunk - 1),
+        kept="keys_values", retriever="trained", score_layers="one",
+        search_layers=tuple(sorted({0, layers // 5, 2 * layers // 5})), search_hidden=256, retriever_dim=48,
+        key_group=2 - chunk % 2, score_bias=0.5, key_dtype="bfloat16", store_dtype="int4", base_answers=True,
+        looks=_LOOKS,
+    )  # fmt: skip
 
 
 def memory_of_states(config: Any, **changes: Any) -> MemoryConfig:
@@ -146,6 +170,31 @@ def save(prepared: Prepared, out: Path) -> None:
     model = prepared.model
     model.save_pretrained(out, base=model.base_name is None)
     write_text(out / "README.md", _card(prepared))
+
+
+@torch.no_grad()
+def count_words(model: MemoryDecoder, texts: Iterable[str]) -> None:
+    """Tell the search which tokens spell one word, and how rare each is among chunks of texts.
+
+    Tokens spell one word if they are the same in lower case without spaces around. A word's rarity is that of BM25.
+
+    Args:
+        model: with one search.
+        texts: as many as are drawn of lessons, or all there are.
+    """
+    search, tokenizer, chunks = model.retriever, model.tokenizer, 0
+    vocabulary, first = len(search.spelling), dict[str, int]()
+    words = tokenizer.batch_decode([[i] for i in range(vocabulary)])
+    spelling = torch.tensor([first.setdefault(word.strip().lower() or word, i) for i, word in enumerate(words)])
+    having = torch.zeros(vocabulary)
+    for text in texts:
+        ids = spelling[torch.tensor(model.encode(text), dtype=torch.long)]
+        for chunk in ids.split(model.config.chunk_tokens):
+            having[chunk.unique()] += 1
+            chunks += 1
+    rarity = torch.log(1 + (chunks - having + 0.5) / (having + 0.5))
+    search.spelling.copy_(spelling)
+    search.rarity.copy_((rarity / rarity.max())[spelling])
 
 
 def logistic(features_nF: Tensor, right_n: Tensor, decay: float) -> tuple[Tensor, float]:

@@ -27,7 +27,7 @@ import json
 import random
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +53,7 @@ from .lessons import Lessons
 from .log import logged
 from .looks import spans_of_turns, writes_of_turns
 from .merged import Merged
+from .preparing import count_words
 from .settings import ReadingRun
 from .turns import Past, Turn
 from .written import IN_WINDOW, Asked, Bank, LessonSlots, Picked, Stream, pick, stream_of
@@ -127,31 +128,6 @@ def search_scores(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> Se
             questions.append(Question(queries, words.cpu(), weights.detach().cpu(), search.scale))
     scores_QW = (meaning_QW + torch.stack(words_QW)).cpu()
     return Searched(scores_QW, null_Q.float().cpu(), needs_Q.float().cpu(), keys_WGR.detach().float().cpu(), questions)
-
-
-@torch.no_grad()
-def count_words(model: MemoryDecoder, texts: Iterable[str]) -> None:
-    """Tell the search which tokens spell one word, and how rare each is among chunks of texts.
-
-    Tokens spell one word if they are the same in lower case without spaces around. A word's rarity is that of BM25.
-
-    Args:
-        model: with one search.
-        texts: as many as are drawn of lessons, or all there are.
-    """
-    search, tokenizer, chunks = model.retriever, model.tokenizer, 0
-    vocabulary, first = len(search.spelling), dict[str, int]()
-    words = tokenizer.batch_decode([[i] for i in range(vocabulary)])
-    spelling = torch.tensor([first.setdefault(word.strip().lower() or word, i) for i, word in enumerate(words)])
-    having = torch.zeros(vocabulary)
-    for text in texts:
-        ids = spelling[torch.tensor(model.encode(text), dtype=torch.long)]
-        for chunk in ids.split(model.config.chunk_tokens):
-            having[chunk.unique()] += 1
-            chunks += 1
-    rarity = torch.log(1 + (chunks - having + 0.5) / (having + 0.5))
-    search.spelling.copy_(spelling)
-    search.rarity.copy_((rarity / rarity.max())[spelling])
 
 
 class ReadingTrainer:

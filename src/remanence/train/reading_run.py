@@ -16,8 +16,6 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from ..config import MemoryConfig
-from ..core.attachment import trained_positions
 from ..core.likeness import Likeness
 from ..core.search import Search
 from ..errors import ConfigError
@@ -29,38 +27,15 @@ from .asking import INSTRUCTION, PROMPT, without_preamble
 from .attention import READING
 from .card import card
 from .lessons import Lessons, read_material
+from .preparing import memory_for
 from .reading import ReadingTrainer, learning, steps_done
 from .run import begun, lora_for, quieten, spawn, work
 from .settings import ReadingRun, changed
 
 T = TypeVar("T")
 
-_CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
 _PATIENCE = timedelta(hours=12)  # of processes that wait for what the first one does alone
-_LOOKS = 8  # writes that are read one by one
 _STEPS = 3000  # of a run of which nobody said how long it should take
-
-
-def memory_for(config: Any) -> MemoryConfig:
-    """Verbatim memory with one search for a decoder of this config: smaller where it has few positions or layers.
-
-    Raises:
-        ConfigError: it has too few positions.
-    """
-    config = config.get_text_config()
-    positions, layers = trained_positions(config), config.num_hidden_layers
-    if positions < _LEAST_POSITIONS:
-        raise ConfigError(
-            f"a model trained on {positions} positions has no room for a memory; it takes {_LEAST_POSITIONS}."
-        )
-    chunk = min(_CHUNK, positions // 16)
-    return MemoryConfig.verbatim(
-        chunk_tokens=chunk, pool_tokens=2 * chunk, K0=4 * chunk, window_tokens=min(_WINDOW, positions - 6 * chunk - 1),
-        kept="keys_values", retriever="trained", score_layers="one",
-        search_layers=tuple(sorted({0, layers // 5, 2 * layers // 5})), search_hidden=256, retriever_dim=48,
-        key_group=2 - chunk % 2, score_bias=0.5, key_dtype="bfloat16", store_dtype="int4", base_answers=True,
-        looks=_LOOKS,
-    )  # fmt: skip
 
 
 def reading_run(
