@@ -344,7 +344,7 @@ def test_a_prepared_model_gets_a_judge_too(base: Path, few: None, tmp_path: Path
     ready = memory_of_states(AutoConfig.from_pretrained(base), **sizes, looks=2, doubt=3.0)
     decoder, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     model = MemoryModel(decoder, tokenizer, ready, instruction="Answer from the text.")
-    model.retriever.fit(torch.randn(300, model.attachment.width))
+    model.retriever.whiten(torch.randn(300, model.attachment.width))
     model.save_pretrained(tmp_path / "ready")
     done = launch(judge_run(str(tmp_path / "ready"), data, SMALL), tmp_path / "out", quiet=True)
     judged = MemoryModel.from_pretrained(done["model"])

@@ -340,10 +340,10 @@ class MemoryDecoder(Writer):
         alone = {r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])}
         rest = [r for r in rows if r not in alone]
         answers: dict[int, Answer] = {}
-        # Looking says better than the search whether what was found answers, with a judge or after a search that was
-        # not trained; so it has a say where that is near.
-        says = self.judge is not None or self.config.retriever == "states"
-        near = {r for r in alone if says and found is not None and found[r].near}
+        # Looking says better than the search whether what was found answers: with a judge, where something is near; and
+        # always after a search that cannot tell.
+        unsure = self.config.retriever == "states"
+        near = {r for r in alone if found is not None and (unsure or (self.judge is not None and found[r].near))}
         looking = sorted([*rest, *near])
         if looking and found is not None and self.config.looks:
             answers |= self._answer_looking(

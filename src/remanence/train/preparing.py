@@ -25,9 +25,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..config import MemoryConfig
 from ..core.attachment import trained_positions
+from ..core.likeness import Likeness
 from ..core.looking import candidates, look
 from ..core.model import MemoryDecoder
 from ..core.prompts import UNKNOWN
@@ -40,9 +42,10 @@ from .asking import INSTRUCTION, PROMPT
 
 _CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
 _LOOKS = 8  # what is read one by one
-_DIRECTIONS = 128  # that are kept of hidden states
+_KEY = 64  # width of queries and keys
 _AT_ONCE = 32  # texts that go through the model together
 _STATES = 400  # messages whose states tell mean and directions
+_PAIRS, _STEPS, _BATCH, _LR, _HEAT = 1500, 400, 96, 2e-3, 10.0  # of fitting: messages; at the start, cosines count so
 _ASKED, _NEAR, _UNKNOWN, _GENERAL, _SAID = 300, 150, 250, 450, 250  # turns that need a memory; and that need none
 _WRITERS, _EACH, _BEHIND = 4, 12, 4  # writers, messages of each that are asked about, statements told after them
 _DECAY, _DECAY_OF_DOUBT = 1e-3, 1e-2  # of the weights of a logistic regression
@@ -102,7 +105,7 @@ def memory_of_states(config: Any, **changes: Any) -> MemoryConfig:
     own = config.get_text_config()
     settings = {
         "retriever": "states", "search_layers": (2 * own.num_hidden_layers // 5,), "key_group": 1,
-        "retriever_dim": min(_DIRECTIONS, own.hidden_size), "look_at": "sentences", "store_dtype": "int8",
+        "retriever_dim": _KEY, "look_at": "sentences", "store_dtype": "int8",
     }  # fmt: skip
     return memory_for(config).replace(**(settings | changes))
 
@@ -149,6 +152,7 @@ def prepare(
     count_words(ready, (one.text for one in wrote))
     tell = show or (lambda what, share: None)
     _fit_states(ready, rng.sample(wrote, _STATES), lambda share: tell("its hidden states", share))
+    _fit_likeness(ready, rng.sample(wrote, _PAIRS), seed, tell)
     needs = _fit_needs(ready, wrote, rng, lambda share: tell("what needs a memory", share))
     ready._fingerprint = ""  # which is of the weights, too
     chosen = "doubt" not in (settings or {})
@@ -253,7 +257,43 @@ def _features(
 def _fit_states(model: MemoryModel, wrote: Sequence[Message], show: Callable[[float], None]) -> None:
     """Mean and directions of hidden states."""
     texts = [one.text for one in wrote]
-    model.retriever.fit(torch.cat([features[asks] for _, features, asks in _features(model, texts, show)]))
+    model.retriever.whiten(torch.cat([features[asks] for _, features, asks in _features(model, texts, show)]))
+
+
+def _fit_likeness(model: MemoryModel, wrote: Sequence[Message], seed: int, tell: Callable[[str, float], None]) -> None:
+    """Queries of questions more like keys of the message that answers than like those of others in a batch."""
+    search: Likeness = model.retriever
+    texts = [*(one.text for one in wrote), *(asked for one in wrote for asked in one.asked)]
+    white, rarity = list[Tensor]([torch.zeros(0)] * len(texts)), list[Tensor]([torch.zeros(0)] * len(texts))
+    for places, features, asks in _features(model, texts, lambda share: tell("questions and what answers them", share)):
+        for place, own, there in zip(places, search.whitened(features), asks, strict=True):
+            ids = torch.tensor(model.encode(texts[place])[: int(there.sum())], device=own.device)
+            white[place], rarity[place] = own[there], search.rarity[ids]
+    first, questions = len(wrote), list[list[int]]()
+    for one in wrote:
+        questions.append(list(range(first, first + len(one.asked))))
+        first += len(one.asked)
+    generator, rng = torch.Generator().manual_seed(seed), random.Random(f"{seed}.pairs")
+    heat = torch.nn.Parameter(torch.tensor(_HEAT, device=search.mean.device))
+    own = [*search.query.parameters(), *search.key.parameters(), *search.weigh.parameters()]
+    groups: list[dict[str, Any]] = [{"params": own}, {"params": [heat], "lr": 50 * _LR}]
+    optimizer = torch.optim.AdamW(groups, lr=_LR, weight_decay=0.0)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+    for step in range(_STEPS):
+        some = torch.randperm(len(wrote), generator=generator)[:_BATCH].tolist()
+        keys_BKR = search.keys_of(pad_sequence([white[place] for place in some], batch_first=True))
+        lengths = torch.tensor([len(white[place]) for place in some], device=keys_BKR.device)
+        there_BK = torch.arange(keys_BKR.shape[1], device=keys_BKR.device) < lengths[:, None]
+        asked = [rng.choice(questions[place]) for place in some]
+        queries = [search.queries_of(white[place], rarity[place]) for place in asked]
+        products = torch.einsum("tr,bkr->tbk", torch.cat(queries), keys_BKR).masked_fill(~there_BK, -torch.inf)
+        scores = [each.mean(0) for each in products.amax(-1).split([len(each) for each in queries])]
+        loss = F.cross_entropy(heat * torch.stack(scores), torch.arange(len(some), device=heat.device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rates.step()
+        tell("fitting its search", (step + 1) / _STEPS)
 
 
 def _fit_needs(
