@@ -80,7 +80,7 @@ class MemoryConfig:
     Retriever (M+ §3.2; "block" is ours, see docs/method.md)
         retriever: "trained" projections (the paper), or the layer's own "attention" queries and keys, which need no
             training (the paper's ablation M+-Attn; ours compares by cosine). `retriever_dim` is then the model's. Or
-            hidden "states", for one search, which are fitted to a few pages of text in a minute (`core/likeness.py`).
+            hidden "states", for one search, which is fitted in minutes (`core/likeness.py`).
         score: "vector" scores each vector by the mean of sigmoids over the question's tokens (the paper);
             "block" scores a whole write by the mean over the question's tokens of its best key.
         score_layers: by which scores a layer retrieves and weighs what it reads. "own": its own (the paper). "mean":

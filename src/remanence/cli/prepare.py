@@ -1,4 +1,4 @@
-"""`remanence prepare`: a chat model made ready for a memory, without training."""
+"""`remanence prepare`: a chat model made ready for a memory, in minutes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Of the texts that are chosen.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Make a chat model of your own ready for a memory, in minutes and without training.
+    """Make a chat model of your own ready for a memory, in minutes and without data of yours.
 
     Example: remanence prepare Qwen/Qwen2.5-1.5B-Instruct my-model
     """

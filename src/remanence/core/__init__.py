@@ -8,7 +8,7 @@ writes.py    what is known of a write beside its vectors
 view.py, merging.py   several memories read as one, or without what has expired; two memories made one
 retriever.py which past writes matter for a question: their scores
 search.py, coarse.py   one search for all layers; of very many writes only the best are scored exactly
-likeness.py  that search without training: hidden states that are alike
+likeness.py  that search fitted in minutes: hidden states that are alike
 retrieval.py from scores to what is read, one rule for use and training
 read.py      which vectors a question reads, as slots
 spans.py     which sentences of what was found are looked at by themselves

@@ -1,12 +1,13 @@
-"""Making a chat model ready for a memory in a minute or a few, without training: what `remanence prepare` does.
+"""Making a chat model ready for a memory in minutes, without data of its user's: what `remanence prepare` does.
 
 A chat model reads well as it is, if it is told in its prompt to answer from what it reads. What it lacks is finding.
-Its own hidden states find, once they are made comparable (`core/likeness.py`). For this are taken, from texts in the
+Its own hidden states find, once they are made comparable (`core/likeness.py`). For this are fitted, to texts in the
 package:
 
-1. how rare words are, and mean and directions of the model's hidden states, from messages;
-2. a logistic regression that tells what asks for something remembered from what does not;
-3. `doubt`, how sure the model must be that something answers: that which tells questions that a message answers best
+1. how rare words are, and mean and directions of the model's hidden states, to messages;
+2. matrices for queries and keys, by which questions are more like the message that answers them than like others;
+3. a logistic regression that tells what asks for something remembered from what does not;
+4. `doubt`, how sure the model must be that something answers: that which tells questions that a message answers best
    from questions that it only seems to answer.
 
 Nothing of the model changes. Training finds better (`reading.py`, `judging.py`), and takes an hour or more.
@@ -357,10 +358,10 @@ def _card(prepared: Prepared) -> str:
     """The model card."""
     model, config = prepared.model, prepared.model.config
     base = model.base_name or "in this folder"
-    return f"""# A memory for {model.name}, without training
+    return f"""# A memory for {model.name}
 
-Base: {base}, as it is. What it remembers is found by its own hidden states (layer {config.search_layers[0]}), made
-comparable with {_STATES} messages from Remanence's package, and read one sentence at a time. Made by `remanence
+Base: {base}, as it is. What it remembers is found by its own hidden states (layer {config.search_layers[0]}), in a way
+that was fitted to {_PAIRS} messages of Remanence's package, and read one sentence at a time. Made by `remanence
 prepare`.
 
 It takes a memory for something that answers above a doubt of {prepared.doubt}. On the {prepared.asked} questions that
