@@ -63,7 +63,9 @@ class Likeness(nn.Module):
             features_nF: of more tokens than there are directions, D.
         """
         self.mean.copy_(features_nF.mean(0))
-        apart = features_nF.double() - features_nF.double().mean(0)
+        apart = features_nF.cpu().double() - features_nF.cpu().double().mean(
+            0
+        )  # some accelerators have no such numbers
         variances, directions = torch.linalg.eigh(apart.T @ apart / len(apart))  # in rising order
         kept = self.axes.shape[1]
         widths = variances[-kept:].flip(0).clamp_min(1e-9).sqrt()
