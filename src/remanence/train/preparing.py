@@ -111,6 +111,22 @@ def memory_of_states(config: Any, **changes: Any) -> MemoryConfig:
     return memory_for(config).replace(**(settings | changes))
 
 
+def instructed(plain: MemoryModel, memory: MemoryConfig) -> MemoryModel:
+    """The same decoder with other memory settings, told in its prompt to answer from what it reads of its memory.
+
+    Args:
+        plain: a decoder without memory weights.
+        memory: sizes and rules; one that does not converse has no answers of its own to what needs no memory.
+    """
+    chat = bool(plain.tokenizer.chat_template)
+    made = MemoryModel(
+        plain.base, plain.tokenizer, memory.replace(base_answers=memory.base_answers and chat),
+        prompt=None if chat else PROMPT, name=plain.name, instruction=INSTRUCTION,
+    )  # fmt: skip
+    made.base_name = plain.base_name
+    return made.eval()
+
+
 def prepare(
     model: str,
     *,
@@ -141,13 +157,7 @@ def prepare(
     plain = MemoryModel.from_pretrained(model, memory=memory)
     if device.type == "cpu":  # as it will be loaded without its base
         plain.base.to(cpu_dtype(plain.base.dtype))
-    chat = bool(plain.tokenizer.chat_template)
-    ready = MemoryModel(
-        plain.base, plain.tokenizer, memory.replace(base_answers=memory.base_answers and chat),
-        prompt=None if chat else PROMPT, name=plain.name, instruction=INSTRUCTION,
-    ).eval()  # fmt: skip
-    ready.base_name = plain.base_name
-    ready.to(device)
+    ready = instructed(plain, memory).to(device)
     rng = random.Random(f"{seed}.prepare")
     wrote = [one for _, some in sorted(messages().items()) for one in some]
     count_words(ready, (one.text for one in wrote))
@@ -244,21 +254,20 @@ def threshold(above: Sequence[float], below: Sequence[float]) -> float:
 @torch.no_grad()
 def _features(
     model: MemoryModel, texts: Sequence[str], show: Callable[[float], None]
-) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """What a search sees of texts, some at a time: which they are, features [B, T, F], and their tokens [B, T]."""
+) -> Iterator[tuple[list[int], Tensor, Tensor, Tensor]]:
+    """What `MemoryModel.asked` tells of texts, some at a time; and before it, which they are."""
     ids = [model.encode(text) for text in texts]
     order = sorted((place for place, each in enumerate(ids) if each), key=lambda place: len(ids[place]))
     for begin in range(0, len(order), _AT_ONCE):
         some = order[begin : begin + _AT_ONCE]
-        _, asks_BT, features_BTF = model.asked([ids[place] for place in some])
-        yield some, features_BTF, asks_BT
+        yield some, *model.asked([ids[place] for place in some])
         show((begin + len(some)) / len(order))
 
 
 def _fit_states(model: MemoryModel, wrote: Sequence[Message], show: Callable[[float], None]) -> None:
     """Mean and directions of hidden states."""
     texts = [one.text for one in wrote]
-    model.retriever.whiten(torch.cat([features[asks] for _, features, asks in _features(model, texts, show)]))
+    model.retriever.whiten(torch.cat([features[asks] for _, _, asks, features in _features(model, texts, show)]))
 
 
 def _fit_likeness(model: MemoryModel, wrote: Sequence[Message], seed: int, tell: Callable[[str, float], None]) -> None:
@@ -266,10 +275,11 @@ def _fit_likeness(model: MemoryModel, wrote: Sequence[Message], seed: int, tell:
     search: Likeness = model.retriever
     texts = [*(one.text for one in wrote), *(asked for one in wrote for asked in one.asked)]
     white, rarity = list[Tensor]([torch.zeros(0)] * len(texts)), list[Tensor]([torch.zeros(0)] * len(texts))
-    for places, features, asks in _features(model, texts, lambda share: tell("questions and what answers them", share)):
-        for place, own, there in zip(places, search.whitened(features), asks, strict=True):
-            ids = torch.tensor(model.encode(texts[place])[: int(there.sum())], device=own.device)
-            white[place], rarity[place] = own[there], search.rarity[ids]
+    seen = _features(model, texts, lambda share: tell("questions and what answers them", share))
+    for places, ids, asks, features in seen:
+        for row, place in enumerate(places):
+            there = asks[row]
+            white[place], rarity[place] = search.whitened(features[row, there]), search.rarity[ids[row, there]]
     first, questions = len(wrote), list[list[int]]()
     for one in wrote:
         questions.append(list(range(first, first + len(one.asked))))
@@ -306,7 +316,7 @@ def _fit_needs(
     need += rng.sample(lines("personal_unknown"), _UNKNOWN)
     none = rng.sample(lines("general"), _GENERAL) + rng.sample(lines("statements"), _SAID)
     seen, places = list[Tensor](), list[int]()
-    for some_places, features, asks in _features(model, need + none, show):
+    for some_places, _, asks, features in _features(model, need + none, show):
         seen.append(model.retriever.sight(features, asks).cpu())
         places += some_places
     sights, right = torch.cat(seen), torch.tensor(places) < len(need)

@@ -23,11 +23,11 @@ from ..files import write_text
 from ..models import bases
 from ..models.decoders import computes_bfloat16, load_config
 from ..models.pretrained import MemoryModel, saved_settings
-from .asking import INSTRUCTION, PROMPT, without_preamble
+from .asking import PROMPT, without_preamble
 from .attention import READING
 from .card import card
 from .lessons import Lessons, read_material
-from .preparing import memory_for
+from .preparing import instructed, memory_for
 from .reading import ReadingTrainer, learning, steps_done
 from .run import begun, lora_for, quieten, spawn, work
 from .settings import ReadingRun, changed
@@ -129,16 +129,12 @@ def build(run: ReadingRun, dtype: torch.dtype | None = None, *, learns: bool = F
         if not isinstance(model.retriever, Search | Likeness) or (run.lora is None) == ("read" in model.adapters):
             raise ConfigError(f"{run.model} has no search, or no adapter; begin with a decoder without memory weights.")
         return _cut(model, run) if learns and run.lora is None else model, False
+    if run.lora is None:
+        built = instructed(model, run.memory)
+        return _cut(built, run) if learns else built, True
     chat = bool(model.tokenizer.chat_template)
     # A base that does not converse has no answers of its own to what needs no memory.
     memory = run.memory if chat else replace(run.memory, base_answers=False)
-    if run.lora is None:
-        built = MemoryModel(
-            model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
-            instruction=INSTRUCTION,
-        )  # fmt: skip
-        built.base_name = model.base_name
-        return _cut(built, run) if learns else built.eval(), True
     built = MemoryModel(
         model.base, model.tokenizer, memory, prompt=None if chat else PROMPT, name=model.name,
         template=without_preamble(model.tokenizer), lora=lora_for(model.base, run.lora), adapters=("read",),
