@@ -323,6 +323,21 @@ def test_from_lessons_to_a_model_with_a_judge(reader: str, tmp_path: Path) -> No
         launch(judge_run(reader, [tmp_path / "book.txt"], [*SMALL, "seed=1"]), tmp_path / "out")
 
 
+def test_a_run_may_ask_for_more(reader: str, tmp_path: Path) -> None:
+    """What was read stays, also by processes that are not there any more; how a judge is fitted may change."""
+    data, out = [tmp_path / "book.txt"], tmp_path / "out"
+    begun = launch(judge_run(reader, data, SMALL), out, quiet=True)["questions"]
+    first = sorted(out.glob("examples-0-*"))
+    for path in first:
+        path.rename(path.with_name(path.name.replace("examples-0-", "examples-1-")))
+    again = launch(judge_run(reader, data, [*SMALL, "hidden=6"]), out, quiet=True)
+    assert again["questions"] == begun and not list(out.glob("examples-0-*"))
+    assert MemoryModel.from_pretrained(again["model"]).config.judge_hidden == 6
+    more = launch(judge_run(reader, data, [*SMALL, f"questions={begun + 1}"]), out, quiet=True)["questions"]
+    assert more == begun + sum(one.count for one in kept(out, 0)) > begun
+    assert len(list(out.glob("examples-1-*"))) == len(first)
+
+
 def test_a_base_that_reads_by_an_instruction_gets_a_judge_too(base: Path, few: None, tmp_path: Path) -> None:  # noqa: F811
     """It sees what the base does, behind the instruction."""
     changes = [*(change for change in TINY if not change.startswith("lora")), "memory.looks=2"]

@@ -2,7 +2,8 @@
 
 Nothing else changes, so everything is read once: lessons are written and asked as in training of reading, what would be
 looked at in use is read, each by itself, and the states in which the reader is about to answer are kept in files
-("examples-0-0001.safetensors"). On them the judge is then fitted, in a minute. An interrupted run goes on from these.
+("examples-0-0001.safetensors"). On them the judge is then fitted, in a minute. An interrupted run goes on from these,
+and so does one that asks for more questions or fits otherwise.
 
 What waits in the window is looked at too, in use: so parts of lessons are also read as text before the question.
 
@@ -19,7 +20,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ _TRIES = 8  # places for it
 _HELD = 10  # every so many questions one is left for measuring
 _AT_ONCE = 32  # questions of a step of fitting
 _LISTWISE = 0.5  # weight of the loss that compares the spans of a question
+_FREE = ("questions", "hidden", "epochs", "lr", "weight_decay", "dropout")  # what was read does not depend on these
 
 
 @dataclass(frozen=True)
@@ -253,6 +255,11 @@ def kept(folder: Path, rank: int) -> list[Examples]:
     return read
 
 
+def _ranks(folder: Path) -> list[int]:
+    """The processes of which something was kept."""
+    return sorted({int(path.name.split("-")[1]) for path in folder.glob("examples-*.safetensors")})
+
+
 def _path(folder: Path, rank: int, step: int) -> Path:
     return folder / f"examples-{rank}-{step:04}.safetensors"
 
@@ -324,7 +331,7 @@ def launch(
     """Teach a judge, or go on with what the folder has.
 
     Args:
-        run: its settings.
+        run: its settings. Of a run that was begun, the number of questions and how a judge is fitted may change.
         out: folder of the run.
         processes: that read, each lessons of its own.
         quiet: no progress bar.
@@ -340,7 +347,7 @@ def launch(
         RemanenceError: a process failed; its last words are on stderr.
     """
     path = out / "config.json"
-    if path.exists() and load_run(out) != run:
+    if path.exists() and replace(load_run(out), **{name: getattr(run, name) for name in _FREE}) != run:
         raise ConfigError(f"{out} holds another run (see its config.json); give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(asdict(run), indent=2) + "\n")
@@ -349,7 +356,7 @@ def launch(
         spawn("remanence.train.judging", out, processes, quiet)
     else:
         done = _collect(run, out, 0, 1, quiet, stop)
-    read = [one for rank in range(processes) for one in kept(out, rank)]
+    read = [one for rank in _ranks(out) for one in kept(out, rank)]
     questions = sum(one.count for one in read)
     if not done:
         return {"model": None, "questions": questions, "figures": None}
@@ -385,7 +392,9 @@ def _collect(
     from rich.progress import Progress
 
     quieten()
-    wanted = -(-run.questions // processes)
+    others = (rank for rank in _ranks(out) if rank >= processes)  # of a run that had more processes
+    missing = run.questions - sum(one.count for rank in others for one in kept(out, rank))
+    wanted = -(-missing // processes)
     read = kept(out, rank)
     done = sum(one.count for one in read)
     if done >= wanted:
