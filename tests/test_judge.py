@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +29,7 @@ from remanence.errors import ConfigError
 from remanence.train import reading_run
 from remanence.train.judging import Collector, Examples, JudgeRun, fit, judge_run, kept, launch, layers_of
 from remanence.train.preparing import memory_of_states
+from remanence.train.run import check_parent
 from remanence.train.settings import ReadingRun
 from test_cli import run as command
 from test_looking import read_spans
@@ -336,6 +342,30 @@ def test_a_run_may_ask_for_more(reader: str, tmp_path: Path) -> None:
     more = launch(judge_run(reader, data, [*SMALL, f"questions={begun + 1}"]), out, quiet=True)["questions"]
     assert more == begun + sum(one.count for one in kept(out, 0)) > begun
     assert len(list(out.glob("examples-1-*"))) == len(first)
+
+
+def test_a_run_outlives_the_shell_that_started_it(reader: str, tmp_path: Path) -> None:
+    """As with nohup and a connection that ends; only the processes that a run starts end with it."""
+    out = tmp_path / "out"
+    args = ["train", "judge", "--model", reader, "--text", str(tmp_path / "book.txt"), "--out", str(out), "--json"]
+    args += [part for change in [*SMALL, "questions=200"] for part in ("--set", change)]
+    words, file = shlex.join([sys.executable, "-m", "remanence", *args]), out / "examples-0-0000.safetensors"
+    script = f"{words} > {tmp_path}/said 2>&1 & until [ -e {file} ]; do sleep 0.02; done"
+    subprocess.run(["sh", "-c", script], timeout=120, check=True)
+    assert not (out / "model").exists()
+    ends = time.monotonic() + 120
+    while not (out / "model" / "remanence.json").exists() and time.monotonic() < ends:
+        time.sleep(0.2)
+    assert (out / "model" / "remanence.json").exists(), (tmp_path / "said").read_text(encoding="utf-8")
+
+
+def test_a_process_of_a_run_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which it knows by the number of the one that started it."""
+    monkeypatch.setenv("REMANENCE_SPAWNED_BY", str(os.getppid()))
+    check_parent()
+    monkeypatch.setenv("REMANENCE_SPAWNED_BY", "1" if os.getppid() != 1 else "2")
+    with pytest.raises(SystemExit, match="is gone"):
+        check_parent()
 
 
 def test_a_base_that_reads_by_an_instruction_gets_a_judge_too(base: Path, few: None, tmp_path: Path) -> None:  # noqa: F811

@@ -44,7 +44,7 @@ from .lessons import Lessons, read_material
 from .looks import sorted_out
 from .reading import ReadingTrainer
 from .reading_run import build, number_format, reading_run, saved_run
-from .run import quieten, spawn, work
+from .run import check_parent, quieten, spawn, work
 from .settings import ReadingRun, changed
 from .turns import Past, Turn
 from .written import Bank, LessonSlots, pick_spans
@@ -401,15 +401,14 @@ def _collect(
         return True
     if processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    parent, collector = os.getppid(), Collector(run, out, rank, len(read))
+    collector = Collector(run, out, rank, len(read))
     with Progress(console=Console(stderr=True), disable=quiet or rank > 0) as progress:
         bar = progress.add_task("reading questions", total=wanted)
         while done < wanted:
             progress.update(bar, completed=done)
             if stop is not None and stop():
                 return False
-            if os.getppid() != parent:
-                raise SystemExit("the process that started this one is gone")
+            check_parent()
             done += collector.step().count
         progress.update(bar, completed=wanted)
     return True

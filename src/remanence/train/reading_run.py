@@ -29,7 +29,7 @@ from .card import card
 from .lessons import Lessons, read_material
 from .preparing import instructed, memory_for
 from .reading import ReadingTrainer, learning, steps_done
-from .run import begun, lora_for, quieten, spawn, work
+from .run import begun, check_parent, lora_for, quieten, spawn, work
 from .settings import ReadingRun, changed
 
 T = TypeVar("T")
@@ -221,7 +221,7 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     quieten()
-    parent, rank, world = os.getppid(), int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = torch.device("cpu")
     if torch.accelerator.is_available():
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", 0)))
@@ -256,8 +256,7 @@ def _train(run: ReadingRun, out: Path, quiet: bool, stop: Callable[[], bool] | N
 
             def show(figures: dict[str, Any]) -> None:
                 progress.update(bar, completed=trainer.progress, description=_words(figures))
-                if os.getppid() != parent:
-                    raise SystemExit("the process that started this one is gone")
+                check_parent()
 
             done = trainer.run(show=show, stop=stop)
         if done and rank == 0:

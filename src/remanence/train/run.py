@@ -42,6 +42,7 @@ from .stages import MEMORY, STAGES, builtin, memory_for, new_model
 PROMPT = QUESTION + "{question}" + ANSWER
 _REFUSAL = "refused.txt"  # where a process says why it cannot train
 _PATIENCE_S = 10  # for which it waits to be ended
+_SPAWNED_BY = "REMANENCE_SPAWNED_BY"  # the process that started others, for these
 _FEW_POSITIONS = 512  # for which a fast run sizes the memory of a decoder
 SCRATCH = "scratch"  # the model of a run that trains the built-in one from nothing
 
@@ -250,6 +251,7 @@ def spawn(module: str, out: Path, processes: int, quiet: bool) -> None:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes),
         "TOKENIZERS_PARALLELISM": "false", "LOCAL_WORLD_SIZE": str(processes),
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns that nothing was unused
+        _SPAWNED_BY: str(os.getpid()),
     }  # fmt: skip
     if not torch.accelerator.is_available():
         threads = str(max(1, (os.cpu_count() or 1) // processes))
@@ -282,6 +284,13 @@ def spawn(module: str, out: Path, processes: int, quiet: bool) -> None:
         raise RemanenceError(f"training stopped with exit codes {codes}; start it again to go on from its checkpoint.")
 
 
+def check_parent() -> None:
+    """End a process that `spawn` started once the one that did so is gone; any other outlives its shell."""
+    parent = os.environ.get(_SPAWNED_BY)
+    if parent is not None and os.getppid() != int(parent):
+        raise SystemExit("the process that started this one is gone")
+
+
 def quieten() -> None:
     """Hugging Face's libraries draw no bars beside that of the run."""
     logging.disable_progress_bar()
@@ -293,7 +302,7 @@ def _train(run: Run, out: Path, quiet: bool) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     quieten()
-    parent, world = os.getppid(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not torch.accelerator.is_available():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     accelerator = new_accelerator(run.engine, out)
@@ -321,8 +330,7 @@ def _train(run: Run, out: Path, quiet: bool) -> None:
 
         def show(figures: dict[str, Any]) -> None:
             progress.update(bar, completed=figures["total"], description=_words(figures))
-            if os.getppid() != parent:
-                raise SystemExit("the process that started this one is gone")
+            check_parent()
 
         trainer.run(
             show=show,
