@@ -20,21 +20,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from conftest import close, random_ids
 from remanence import MemoryModel
-from remanence.config import MemoryConfig
 from remanence.core.judge import Judge
 from remanence.core.looking import _JUDGED, _NAMED, _SAID, _by_sentence, _named, candidates, look
 from remanence.core.prompts import UNKNOWN
 from remanence.core.spans import unfinished
 from remanence.errors import ConfigError
 from remanence.train import reading_run
-from remanence.train.judging import Collector, Examples, JudgeRun, fit, judge_run, kept, launch, layers_of
+from remanence.train.fitting import Examples, Fitting, fit_and_measure, layers_of
+from remanence.train.judging import Collector, judge_run, kept, launch
 from remanence.train.preparing import memory_of_states
 from remanence.train.run import check_parent
-from remanence.train.settings import ReadingRun
 from test_cli import run as command
 from test_looking import read_spans
 from test_reading import TINY, base, few  # noqa: F401
-from test_search import ONE, model_of
+from test_search import model_of
 from test_spans import TEXTS, told_texts
 
 LOOKING = {"looks": 3, "look_at": "sentences"}
@@ -286,11 +285,10 @@ def test_it_learns_what_the_states_tell() -> None:
     examples = Examples(
         states.bfloat16(), torch.randn(1200, generator=generator), right, torch.arange(1200) // 4
     )  # fmt: skip
-    run = JudgeRun(ReadingRun(model="none", data=(), memory=MemoryConfig.verbatim(**ONE), steps=1))
-    judge, figures = fit(examples, run)
+    judge, figures = fit_and_measure(examples, Fitting())
     assert figures["questions"] == 30 and figures["auc"] > 0.9 > 0.6 > figures["auc_before"]
     assert 0.8 < figures["first"] <= 1
-    again, _ = fit(examples, run)
+    again, _ = fit_and_measure(examples, Fitting())
     assert all(torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
 
 
@@ -384,7 +382,7 @@ def test_a_base_that_reads_by_an_instruction_gets_a_judge_too(base: Path, few: N
 
 
 def test_a_prepared_model_gets_a_judge_too(base: Path, few: None, tmp_path: Path) -> None:  # noqa: F811
-    """What it remembers is searched as in use, and stays; its doubt was of another kind. Its search is not trained."""
+    """Another one; what it remembers is searched as in use, and stays. Its search is not trained."""
     data, sizes = [tmp_path / "book.txt"], {"K": 32, "chunk_tokens": 32, "N": 64, "K0": 64, "window_tokens": 512}
     ready = memory_of_states(AutoConfig.from_pretrained(base), **sizes, looks=2, doubt=3.0)
     decoder, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
@@ -393,7 +391,7 @@ def test_a_prepared_model_gets_a_judge_too(base: Path, few: None, tmp_path: Path
     model.save_pretrained(tmp_path / "ready")
     done = launch(judge_run(str(tmp_path / "ready"), data, SMALL), tmp_path / "out", quiet=True)
     judged = MemoryModel.from_pretrained(done["model"])
-    assert judged.judge is not None and judged.config.doubt == 0 and judged.fingerprint == model.fingerprint
+    assert judged.judge is not None and judged.config.doubt == 3 and judged.fingerprint == model.fingerprint
     memory = judged.new_memory()
     judged.memorize(memory, "The spare key is under the blue pot. " * 20)
     assert judged.ask(memory, "Where is the spare key?", max_new_tokens=3).ids

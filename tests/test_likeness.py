@@ -24,7 +24,7 @@ from remanence.core.prompts import UNKNOWN
 from remanence.core.search import Search
 from remanence.errors import ConfigError
 from remanence.facts.everyday import lines, messages
-from remanence.train import preparing
+from remanence.train import fitting, preparing
 from remanence.train.asking import INSTRUCTION
 from test_cli import run as command
 from test_reading import CHATML, chatty
@@ -166,7 +166,7 @@ def test_a_regression_finds_what_tells_two_kinds_apart() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(300, 3, generator=generator)
     right = x[:, 1] + 0.5 * torch.randn(300, generator=generator) > 1
-    weight, bias = preparing.logistic(x, right, 1e-2)
+    weight, bias = fitting.logistic(x, right, 1e-2)
     assert int(weight.abs().argmax()) == 1 and float(weight[1]) > 0
     odds = (x @ weight + bias).sigmoid() - right.float()
     counts = torch.where(right, 0.5 / right.sum(), 0.5 / (~right).sum())
@@ -181,15 +181,15 @@ def test_the_threshold_moves_with_the_scores(shift: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     above = (torch.rand(20, generator=generator) + 3).tolist()
     below = (torch.rand(30, generator=generator) - 3).tolist()
-    found = preparing.threshold(above, below)
-    moved = preparing.threshold([score + shift for score in above], [score + shift for score in below])
+    found = fitting.threshold(above, below)
+    moved = fitting.threshold([score + shift for score in above], [score + shift for score in below])
     assert max(below) < found < min(above)
     assert moved == pytest.approx(found + shift, abs=0.11)
 
 
 def test_scores_that_tell_nothing_refuse_nothing() -> None:
     """Where those that answer score lower, no threshold would help."""
-    assert preparing.threshold([0.0, 0.1, 0.2], [5.0, 6.0, 7.0]) == 0.0
+    assert fitting.threshold([0.0, 0.1, 0.2], [5.0, 6.0, 7.0]) == 0.0
 
 
 # From a decoder to a folder -------------------------------------------------------------------------------------------
@@ -223,9 +223,11 @@ def test_a_decoder_is_made_ready_in_one_command(base: Path, few: None, tmp_path:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["asked"] == 8 and 0 <= told["answered"] <= 1 and told["settings"]["doubt"] == told["doubt"]
+    assert told["found"] == 1  # four messages, all of them among what is read
     model = MemoryModel.from_pretrained(out)
     assert isinstance(model.retriever, Likeness) and model.instruction == INSTRUCTION and model.config.looks == 3
     assert model.config.search_layers == (2 * len(model.attachment.layers) // 5,) and model.base_name == str(base)
+    assert model.judge is not None and model.judge.odds.weight.detach().any()
     assert float(model.retriever.rarity.std()) > 0 and model.retriever.needs.weight.detach().any()
     assert not (out / "model.safetensors").exists()
     assert str(told["doubt"]) in (out / "README.md").read_text(encoding="utf-8")
@@ -292,5 +294,5 @@ def test_misuse_is_one_line(base: Path, few: None, tmp_path: Path) -> None:
     ready = command("unused", "prepare", "smollm2", str(tmp_path / "x"))
     assert ready.returncode == 2 and "has memory weights already" in ready.stderr
     other = command("unused", "prepare", str(base), str(tmp_path / "x"), "--set", "retriever=trained")
-    assert other.returncode == 2 and "not what this prepares" in other.stderr
+    assert other.returncode == 2 and "retriever is not for you to choose" in other.stderr
     assert not (tmp_path / "x").exists() and lines("general")

@@ -51,7 +51,7 @@ def prepare(
         put(json.dumps({"model": str(out), **figures, "settings": done.model.config.to_dict()}))
         return
     say(
-        f"Of {done.asked} questions: what answers is found for {done.found:.0%}; at a doubt of {done.doubt}, "
-        f"{done.answered:.0%} of those that were told are answered, {done.refused:.0%} of the others refused."
+        f"Of {done.asked} questions: what answers is found for {done.found:.0%} of those that were told, and taken for "
+        f"the answer for {done.answered:.0%}; {done.refused:.0%} of the others are refused (doubt {done.doubt})."
     )
     say(f"Model written to {out}. Try: remanence chat --model {out}")

@@ -163,31 +163,67 @@ def look(
         odds = _Read(model, stored, asked, [[some.spans[i] for i in group] for group in groups], unknown).odds
         kept = [i for group in odds.topk(min(_GROUPS, looks)).indices.tolist() for i in groups[group]]
         some = Candidates([some.spans[i] for i in kept], some.searched[kept], some.question)
-    of_reader = _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
-    weight, margin = of_reader if model.judge is None else _JUDGED
-    reads, spans, scores, likely = list[_Read](), list(some.spans), list[float](), list[float]()
-    if some.spans:
-        reads.append(_Read(model, stored, asked, [[span] for span in some.spans], unknown))
-        named = _named(model, some.question, _by_sentence(model, memory, some.spans))
-        scores += (reads[0].odds + weight * some.searched + named).tolist()
-        likely += reads[0].ignorant.tolist()
-    if waiting:
-        begun = unfinished(memory, model.tokenizer) if model.config.look_at == "sentences" else None
-        end = memory.write_count * model.config.K
-        window = Span(end, end, () if begun is None else tuple(begun.rows))
-        reads.append(_Read(model, stored, [*waiting, *asked], [[window]], unknown))
-        spans.append(window)
-        text = model.text_of(waiting)
-        said = [_words(model, sentence.strip()) for sentence in SENTENCE.findall(text) or [text]]
-        if window.head:
-            said[0] = torch.cat([words_of(memory, window), said[0]])
-        scores += (reads[-1].odds + _named(model, some.question, [said])).tolist()
-        likely += reads[-1].ignorant.tolist()
-    doubt, K = model.config.doubt, model.config.K
+    alone = Alone(model, stored, waiting, asked, some, unknown)
+    scores = [score - model.config.doubt for score in alone.scores]
     found = None if model.judge is None else [*some.searched.tolist(), *([math.inf] if waiting else [])]
-    looked = ranked([score - doubt for score in scores], spans, likely, K, margin, found)
-    best = spans.index(looked.spans[0])
-    return looked, reads[0].begun(best) if best < len(some.spans) else reads[-1].begun(0)
+    looked = ranked(scores, alone.spans, alone.likely, model.config.K, _weights(model)[1], found)
+    return looked, alone.begun(alone.spans.index(looked.spans[0]))
+
+
+class Alone:
+    """A question read with each of some spans by itself, and with what waits.
+
+    Args:
+        model, waiting, asked, some, unknown: as for `look`; all of the spans are read.
+        stored: vectors of the memory that holds them.
+
+    Attributes:
+        spans: what was read; what waits is last. scores: how likely each is to answer, as in `Looked`, but without
+        `doubt` [C]. likely: how likely the reader is to begin with "I don't know." [C]. features: what the judge saw,
+        [C, J * D]; None without one.
+    """
+
+    def __init__(
+        self,
+        model: Reader,
+        stored: StoredVectors,
+        waiting: Sequence[int],
+        asked: Sequence[int],
+        some: Candidates,
+        unknown: Sequence[int],
+    ) -> None:
+        memory = stored.memory
+        self.spans, self.scores, self._reads = list(some.spans), list[float](), list[_Read]()
+        if some.spans:
+            self._reads.append(_Read(model, stored, asked, [[span] for span in some.spans], unknown))
+            named = _named(model, some.question, _by_sentence(model, memory, some.spans))
+            self.scores += (self._reads[0].odds + _weights(model)[0] * some.searched + named).tolist()
+        if waiting:
+            begun = unfinished(memory, model.tokenizer) if model.config.look_at == "sentences" else None
+            end = memory.write_count * model.config.K
+            window = Span(end, end, () if begun is None else tuple(begun.rows))
+            self._reads.append(_Read(model, stored, [*waiting, *asked], [[window]], unknown))
+            self.spans.append(window)
+            text = model.text_of(waiting)
+            said = [_words(model, sentence.strip()) for sentence in SENTENCE.findall(text) or [text]]
+            if window.head:
+                said[0] = torch.cat([words_of(memory, window), said[0]])
+            self.scores += (self._reads[-1].odds + _named(model, some.question, [said])).tolist()
+        self.likely = [each for read in self._reads for each in read.ignorant.tolist()]
+        seen = [read.features for read in self._reads if read.features is not None]
+        self.features = torch.cat(seen) if seen else None
+
+    def begun(self, place: int) -> Begun:
+        """The question as it was read with one of the spans."""
+        first = self._reads[0]
+        return first.begun(place) if place < len(first.ignorant) else self._reads[1].begun(0)
+
+
+def _weights(model: Reader) -> tuple[float, float]:
+    """How much the search's score counts beside the odds, and how far below the best one a newer one may be."""
+    if model.judge is not None:
+        return _JUDGED
+    return _OF_WRITES if model.config.look_at == "writes" else _OF_SENTENCES
 
 
 def _named(model: Reader, question: Question | None, told: Iterable[Sequence[Tensor]]) -> Tensor:
@@ -230,7 +266,7 @@ class _Read:
 
     odds: the logarithm of the odds that the reader does not say "I don't know."; with a judge, of those that a group
     answers, and a part of the reader's [C]. ignorant: how likely the reader is to say it [C]; with a judge, to begin
-    with it.
+    with it. features: what the judge saw [C, J * D]; None without one.
     """
 
     def __init__(
@@ -255,11 +291,12 @@ class _Read:
         logits = model.attachment.logits(read.last_hidden_state[:, len(prompt) - 1 :]).float().log_softmax(-1).cpu()
         told = torch.tensor(unknown[: logits.shape[1]])[None, :, None].expand(len(groups), -1, 1)
         self.ignorant = logits.gather(-1, told)[..., 0].sum(1).exp()
-        self.odds = speaks(self.ignorant)
+        self.odds, self.features = speaks(self.ignorant), None
         if judge is not None:
             states = [read.hidden_states[layer][:, -1].to(device) for layer in model.config.judge_layers]
             weight, most = _SAID
-            self.odds = judge(judge.features(states)).cpu() + weight * self.odds.clamp(-most, most)
+            self.features = judge.features(states)
+            self.odds = judge(self.features).cpu() + weight * self.odds.clamp(-most, most)
         self._behind, self._columns = len(behind) + 1, slots.length + len(prompt)
 
     def begun(self, row: int) -> Begun:

@@ -6,16 +6,11 @@ looked at in use is read, each by itself, and the states in which the reader is 
 and so does one that asks for more questions or fits otherwise.
 
 What waits in the window is looked at too, in use: so parts of lessons are also read as text before the question.
-
-Two losses are added. One asks of each span whether it answers; one which of a question's spans does, or none.
-
-Legend:  E examples, each a question with one span   J layers that the judge sees   D hidden size
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import sys
@@ -25,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..core.cache import MemoryCache
-from ..core.judge import Judge
 from ..core.likeness import Likeness
 from ..core.looking import speaks
 from ..core.model import MemoryDecoder
@@ -40,6 +33,7 @@ from ..core.search import Question
 from ..core.spans import Span
 from ..errors import ConfigError
 from ..files import write_text, write_whole
+from .fitting import Examples, Fitting, fit_and_measure, layers_of
 from .lessons import Lessons, read_material
 from .looks import sorted_out
 from .reading import ReadingTrainer
@@ -56,32 +50,22 @@ _LESSONS = (
 _SECOND = 0.3  # how often two spans that answer are read
 _WAITING = 0.5  # how often text before the question, as it waits in the window, is looked at too
 _TRIES = 8  # places for it
-_HELD = 10  # every so many questions one is left for measuring
-_AT_ONCE = 32  # questions of a step of fitting
-_LISTWISE = 0.5  # weight of the loss that compares the spans of a question
 _FREE = ("questions", "hidden", "epochs", "lr", "weight_decay", "dropout")  # what was read does not depend on these
 
 
-@dataclass(frozen=True)
-class JudgeRun:
-    """A run that teaches a judge.
+@dataclass(frozen=True, kw_only=True)
+class JudgeRun(Fitting):
+    """A run that teaches a judge; and how it is fitted.
 
     lessons: what is asked about what; see `ReadingRun`.
     questions: that are read. spans: that each is read with.
-    layers: whose incoming states the judge sees; empty are three of the upper half. hidden: width of its inner layer.
-    epochs, lr, weight_decay, dropout: of fitting. seed: of weights and data.
+    layers: whose incoming states the judge sees; empty are three of the upper half.
     """
 
     lessons: ReadingRun
     questions: int = 4000
     spans: int = 6
     layers: tuple[int, ...] = ()
-    hidden: int = 64
-    epochs: int = 10
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    dropout: float = 0.2
-    seed: int = 0
 
     def check(self) -> None:
         """Raise `ConfigError` unless all of it fits together."""
@@ -106,39 +90,9 @@ def judge_run(model: str, data: Sequence[str | Path], changes: Sequence[str] = (
     Raises:
         ConfigError: no such model, or a change that cannot be.
     """
-    run = changed(JudgeRun(reading_run(model, data, steps=1, changes=_LESSONS)), changes)
+    run = changed(JudgeRun(lessons=reading_run(model, data, steps=1, changes=_LESSONS)), changes)
     run.check()
     return run
-
-
-@dataclass(frozen=True)
-class Examples:
-    """What was read.
-
-    states_EJD: bfloat16. says_E: the logarithm of the odds that the reader does not begin with "I don't know." right_E:
-    whether the span answers. question_E: number of the question.
-    """
-
-    states_EJD: Tensor
-    says_E: Tensor
-    right_E: Tensor
-    question_E: Tensor
-
-    @property
-    def count(self) -> int:
-        """Of questions."""
-        return int(self.question_E.max()) + 1
-
-    @classmethod
-    def joined(cls, some: Sequence[Examples]) -> Examples:
-        """One after the other; questions are numbered on."""
-        begins, begin = [], 0
-        for one in some:
-            begins.append(one.question_E + begin)
-            begin += one.count
-        parts = zip(*((one.states_EJD, one.says_E, one.right_E) for one in some), strict=True)
-        states, says, right = (torch.cat(part) for part in parts)
-        return cls(states, says, right, torch.cat(begins))
 
 
 class Collector:
@@ -273,58 +227,6 @@ def searched(model: MemoryDecoder, bank: Bank, turns: Sequence[Turn]) -> tuple[T
     return keys_WGR, torch.stack([question.scores([keys_WGR], [words_WK]) for question in questions]), questions
 
 
-def layers_of(layers: int) -> tuple[int, ...]:
-    """The layers whose incoming states a judge sees in a decoder of so many: three of the upper half."""
-    return tuple(sorted({layers // 2, round(0.7 * layers), round(0.9 * layers)}))
-
-
-def fit(examples: Examples, run: JudgeRun) -> tuple[Judge, dict[str, float | None]]:
-    """A judge, and figures of the questions that it was not fitted to.
-
-    Returns:
-        The judge in float32; and {"questions": how many were kept apart, "auc", "auc_before": how often a span that
-        answers is above one that does not, by the judge and by the reader's own word, "first": how often the best span
-        of a question that was told answers it}. None where there were too few to tell.
-    """
-    torch.manual_seed(run.seed)
-    states = examples.states_EJD
-    judge = Judge(states.shape[2], states.shape[1], run.hidden)
-    features = Judge.features(list(states.unbind(1)))
-    right, questions = examples.right_E.float(), examples.question_E
-    rows = {int(number): (questions == number).nonzero()[:, 0] for number in questions.unique()}
-    learnt = [number for number in rows if number % _HELD]
-    steps = run.epochs * math.ceil(len(learnt) / _AT_ONCE)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=run.lr, weight_decay=run.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    rng = random.Random(run.seed)
-    for _ in range(run.epochs):
-        order = rng.sample(learnt, len(learnt))
-        for begin in range(0, len(order), _AT_ONCE):
-            some = [rows[number] for number in order[begin : begin + _AT_ONCE]]
-            at = torch.cat(some)
-            odds = judge(F.dropout(features[at], run.dropout))
-            loss = F.binary_cross_entropy_with_logits(odds, right[at])
-            for own, told in zip(odds.split([len(one) for one in some]), (right[one] for one in some), strict=True):
-                wanted = torch.cat([1 - told.amax()[None], told / told.sum().clamp_min(1)])
-                which = F.cross_entropy(torch.cat([own.new_zeros(1), own]), wanted)
-                loss = loss + _LISTWISE * which / len(some)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    with torch.no_grad():
-        odds = judge(features)
-    held = questions % _HELD == 0
-    answered = [own for number, own in rows.items() if not number % _HELD and right[own].any()]
-    first = [bool(right[own[odds[own].argmax()]]) for own in answered]
-    return judge.eval(), {
-        "questions": len(rows) - len(learnt),
-        "auc": _above(odds[held], right[held]),
-        "auc_before": _above(examples.says_E[held], right[held]),
-        "first": sum(first) / len(first) if first else None,
-    }
-
-
 def launch(
     run: JudgeRun, out: Path, *, processes: int = 1, quiet: bool = False, stop: Callable[[], bool] | None = None
 ) -> dict[str, Any]:
@@ -339,7 +241,7 @@ def launch(
 
     Returns:
         {"model": folder that `from_pretrained` takes, or None if the run was ended before, "questions": that were read,
-        "figures": as of `fit`, or None}.
+        "figures": as of `fit_and_measure`, or None}.
 
     Raises:
         ConfigError: the folder holds another run; or settings that do not fit.
@@ -360,15 +262,13 @@ def launch(
     questions = sum(one.count for one in read)
     if not done:
         return {"model": None, "questions": questions, "figures": None}
-    judge, figures = fit(Examples.joined(read), run)
+    judge, figures = fit_and_measure(Examples.joined(read), run)
     write_text(out / "figures.json", json.dumps({"read": questions} | figures, indent=2) + "\n")
     model, _ = build(run.lessons)  # the base as it is stored, whatever it was read in
     layers = run.layers or layers_of(len(model.attachment.layers))
     model.config = model.config.replace(judge_layers=layers, judge_hidden=run.hidden)
     model.judge = judge.to(model.base.dtype)
-    if isinstance(model.retriever, Likeness):  # its doubt was of the reader's own word, and it stays in float32
-        model.config = model.config.replace(doubt=0.0 if not run.lessons.memory.judge_layers else model.config.doubt)
-    else:
+    if not isinstance(model.retriever, Likeness):  # that stays in float32
         for parameter in model.retriever.parameters():
             parameter.data = parameter.data.to(model.base.dtype)  # in which it was saved
     model.save_pretrained(out / "model", base=model.base_name is None)
@@ -412,14 +312,6 @@ def _collect(
             done += collector.step().count
         progress.update(bar, completed=wanted)
     return True
-
-
-def _above(scores: Tensor, right: Tensor) -> float | None:
-    """How often one that is right scores above one that is not, the area under the curve; None if there is no pair."""
-    yes, no = scores[right > 0], scores[right == 0]
-    if not (len(yes) and len(no)):
-        return None
-    return float((yes[:, None] > no).float().mean() + (yes[:, None] == no).float().mean() / 2)
 
 
 def main(arguments: list[str]) -> None:

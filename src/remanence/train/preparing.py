@@ -7,12 +7,14 @@ package:
 1. how rare words are, and mean and directions of the model's hidden states, to messages;
 2. matrices for queries and keys, by which questions are more like the message that answers them than like others;
 3. a logistic regression that tells what asks for something remembered from what does not;
-4. `doubt`, how sure the model must be that something answers: that which tells questions that a message answers best
-   from questions that it only seems to answer.
+4. a judge (`core/judge.py`), which tells from the states of the model whether what it reads answers a question;
+5. `doubt`, how sure that must be: what tells questions that a message answers best from questions that it only seems
+   to answer.
 
 Nothing of the model changes. Training finds better (`reading.py`, `judging.py`), and takes an hour or more.
 
-Legend:  n examples   F features   B questions   T tokens
+Legend:  E examples, each a question with one span   J layers that the judge sees   D hidden size   B questions
+K tokens of a message   R width of a key
 """
 
 from __future__ import annotations
@@ -31,15 +33,18 @@ from torch.nn.utils.rnn import pad_sequence
 from ..config import MemoryConfig
 from ..core.attachment import trained_positions
 from ..core.likeness import Likeness
-from ..core.looking import candidates, look
+from ..core.looking import Alone, Candidates, candidates, speaks
 from ..core.model import MemoryDecoder
 from ..core.prompts import UNKNOWN
+from ..core.read import StoredVectors
+from ..core.spans import words_of
 from ..errors import ConfigError
 from ..facts.everyday import Message, lines, messages
 from ..files import write_text
 from ..models.decoders import cpu_dtype, load_config
 from ..models.pretrained import MemoryModel, saved_settings
 from .asking import INSTRUCTION, PROMPT
+from .fitting import Examples, Fitting, fit, layers_of, logistic, odds_apart, threshold
 
 _CHUNK, _WINDOW, _LEAST_POSITIONS = 64, 1024, 64
 _LOOKS = 8  # what is read one by one
@@ -48,18 +53,20 @@ _AT_ONCE = 32  # texts that go through the model together
 _STATES = 400  # messages whose states tell mean and directions
 _PAIRS, _STEPS, _BATCH, _LR, _HEAT = 1500, 400, 96, 2e-3, 10.0  # of fitting: messages; at the start, cosines count so
 _ASKED, _NEAR, _UNKNOWN, _GENERAL, _SAID = 300, 150, 250, 450, 250  # turns that need a memory; and that need none
-_WRITERS, _EACH, _BEHIND = 4, 12, 4  # writers, messages of each that are asked about, statements told after them
-_DECAY, _DECAY_OF_DOUBT = 1e-3, 1e-2  # of the weights of a logistic regression
+_WRITERS, _EACH, _BEHIND = 8, 12, 4  # writers, messages of each that are asked about, statements told after them
+_DECAY = 1e-3  # of the weights of a logistic regression
+_FITTING = Fitting(epochs=40, dropout=0.5)
 
 
 @dataclass(frozen=True)
 class Prepared:
     """What came of it.
 
-    model: ready. doubt: as it was chosen. found: of the questions that `doubt` was chosen with, the share whose message
-    is among what is looked at. answered, refused: the share of those that a message answers, and of those that none
-    does, that are told apart rightly. needs: the share of turns whose need of a memory is told rightly. asked: how many
-    questions. All on what was fitted to, so none of it is a held-out figure.
+    model: ready. doubt: as it was chosen. found: of the questions that the judge was fitted to, the share whose message
+    is among what is looked at, of those that a message answers. answered: the share of these for which it is taken for
+    the answer; refused: the share of those that no message answers for which nothing is; each by a judge that was
+    fitted to others. needs: the share of turns whose need of a memory is told rightly. asked: how many questions. The
+    search was fitted to these messages too, so none of it is a held-out figure.
     """
 
     model: MemoryModel
@@ -107,6 +114,7 @@ def memory_of_states(config: Any, **changes: Any) -> MemoryConfig:
     settings = {
         "retriever": "states", "search_layers": (2 * own.num_hidden_layers // 5,), "key_group": 1,
         "retriever_dim": _KEY, "look_at": "sentences", "store_dtype": "int8",
+        "judge_layers": layers_of(own.num_hidden_layers), "judge_hidden": _FITTING.hidden,
     }  # fmt: skip
     return memory_for(config).replace(**(settings | changes))
 
@@ -149,8 +157,9 @@ def prepare(
         raise ConfigError(f"{model} has memory weights already; it can be used as it is.")
     config = load_config(model, None)
     memory = memory_of_states(config, **(settings or {}))
-    if memory.retriever != "states":
-        raise ConfigError(f"retriever = {memory.retriever!r} is not what this prepares; leave it out.")
+    for name in ("retriever", "judge_layers", "judge_hidden"):
+        if name in (settings or {}):
+            raise ConfigError(f"{name} is not for you to choose here; leave it out.")
     device = torch.device("cpu")
     if torch.accelerator.is_available():
         device = torch.accelerator.current_accelerator(check_available=True) or device
@@ -166,13 +175,13 @@ def prepare(
     _fit_likeness(ready, rng.sample(wrote, _PAIRS), seed, tell)
     needs = _fit_needs(ready, wrote, rng, lambda share: tell("what needs a memory", share))
     ready._fingerprint = ""  # which is of the weights, too
-    chosen = "doubt" not in (settings or {})
-    answers, nears, found = _read(ready, rng, lambda share: tell("how sure it must be", share))
-    doubt = threshold(answers, nears) if chosen else ready.config.doubt
+    asked = _ask(ready, rng, lambda share: tell("questions and what is found for them", share))
+    given = ready.config.doubt if "doubt" in (settings or {}) else None
+    doubt, found, answered, refused = _doubt(asked, given)
+    judge = fit(asked.examples, _FITTING)
+    ready.judge = judge.to(ready.attachment.device, ready.base.dtype)
     ready.config = ready.config.replace(doubt=doubt)
-    answered, refused = [score >= doubt for score in answers], [score < doubt for score in nears]
-    asked = len(answers) + len(nears)
-    return Prepared(ready, doubt, _share(found), _share(answered), _share(refused), needs, asked)
+    return Prepared(ready, doubt, found, answered, refused, needs, len(asked.told))
 
 
 def save(prepared: Prepared, out: Path) -> None:
@@ -212,43 +221,8 @@ def count_words(model: MemoryDecoder, texts: Iterable[str]) -> None:
     search.rarity.copy_((rarity / rarity.max())[spelling])
 
 
-def logistic(features_nF: Tensor, right_n: Tensor, decay: float) -> tuple[Tensor, float]:
-    """Weights [F] and bias of a logistic regression, each class counting half.
-
-    Args:
-        features_nF: of examples.
-        right_n: which of them are to be told.
-        decay: of the weights.
-    """
-    x, y = features_nF.double().cpu(), right_n.double().cpu()
-    counts = torch.where(y > 0.5, 0.5 / y.sum(), 0.5 / (1 - y).sum())
-    weight = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        odds = x @ weight[:-1] + weight[-1]
-        each = F.binary_cross_entropy_with_logits(odds, y, reduction="none")
-        total = (each * counts).sum() + decay * weight[:-1].square().sum()
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    found = weight.detach()
-    return found[:-1].float(), float(found[-1])
-
-
 def _share(right: Sequence[bool]) -> float:
     return sum(right) / max(1, len(right))
-
-
-def threshold(above: Sequence[float], below: Sequence[float]) -> float:
-    """The score, to one place, at which either is as likely: those that should lie above it, and those below."""
-    scores = torch.tensor([*above, *below])
-    weight, bias = logistic(scores[:, None], torch.arange(len(scores)) < len(above), _DECAY_OF_DOUBT)
-    if float(weight[0]) <= 0:  # they are not told apart by it; nothing is refused then
-        return round(float(scores.min()), 1)
-    return round(-bias / float(weight[0]), 1)
 
 
 @torch.no_grad()
@@ -327,41 +301,86 @@ def _fit_needs(
     return float(((sights @ weight + bias > 0) == right).float().mean())
 
 
-@torch.no_grad()
-def _read(
-    model: MemoryModel, rng: random.Random, show: Callable[[float], None]
-) -> tuple[list[float], list[float], list[bool]]:
-    """Read questions with what is found for them.
+@dataclass(frozen=True)
+class _Asked:
+    """Questions that were read with what is found for them.
 
-    Returns:
-        The best score of each question that a message answers, and of each that only seems to be answered; and whether
-        the message of the first is among what was looked at.
+    examples: what a judge sees of it. scores_E: how likely each is to answer, without a judge's word. told: of each
+    question, by its number in the examples, whether a message answers it.
     """
-    answers, nears, found = list[float](), list[float](), list[bool]()
+
+    examples: Examples
+    scores_E: Tensor
+    told: list[bool]
+
+
+@torch.no_grad()
+def _ask(model: MemoryModel, rng: random.Random, show: Callable[[float], None]) -> _Asked:
+    """Ask what messages answer, and what they only seem to answer; read the best of what is found, one by one."""
+    read, scores, told = list[Examples](), list[float](), list[bool]()
     writers = [writer for writer, wrote in sorted(messages().items()) if len(wrote) >= _EACH]
-    done, unknown = 0, model.encode(UNKNOWN)
+    done, unknown, layers = 0, model.encode(UNKNOWN), len(model.config.judge_layers)
     for writer in rng.sample(writers, min(_WRITERS, len(writers))):
-        memory, told = model.new_memory(), rng.sample(messages()[writer], _EACH)
-        for one in told:
-            model.memorize(memory, one.text, source=one.answer)
+        memory, wrote = model.new_memory(), rng.sample(messages()[writer], _EACH)
+        for one in wrote:
+            model.memorize(memory, one.text)
         for line in rng.sample(lines("statements"), _BEHIND):
             model.memorize(memory, line)
-        for one in told:
-            for question, scores in ((one.asked[0], answers), (one.near[0], nears)):
-                done += 1
-                if not model.fits(memory, question, 1):  # a window of few tokens
-                    continue
-                search = model.search([memory], [model.encode(question)])[0]
-                some = candidates(model, memory, search)
-                prompt, asks = model.whole_prompt(memory, question, 1)
-                with model.attachment.hooks(), model.adapter("read"):
-                    looked, _ = look(model, memory, prompt[:-asks], prompt[-asks:], some, unknown)
-                scores.append(looked.scores[0] + model.config.doubt)
-                if scores is answers:
-                    texts = [source.text or "" for source in looked.sources(memory)]
-                    found.append(any(one.answer in text for text in texts))
-                show(done / (2 * _EACH * _WRITERS))
-    return answers, nears, found
+        for one, answers in ((one, answers) for one in wrote for answers in (True, False)):
+            done += 1
+            question = (one.asked if answers else one.near)[0]
+            if not model.fits(memory, question, 1):  # a window of few tokens
+                continue
+            prompt, asks = model.whole_prompt(memory, question, 1)
+            waiting = prompt[:-asks]
+            found = candidates(model, memory, model.search([memory], [model.encode(question)])[0])
+            holds = [answers and _holds(model, one.answer, words_of(memory, span)) for span in found.spans]
+            best = sorted(range(len(holds)), key=lambda place: not holds[place])[:1]  # one that answers, if any does
+            best += [place for place in range(len(holds)) if place not in best]
+            best = sorted(best[: model.config.looks])
+            some = Candidates([found.spans[place] for place in best], found.searched[best], found.question)
+            if not (some.spans or waiting):
+                continue
+            with model.attachment.hooks(), model.adapter("read"):
+                alone = Alone(model, StoredVectors(model, memory), waiting, prompt[-asks:], some, unknown)
+            assert alone.features is not None
+            right = [holds[place] for place in best]
+            if waiting:
+                right.append(answers and one.answer in model.text_of(waiting))
+            states_EJD = alone.features.unflatten(1, (layers, -1)).to("cpu", torch.bfloat16)
+            says_E, question_E = speaks(torch.tensor(alone.likely)), torch.full((len(right),), len(told))
+            read.append(Examples(states_EJD, says_E, torch.tensor(right), question_E))
+            scores += alone.scores
+            told.append(answers)
+            show(done / (2 * _EACH * _WRITERS))
+    parts = [torch.cat([getattr(one, name) for one in read]) for name in Examples.__dataclass_fields__]
+    return _Asked(Examples(*parts), torch.tensor(scores), told)
+
+
+def _holds(model: MemoryModel, answer: str, words: Tensor) -> bool:
+    """Whether all words of an answer are among others."""
+    spelt = (model.retriever.words(torch.tensor(model.encode(text))).cpu() for text in (answer, f" {answer}"))
+    return any(bool(torch.isin(own, words).all()) for own in spelt)
+
+
+def _doubt(asked: _Asked, doubt: float | None) -> tuple[float, float, float, float]:
+    """How sure it must be, if that is not given; and which shares are found, answered, and refused, as in `Prepared`.
+
+    Each question is judged by a judge that was fitted to others.
+    """
+    scores_E, best, found, first = asked.scores_E + odds_apart(asked.examples, _FITTING), list[float](), [], []
+    for rows in asked.examples.rows().values():
+        right = asked.examples.right_E[rows]
+        best.append(float(scores_E[rows].max()))
+        found.append(bool(right.any()))
+        first.append(bool(right[scores_E[rows].argmax()]))
+    if doubt is None:
+        above = [score for score, there in zip(best, found, strict=True) if there]
+        doubt = threshold(above, [score for score, there in zip(best, found, strict=True) if not there])
+    told = [place for place, answers in enumerate(asked.told) if answers]
+    refused = [best[place] < doubt for place, answers in enumerate(asked.told) if not answers]
+    answered = [first[place] and best[place] >= doubt for place in told]
+    return doubt, _share([found[place] for place in told]), _share(answered), _share(refused)
 
 
 def _card(prepared: Prepared) -> str:
@@ -374,10 +393,11 @@ Base: {base}, as it is. What it remembers is found by its own hidden states (lay
 that was fitted to {_PAIRS} messages of Remanence's package, and read one sentence at a time. Made by `remanence
 prepare`.
 
-It takes a memory for something that answers above a doubt of {prepared.doubt}. On the {prepared.asked} questions that
-this was chosen with, what answers was among what is read for {prepared.found:.0%} of those that a message answers.
-{prepared.answered:.0%} of these are told apart rightly, and {prepared.refused:.0%} of those that only seem to be
-answered. These are not held-out figures.
+A judge that was fitted to {prepared.asked} questions tells whether what is read answers; above a doubt of
+{prepared.doubt} it is taken for the answer. Of those of the questions that a message answers, it was among what is read
+for {prepared.found:.0%}, and taken for the answer for {prepared.answered:.0%}; of those that only seem to be answered
+{prepared.refused:.0%} got "I don't know." (by judges that were fitted to the other questions). The search was fitted to
+these messages, so these are not held-out figures.
 
 Load it with `MemoryModel.from_pretrained(FOLDER)` or `remanence chat --model FOLDER`. A search and a judge that are
 trained find and doubt better: `remanence train reading --search-only`, `remanence train judge`.
