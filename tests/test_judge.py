@@ -26,7 +26,6 @@ from remanence.core.prompts import UNKNOWN
 from remanence.core.spans import unfinished
 from remanence.errors import ConfigError
 from remanence.train import reading_run
-from remanence.train.fitting import Examples, Fitting, fit_and_measure, layers_of
 from remanence.train.judging import Collector, judge_run, kept, launch
 from remanence.train.preparing import memory_of_states
 from remanence.train.run import check_parent
@@ -268,28 +267,6 @@ def test_settings_that_cannot_be(wrong: dict[str, Any], tokenizer: Any) -> None:
     """Each is named."""
     with pytest.raises(ConfigError, match="judge_"):
         model_of(tokenizer, **(LOOKING | wrong))
-
-
-def test_layers() -> None:
-    """Three of the upper half, as far as there are so many."""
-    assert layers_of(30) == (15, 21, 27)
-    assert layers_of(2) == (1, 2) and layers_of(1) == (0, 1)
-
-
-def test_it_learns_what_the_states_tell() -> None:
-    """Where one direction of the states tells, and the reader's own word does not."""
-    generator = torch.Generator().manual_seed(0)
-    right = torch.rand(1200, generator=generator) < 0.2
-    states = torch.randn(1200, 2, 16, generator=generator)
-    states[:, 1, 3] += 3.0 * right
-    examples = Examples(
-        states.bfloat16(), torch.randn(1200, generator=generator), right, torch.arange(1200) // 4
-    )  # fmt: skip
-    judge, figures = fit_and_measure(examples, Fitting())
-    assert figures["questions"] == 30 and figures["auc"] > 0.9 > 0.6 > figures["auc_before"]
-    assert 0.8 < figures["first"] <= 1
-    again, _ = fit_and_measure(examples, Fitting())
-    assert all(torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
 
 
 SMALL = ["questions=24", "spans=3", "epochs=2", "hidden=4", "lessons.queue=3", "lessons.before=1", "lessons.asks=12"]

@@ -24,8 +24,9 @@ from remanence.core.prompts import UNKNOWN
 from remanence.core.search import Search
 from remanence.errors import ConfigError
 from remanence.facts.everyday import lines, messages
-from remanence.train import fitting, preparing
+from remanence.train import preparing
 from remanence.train.asking import INSTRUCTION
+from remanence.train.fitting import Examples
 from test_cli import run as command
 from test_reading import CHATML, chatty
 
@@ -158,40 +159,6 @@ def test_what_it_needs(changes: dict[str, Any]) -> None:
         MemoryConfig.verbatim(**{**STATES, **changes})
 
 
-# Logistic regression --------------------------------------------------------------------------------------------------
-
-
-def test_a_regression_finds_what_tells_two_kinds_apart() -> None:
-    """At the least of its loss, whose slope is nothing; the rarer kind counts as much as the other."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(300, 3, generator=generator)
-    right = x[:, 1] + 0.5 * torch.randn(300, generator=generator) > 1
-    weight, bias = fitting.logistic(x, right, 1e-2)
-    assert int(weight.abs().argmax()) == 1 and float(weight[1]) > 0
-    odds = (x @ weight + bias).sigmoid() - right.float()
-    counts = torch.where(right, 0.5 / right.sum(), 0.5 / (~right).sum())
-    assert float(((odds * counts) @ x + 2e-2 * weight).abs().max()) < 1e-4
-    assert float((odds * counts).sum().abs()) < 1e-4
-
-
-@settings(max_examples=20, deadline=None)
-@given(shift=st.floats(-5, 5), seed=st.integers(0, 2**16))
-def test_the_threshold_moves_with_the_scores(shift: float, seed: int) -> None:
-    """And lies between the two kinds."""
-    generator = torch.Generator().manual_seed(seed)
-    above = (torch.rand(20, generator=generator) + 3).tolist()
-    below = (torch.rand(30, generator=generator) - 3).tolist()
-    found = fitting.threshold(above, below)
-    moved = fitting.threshold([score + shift for score in above], [score + shift for score in below])
-    assert max(below) < found < min(above)
-    assert moved == pytest.approx(found + shift, abs=0.11)
-
-
-def test_scores_that_tell_nothing_refuse_nothing() -> None:
-    """Where those that answer score lower, no threshold would help."""
-    assert fitting.threshold([0.0, 0.1, 0.2], [5.0, 6.0, 7.0]) == 0.0
-
-
 # From a decoder to a folder -------------------------------------------------------------------------------------------
 
 
@@ -279,6 +246,30 @@ def test_it_tells_what_needs_a_memory(base: Path, few: None, monkeypatch: pytest
     assert ready.needs > 0.6
     found = ready.model.search([ready.model.new_memory()] * 2, [list(b"Where did I put my keys?"), list(b"hey")])
     assert all(len(one.scores) == 0 and not one.relevant for one in found)
+
+
+@torch.no_grad()
+def test_what_is_taken_for_an_answer_holds_it(tokenizer: Any) -> None:
+    """All its words, however it begins, as the search spells them."""
+    model = model_of(tokenizer)
+    words = model.retriever.words(torch.tensor(list(b"My dog is called Rex.")))
+    assert preparing._holds(model, "Rex", words) and preparing._holds(model, "dog", words)
+    assert not preparing._holds(model, "Zoe", words)
+
+
+def test_doubt_and_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six questions: four of them told, of which one is not found, and another does not come first."""
+    scores = [[5.0, 1.0], [6.0, 0.0], [4.0, 5.0], [-3.0, -4.0], [-5.0, -4.0], [-6.0, -2.0]]
+    right = [[1, 0], [1, 0], [1, 0], [0, 0], [0, 0], [0, 0]]
+    told = [True, True, True, True, False, False]
+    number = torch.arange(6).repeat_interleave(2)
+    seen = Examples(torch.zeros(12, 1, 4).bfloat16(), torch.zeros(12), torch.tensor(right).bool().flatten(), number)
+    asked = preparing._Asked(seen, torch.tensor(scores).flatten(), told)
+    monkeypatch.setattr(preparing, "odds_apart", lambda examples, fitting: torch.zeros(len(examples.right_E)))
+    doubt, found, answered, refused = preparing._doubt(asked, None)
+    assert -2 < doubt < 5 and (found, answered, refused) == (0.75, 0.5, 1.0)
+    assert preparing._doubt(asked, 5.9) == (5.9, 0.75, 0.25, 1.0)
+    assert preparing._doubt(asked, -5.0)[3] == 0.0
 
 
 def test_chat_says_how_a_model_is_made_ready(base: Path, tmp_path: Path) -> None:
