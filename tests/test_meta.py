@@ -200,19 +200,19 @@ def test_the_core_knows_no_disk() -> None:
 
 def test_transformers_stays_in_its_place() -> None:
     inside = {m for m in MODULES if any(i.startswith("transformers.") for i in imports(m))}
-    # cli/output.py, train/run.py: its log level; train/attention.py: the mask of the attention that it registers;
+    # environment.py: its log level; train/attention.py: the mask of the attention that it registers;
     # arena/pressed.py: what kvpress changes of it, and what is undone
     assert inside <= {
-        "core.cache", "core.attachment", "cli.output", "train.attention", "train.run", "arena.pressed",
+        "core.cache", "core.attachment", "environment", "train.attention", "arena.pressed",
     }  # fmt: skip
-    assert {i for i in imports("cli.output") if i.startswith("transformers")} <= {"transformers.utils"}
+    assert {i for i in imports("environment") if i.startswith("transformers")} <= {"transformers.utils"}
     users = {m for m in MODULES if "transformers" in third_parties(m)}
     # core/session.py, core/looking.py, core/spelling.py: a streamer and rules for Hugging Face's `generate`;
     # arena/minilm.py: an encoder
     rules = ("looking", "session", "spelling")
     may = {f"core.{name}" for name in ("cache", "attachment", "adapters", "decoder", "model", *rules)}
     assert {m for m in users if room(m) == "models"} <= {"models.pretrained", "models.decoders", "models.gguf"}
-    may |= {"cli.output", "arena.minilm", "arena.pressed"}
+    may |= {"environment", "arena.minilm", "arena.pressed"}
     assert {m for m in users if room(m) not in ("models", "train")} <= may
 
 

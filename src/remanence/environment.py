@@ -1,4 +1,4 @@
-"""What a process of ours asks of the libraries below PyTorch, which read it from environment variables."""
+"""What a process of ours asks of the libraries it uses: how much they keep, and how much they say."""
 
 from __future__ import annotations
 
@@ -16,3 +16,13 @@ def keep_little() -> None:
     """
     for name, number in _KEPT.items():
         os.environ.setdefault(name, number)
+
+
+def quieten() -> None:
+    """Hugging Face's libraries say errors only, and draw no progress bars."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    hub_logging.set_verbosity_error()  # it tells of every new try
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..environment import quieten
 from ..errors import ConfigError, StorageError
 from ..models.names import CHOICES
 
@@ -130,16 +131,6 @@ def load_model(name: str, **options: Any) -> MemoryModel:
 
         quieten()
         return MemoryModel.from_pretrained(name, **options)
-
-
-def quieten() -> None:
-    """Hugging Face's libraries say errors only, and draw no progress bars."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    hub_logging.set_verbosity_error()  # it tells of every new try
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def show_plan(name: str, as_json: bool) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from ..environment import quieten
 from ..errors import ConfigError
 from .convert import settings_of
-from .output import Json, bar, put, quieten, say
+from .output import Json, bar, put, say
 from .stopping import stoppable
 
 

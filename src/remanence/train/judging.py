@@ -31,6 +31,7 @@ from ..core.model import MemoryDecoder
 from ..core.prompts import UNKNOWN
 from ..core.search import Question
 from ..core.spans import Span
+from ..environment import quieten
 from ..errors import ConfigError
 from ..files import write_text, write_whole
 from .fitting import Examples, Fitting, fit_and_measure, layers_of
@@ -38,7 +39,7 @@ from .lessons import Lessons, read_material
 from .looks import sorted_out
 from .reading import ReadingTrainer
 from .reading_run import build, number_format, reading_run, saved_run
-from .run import check_parent, quieten, spawn, work
+from .run import check_parent, spawn, work
 from .settings import ReadingRun, changed
 from .turns import Past, Turn
 from .written import Bank, LessonSlots, pick_spans
@@ -317,10 +318,7 @@ def _collect(
 def main(arguments: list[str]) -> None:
     """One process of the run, as `spawn` starts it."""
     out, rank, world = Path(arguments[0]), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    try:
-        work(out, lambda: _collect(load_run(out), out, rank, world, "--quiet" in arguments))
-    except KeyboardInterrupt:  # the process that started this one says so
-        sys.exit(130)
+    work(out, lambda: _collect(load_run(out), out, rank, world, "--quiet" in arguments))
 
 
 if __name__ == "__main__":

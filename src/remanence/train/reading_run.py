@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..core.likeness import Likeness
 from ..core.search import Search
+from ..environment import quieten
 from ..errors import ConfigError
 from ..files import write_text
 from ..models import bases
@@ -29,7 +30,7 @@ from .card import card
 from .lessons import Lessons, read_material
 from .preparing import instructed, memory_for
 from .reading import ReadingTrainer, learning, steps_done
-from .run import begun, check_parent, lora_for, quieten, spawn, work
+from .run import begun, check_parent, lora_for, spawn, work
 from .settings import ReadingRun, changed
 
 T = TypeVar("T")
@@ -303,10 +304,7 @@ def write_model(run: ReadingRun, out: Path, trained: dict[str, Tensor]) -> None:
 def main(arguments: list[str]) -> None:
     """One process of the run, as `spawn` starts it."""
     out = Path(arguments[0])
-    try:
-        work(out, lambda: _train(load_run(out), out, "--quiet" in arguments))
-    except KeyboardInterrupt:  # the process that started this one says so
-        sys.exit(130)
+    work(out, lambda: _train(load_run(out), out, "--quiet" in arguments))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from peft import LoraConfig
 from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging
 
 from ..config import MemoryConfig
 from ..core.attachment import trained_positions
 from ..core.prompts import UNKNOWN
+from ..environment import quieten
 from ..errors import ConfigError, RemanenceError
 from ..files import write_text, write_together
 from ..models import bases, checkpoint
@@ -291,11 +291,6 @@ def check_parent() -> None:
         raise SystemExit("the process that started this one is gone")
 
 
-def quieten() -> None:
-    """Hugging Face's libraries draw no bars beside that of the run."""
-    logging.disable_progress_bar()
-
-
 def _train(run: Run, out: Path, quiet: bool) -> None:
     """One process of the run."""
     from rich.console import Console
@@ -370,6 +365,8 @@ def work(out: Path, train: Callable[[], object]) -> None:
     """Train as one of the processes that `spawn` started; what it refuses is left for that one to say."""
     try:
         train()
+    except KeyboardInterrupt:  # the process that started this one says so
+        sys.exit(130)
     except ConfigError as error:
         own = out / f"{_REFUSAL}-{os.environ['RANK']}"
         own.write_text(str(error), encoding="utf-8")
