@@ -18,6 +18,7 @@ from remanence.config import MemoryConfig
 from remanence.core.memory import Memory
 from remanence.core.quantise import decode, encode, row_bytes
 from remanence.core.retriever import block_scores, block_scores_of, rows_of
+from remanence.core.prompts import UNKNOWN
 from remanence.core.search import Search, word_scores
 from remanence.errors import ConfigError, IncompatibleMemory, InputError
 from test_hf import plain_logits
@@ -265,6 +266,11 @@ def test_what_the_base_is_shown_of_a_long_conversation(monkeypatch: pytest.Monke
     assert shown[1].startswith("Instructions;Yes;Said") and shown[1].endswith("Said 8;Told 8;Why?;")
     model.answer_alone("Why?", [("Instructions" * 9, "Yes"), *turns[1:]], keep=1, max_new_tokens=4)
     assert shown[2] == "Why?;"  # they alone do not fit
+    unknown = [("Where do I live?", UNKNOWN), ("Said", "Told"), ("Where do I work?", f" {UNKNOWN}\n")]
+    for keep in (0, 1):  # a base that reads these goes on saying so; the system's words are shown whatever they are
+        model.answer_alone("Why?", unknown, keep=keep, max_new_tokens=4)
+    assert shown[3] == "Said;Told;Why?;"
+    assert shown[4] == f"Where do I live?;{UNKNOWN};Said;Told;Why?;"
 
 
 @pytest.mark.parametrize("looks", [0, 3])

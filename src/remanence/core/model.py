@@ -477,12 +477,14 @@ class MemoryDecoder(Writer):
     ) -> Answer:
         """What the base answers by itself: its own chat template, no adapter, no memory.
 
+        It is not shown the turns that got "I don't know." of a memory: a small model would go on saying so.
+
         Args:
             question: any text.
             history, keep, max_new_tokens, options: as in `ask`.
         """
         room = self.config.window_tokens - max_new_tokens
-        turns = list(history)
+        turns = [turn for place, turn in enumerate(history) if place < keep or turn[1].strip() != UNKNOWN]
         while len(prompt := self.prompts.alone(turns, question)) > room and turns:
             turns.pop(keep if len(turns) > keep else 0)
         [made] = self.generate_alone([prompt], max_new_tokens=max_new_tokens, **options)
