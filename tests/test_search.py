@@ -16,9 +16,9 @@ from conftest import BOS, build_decoder, build_tokenizer, close, random_ids, ran
 from remanence import MemoryModel, MemoryStore
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory
+from remanence.core.prompts import UNKNOWN
 from remanence.core.quantise import decode, encode, row_bytes
 from remanence.core.retriever import block_scores, block_scores_of, rows_of
-from remanence.core.prompts import UNKNOWN
 from remanence.core.search import Search, word_scores
 from remanence.errors import ConfigError, IncompatibleMemory, InputError
 from test_hf import plain_logits
