@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from remanence import Answer, Memory, MemoryModel, MemoryStore, documents
 from remanence.cli import main, talk
-from remanence.core.session import Session
+from remanence.core.session import Session, Turn
 from remanence.errors import ConfigError, IncompatibleMemory
 
 FACT = "Marla Quist's favourite colour is teal."
@@ -427,7 +427,18 @@ def test_a_session_keeps_the_sources_of_each_turn(home: Path) -> None:
     first, second = session.turns
     assert first.kept and first.answer is not None and not first.answer.sources
     assert second.kept is None and second.answer is not None and second.answer.sources[0].text == FACT
-    assert session.history == [(FACT, first.answer.text), (QUESTION, "teal")]
+    assert session.history == []  # both were answered from memory
+
+
+def test_the_base_sees_what_it_answered_itself() -> None:
+    """And not what was answered from memory, nor what had no answer; of all that the last turns."""
+    model = MemoryModel.from_pretrained("builtin")
+    session = Session(model, model.new_memory())
+    base, memory = (Answer(text, [], 0.0, [], [], recalled=text != "Hello.") for text in ("Hello.", "teal"))
+    session.turns = [Turn("Hi!", base), Turn("Which colour?", memory), Turn("x" * 999, None), Turn("Well.", base)]
+    assert session.history == [("Hi!", "Hello."), ("Well.", "Hello.")]
+    session.turns *= 9
+    assert session.history == [("Hi!", "Hello."), ("Well.", "Hello.")] * 4
 
 
 def test_stats_and_save_in_chat(home: Path, tmp_path: Path) -> None:

@@ -36,13 +36,14 @@ from remanence.core.model import Answer
 from remanence.core.writes import Limits as MemoryLimits
 from remanence.errors import ConfigError, InputError, MemoryBusy, UnknownMemory
 from remanence.serve import engine as engine_module
+from remanence.serve import talk
 from remanence.serve.api import create_app
 from remanence.serve.bodies import Message, conversation
 from remanence.serve.engine import Asked, Engine, Full, Stopping, TimeUp
 from remanence.serve.keys import FILE, Keys
 from remanence.serve.limits import Limits, Rates
 from remanence.serve.people import People
-from remanence.serve.talk import Turn, _shown
+from remanence.serve.talk import Recalled, Turn, _shown
 from test_search import model_of
 
 FACT = "Marla Quist's favourite colour is teal."
@@ -222,6 +223,33 @@ def test_what_of_a_conversation_is_shown() -> None:
     assert _shown("Be brief.", turns, 50) == ([("Be brief.", "All right."), turns[-1]], 1)
     assert _shown("Be brief. " * 100, turns, 50) == (turns[-2:], 0)
     assert _shown("", [], 50) == ([], 0)
+
+
+def test_the_base_is_not_shown_what_a_memory_answered(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the turns that a client sends again; somebody else's same words are, and so is what nobody answered here."""
+    server, given = serve(), list[dict[str, Any]]()
+    add = server.engine._batch.add
+    monkeypatch.setattr(server.engine._batch, "add", lambda *a, **k: (given.append(k), add(*a, **k))[1])
+    client = server.openai()
+    say(client, "ada", FACT)
+    colour = say(client, "ada", QUESTION).choices[0].message.content
+    before = [("Hi!", "Hello."), (QUESTION, colour), (QUESTION, "blue")]
+    for user in ("ada", "bob"):
+        say(client, user, *(text for turn in before for text in turn), QUESTION)
+    assert [one["history"] for one in given[-2:]] == [[before[0], before[2]], before]
+
+
+def test_what_memories_answered_is_known_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of so many turns, by person, white space around them apart; by nobody who reads it."""
+    monkeypatch.setattr(talk, "_RECALLED", 2)
+    recalled, turns = Recalled(), [(f"Who is {i}?", f"Ada {i}") for i in range(3)]
+    for said, answer in turns:
+        recalled.add("ada", said, answer)
+    assert recalled.others("ada", turns) == turns[:1] and recalled.others("bob", turns) == turns
+    assert recalled.others("ada", [("Who is 2? ", "Ada 2\n")]) == []
+    assert b"Ada" not in b"".join(recalled._turns) and Recalled()._mark("a") != recalled._mark("a")
 
 
 def test_the_system_is_heard_in_a_long_conversation(

@@ -40,9 +40,10 @@ class Session:
     A turn is first answered, from memory and from the text that waits in the window, and then remembered unless it
     ends with a question mark; so a turn never reads itself. Only the user's words are remembered, not the model's.
     What is remembered waits in the window word for word, and slides out of it into the memory as more is said.
-    `say` does both; whoever saves in between, or locks, calls `reply` and `keep`. The turns of this session are also
-    what the base sees when it answers by itself (`MemoryConfig.base_answers`), so that a conversation goes on.
-    Several sessions may share a memory.
+    `say` does both; whoever saves in between, or locks, calls `reply` and `keep`. The turns of this session that the
+    base answered by itself are also what it sees when it does so again (`MemoryConfig.base_answers`), so that a
+    conversation goes on. It does not see what was answered from memory: a small model would go on saying that. Several
+    sessions may share a memory.
 
     Args:
         model: answers and writes.
@@ -75,7 +76,8 @@ class Session:
     @property
     def history(self) -> list[tuple[str, str]]:
         """The last turns as `MemoryDecoder.ask` takes them."""
-        said = [(turn.said, turn.answer.text) for turn in self.turns if turn.answer is not None]
+        answered = ((turn.said, turn.answer) for turn in self.turns)
+        said = [(said, answer.text) for said, answer in answered if answer is not None and not answer.recalled]
         return said[-TURNS:]
 
     def say(self, text: str, *, max_new_tokens: int = 32, **options: Any) -> Iterator[str]:

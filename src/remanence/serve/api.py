@@ -62,7 +62,7 @@ from .keys import Key, Keys
 from .limits import Limits, Rates, bounded, only_this_machine
 from .metrics import Metrics, Traffic
 from .people import People, Taken
-from .talk import Turn, held_back, number, recall
+from .talk import Recalled, Turn, held_back, number, recall
 
 T = TypeVar("T")
 log = logging.getLogger("remanence.serve")
@@ -317,7 +317,7 @@ def create_app(
     bounds = limits or Limits()
     people.computer, people.patience_s = engine, max(people.patience_s, bounds.seconds)
     metrics = Metrics(engine, people)
-    pool = ThreadPoolExecutor(bounds.places + _MORE, "memories")
+    recalled, pool = Recalled(), ThreadPoolExecutor(bounds.places + _MORE, "memories")
     uploading = asyncio.Semaphore(_UPLOADS)
     model = people.model.name
     log.debug("serving %s", people.model.fingerprint)  # which is computed now, not in several threads at once
@@ -410,6 +410,7 @@ def create_app(
             pool,
             name,
             history,
+            recalled,
             said,
             system=system,
             most=most,

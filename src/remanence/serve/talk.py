@@ -7,7 +7,11 @@ mark. What is remembered is on the disk before the turn ends.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import math
+import os
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -25,10 +29,35 @@ if TYPE_CHECKING:
     from .people import Held, People, Written
 
 T = TypeVar("T")
+_RECALLED = 10_000  # turns of all people of which it is known that a memory answered them
 _LETTERS_A_TOKEN = 8  # of history, about: more is not worth counting tokens of
 _DONE: Future[None] = Future()
 _DONE.set_result(None)
 NOT_BY_TALKING = "Nothing was forgotten: that is not done by talking. Ask for it where your memories are shown."
+
+
+class Recalled:
+    """The turns of late that were answered from a memory, which the base is not shown (`core.session.Session`).
+
+    A client sends all turns again each time, and does not say which these are. Nothing can be read from what is kept.
+    """
+
+    def __init__(self) -> None:
+        self._key, self._turns = os.urandom(16), OrderedDict[bytes, None]()
+
+    def add(self, name: str, said: str, answer: str) -> None:
+        """A turn of somebody's was answered from the memory of that name."""
+        self._turns[self._mark(name, said, answer)] = None
+        if len(self._turns) > _RECALLED:
+            self._turns.popitem(last=False)
+
+    def others(self, name: str, history: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The turns of a conversation that were not."""
+        return [(said, answer) for said, answer in history if self._mark(name, said, answer) not in self._turns]
+
+    def _mark(self, *parts: str) -> bytes:
+        told = json.dumps([part.strip() for part in parts]).encode()
+        return hashlib.blake2b(told, digest_size=16, key=self._key).digest()
 
 
 class Turn:
@@ -39,6 +68,7 @@ class Turn:
         pool: threads for what waits for a memory, the disk or the model.
         name: of the memory; one that does not exist begins empty.
         history: earlier turns, oldest first.
+        recalled: which of them were answered from a memory. This one is added.
         system: what the system said. It is shown like a turn before the others, and left out after them.
         said: what the user says.
         most: tokens of the answer; what suits the model, if None.
@@ -59,6 +89,7 @@ class Turn:
         pool: Executor,
         name: str,
         history: Sequence[tuple[str, str]],
+        recalled: Recalled,
         said: str,
         *,
         system: str = "",
@@ -76,7 +107,8 @@ class Turn:
         window = people.model.config.window_tokens
         usual = LONG if people.model.config.base_answers else SHORT
         self._most = max(1, min(most or usual, limit, window // 2))
-        self._history, self._keep = _shown(system, history, _LETTERS_A_TOKEN * window)
+        self._recalled = recalled
+        self._history, self._keep = _shown(system, recalled.others(name, history), _LETTERS_A_TOKEN * window)
         self._came: asyncio.Queue[str | Answer | BaseException] = asyncio.Queue()
         self._held: Held | None = None
         self._asked: Asked | None = None
@@ -163,6 +195,8 @@ class Turn:
         if self.answer is not None:
             ids, ends = self.answer.ids, self.people.model.ends()
             self.cut = not stopped and len(ids) >= self._most and ids[-1] not in ends
+            if self.answer.recalled:
+                self._recalled.add(self.name, self.said, self.text)
 
     async def keep(self) -> None:
         """Remember what was said, unless it only asks. It is on the disk when this returns."""
