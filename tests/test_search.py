@@ -16,7 +16,7 @@ from conftest import BOS, build_decoder, build_tokenizer, close, random_ids, ran
 from remanence import MemoryModel, MemoryStore
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory
-from remanence.core.prompts import UNKNOWN
+from remanence.core.prompts import UNKNOWN, worth_showing
 from remanence.core.quantise import decode, encode, row_bytes
 from remanence.core.retriever import block_scores, block_scores_of, rows_of
 from remanence.core.search import Search, word_scores
@@ -266,11 +266,32 @@ def test_what_the_base_is_shown_of_a_long_conversation(monkeypatch: pytest.Monke
     assert shown[1].startswith("Instructions;Yes;Said") and shown[1].endswith("Said 8;Told 8;Why?;")
     model.answer_alone("Why?", [("Instructions" * 9, "Yes"), *turns[1:]], keep=1, max_new_tokens=4)
     assert shown[2] == "Why?;"  # they alone do not fit
-    unknown = [("Where do I live?", UNKNOWN), ("Said", "Told"), ("Where do I work?", f" {UNKNOWN}\n")]
-    for keep in (0, 1):  # a base that reads these goes on saying so; the system's words are shown whatever they are
-        model.answer_alone("Why?", unknown, keep=keep, max_new_tokens=4)
+    model.answer_alone("Why?", [("Where do I live?", UNKNOWN), ("Said", "Told")], max_new_tokens=4)
     assert shown[3] == "Said;Told;Why?;"
-    assert shown[4] == f"Where do I live?;{UNKNOWN};Said;Told;Why?;"
+
+
+RUNS = ("One two three four five six seven.", "A b c d e f g.", "It is a long way to go, my friend.")
+
+
+def test_turns_that_a_base_would_repeat_are_not_shown() -> None:
+    """I-don't-knows, replies that were given, and those that turn in a circle; but all that are to be kept."""
+    plain = [("a", RUNS[0]), ("b", RUNS[1]), ("c", "Rex"), ("d", "")]
+    assert worth_showing(plain) == plain
+    again = [("e", RUNS[0]), ("f", "rex!"), ("g", f" {UNKNOWN}\n"), ("h", "It is, it is, it is, it is, it is.")]
+    assert worth_showing([*plain, *again]) == plain
+    assert worth_showing(again * 2, keep=4) == [*again, *again[:2]]
+    late = ("i", RUNS[2] + " " + "One two three four.")  # one of eight runs of words was said: it stays
+    assert worth_showing([*plain, late]) == [*plain, late]
+
+
+@given(history=st.lists(st.tuples(st.text(max_size=4), st.sampled_from([*RUNS, "", "Rex", UNKNOWN]))))
+def test_what_is_shown_is_shown_once_and_in_order(history: list[tuple[str, str]]) -> None:
+    """And it is what would be shown of itself."""
+    shown = worth_showing(history)
+    assert worth_showing(shown) == shown
+    rest = iter(history)
+    assert all(turn in rest for turn in shown)
+    assert len({reply for _, reply in shown}) == len(shown) and UNKNOWN not in {reply for _, reply in shown}
 
 
 @pytest.mark.parametrize("looks", [0, 3])

@@ -24,7 +24,7 @@ from .cache import MemoryCache
 from .coarse import searched
 from .looking import Begun, Looked, SpanSlots, Verdict, candidates, look
 from .memory import Memory
-from .prompts import UNKNOWN
+from .prompts import UNKNOWN, worth_showing
 from .read import ReadSlots, Source, waiting
 from .search import Found, Question, Search
 from .spans import Span, pairs, text_of
@@ -477,14 +477,14 @@ class MemoryDecoder(Writer):
     ) -> Answer:
         """What the base answers by itself: its own chat template, no adapter, no memory.
 
-        It is not shown the turns that got "I don't know." of a memory: a small model would go on saying so.
+        It is shown the turns that are worth it (`prompts.worth_showing`).
 
         Args:
             question: any text.
             history, keep, max_new_tokens, options: as in `ask`.
         """
         room = self.config.window_tokens - max_new_tokens
-        turns = [turn for place, turn in enumerate(history) if place < keep or turn[1].strip() != UNKNOWN]
+        turns = worth_showing(history, keep)
         while len(prompt := self.prompts.alone(turns, question)) > room and turns:
             turns.pop(keep if len(turns) > keep else 0)
         [made] = self.generate_alone([prompt], max_new_tokens=max_new_tokens, **options)

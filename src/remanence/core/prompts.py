@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,30 @@ from ..errors import InputError
 
 UNKNOWN = "I don't know."  # what a reader says that finds nothing
 SHORT, LONG = 32, 192  # most tokens of an answer, if nothing is said: from memory; of a base that talks
+
+_RUN, _REPEATED = 4, 0.2  # words in a row that count as said before; which share of them a reply may have
+
+
+def worth_showing(history: Sequence[tuple[str, str]], keep: int = 0) -> list[tuple[str, str]]:
+    """The turns of a conversation without those after which a small model only repeats itself.
+
+    These are turns that got "I don't know.", and those whose reply says again what it or an earlier reply that is shown
+    has said: more than a fifth of its runs of four words.
+
+    Args:
+        history: what was said, and the reply; oldest first.
+        keep: so many of the first turns stay, whatever they are.
+    """
+    shown, before = list(history[:keep]), set[tuple[str, ...]]()
+    for said, reply in history[keep:]:
+        words = re.findall(r"\w+", reply.lower())
+        runs = [tuple(words[i : i + _RUN]) for i in range(max(1, len(words) - _RUN + 1))]
+        fresh = set(runs) - before
+        if reply.strip() == UNKNOWN or len(fresh) < (1 - _REPEATED) * len(runs):
+            continue
+        before |= fresh
+        shown.append((said, reply))
+    return shown
 
 
 class Prompts:

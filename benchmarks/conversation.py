@@ -1,0 +1,98 @@
+"""What a conversation does to the base's answers to general questions: `python benchmarks/conversation.py`.
+
+Facts are told to `Session` and asked for, and general questions come in between, in three conversations. Each general
+question is also asked without any conversation, and behind all of the last turns; all three in one run. Counted are the
+answers that have a word of the right one, and those that begin as an earlier reply did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from remanence import MemoryModel
+from remanence.core.prompts import LONG
+from remanence.core.session import TURNS, Session
+
+_GENERAL = [
+    ("What's the capital of Portugal?", "lisbon"), ("How many legs does a spider have?", "8 eight"),
+    ("Who wrote Hamlet?", "shakespeare bard"), ("What is the boiling point of water?", "100 212"),
+    ("Who painted the Mona Lisa?", "leonardo vinci"), ("What is the currency of Japan?", "yen"),
+    ("What is the capital of Peru?", "lima"), ("Where is the Eiffel Tower?", "paris"),
+    ("What is the tallest mountain on Earth?", "everest"), ("Who invented the telephone?", "bell"),
+    ("Which language do people in Brazil speak?", "portuguese"), ("Which gas do plants take in?", "dioxide co2"),
+]  # fmt: skip
+_TALKS = [
+    [
+        "My car is parked on level 3 of the Rialto garage.", "Groceries: oat milk, leeks, 2 lemons, rye bread",
+        "my sister's email is lena.hofer@posteo.at btw", "What is my sister's email?", "I'm allergic to penicillin.",
+        "Which level is my car on?", "Who is my dentist?", "Bob says he'll be here at 6pm", "thanks!",
+    ],
+    [
+        "Hi! I'm Marisol, I moved to Ghent last autumn to work at the botanical garden.", "Where do I work?",
+        "My knee surgery is scheduled for the 9th of January.", "When is my operation?", "What is my husband's name?",
+        "The landlord wants the rent before the 5th of each month, it's 870 euros.", "How high is my rent?",
+        "I keep my passport in the biscuit tin above the fridge.", "Where is my passport?",
+    ],
+    [
+        "hey, how are you?", "I run a small bakery in Leith with my brother Angus.", "What's my brother's name?",
+        "The oven engineer is coming on Thursday at 7 in the morning.", "When does the oven engineer come?",
+        "Who is my landlord?", "I broke my left wrist skiing in Glencoe.", "Where did I break my wrist?",
+        "I think I'll call the cat Crumpet.",
+    ],
+]  # fmt: skip
+_BEGIN = 12  # letters by which an answer is said to begin as another
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--tokens", type=int, default=24, help="of an answer to a general question")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    model = MemoryModel.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
+    right, echoes, asked = Counter[str](), Counter[str](), 0
+    for talk in _TALKS:
+        session, general = Session(model, model.new_memory()), iter(_GENERAL)
+        for number, line in enumerate(talk):
+            for _ in session.say(line, max_new_tokens=LONG):
+                pass
+            if number < 2:
+                continue
+            replies = [turn.answer.text.strip().lower() for turn in session.turns if turn.answer is not None]
+            said = [(turn.said, turn.answer.text) for turn in session.turns if turn.answer is not None][-TURNS:]
+            for question, words in (next(general, _GENERAL[0]), next(general, _GENERAL[1])):
+                asked += 1
+                prompts = {
+                    "no conversation": model.answer_alone(question, max_new_tokens=arguments.tokens).text,
+                    "all of the last turns": model.said(
+                        model.generate_alone([model.prompts.alone(said, question)], max_new_tokens=arguments.tokens)[0]
+                    ),
+                    "as the base is shown them": model.answer_alone(
+                        question, session.history, max_new_tokens=arguments.tokens
+                    ).text,
+                }
+                for name, answer in prompts.items():
+                    answer = answer.strip().lower()
+                    right[name] += any(word in answer for word in words.split())
+                    echoes[name] += any(answer.startswith(reply[:_BEGIN]) for reply in replies if reply)
+    result = {name: {"right": right[name], "as an earlier reply": echoes[name]} for name in right}
+    if arguments.json:
+        print(json.dumps({"asked": asked} | result))
+        return
+    table = Table(title=f"{asked} general questions behind 3 to 9 turns")
+    for column in ("shown", "right", "begin as an earlier reply"):
+        table.add_column(column)
+    for name in right:
+        table.add_row(name, str(right[name]), str(echoes[name]))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
