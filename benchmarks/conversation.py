@@ -1,21 +1,26 @@
 """What a conversation does to the base's answers to general questions: `python benchmarks/conversation.py`.
 
-Facts are told to `Session` and asked for, and general questions come in between, in three conversations. Each general
-question is also asked without any conversation, and behind all of the last turns; all three in one run. Counted are the
-answers that have a word of the right one, and those that begin as an earlier reply did.
+Three conversations are held with `Session`, in which facts are told and asked for. After each turn from the third on,
+two general questions are asked beside the conversation. All of it is done twice in one run: once the base is shown all
+of the last turns, once those that `Session` and `worth_showing` leave. Each question is also asked without any
+conversation. Counted are the answers that have a word of the right one, and those that begin as an earlier reply did.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from remanence import MemoryModel
+from remanence.core import model as module
 from remanence.core.prompts import LONG
 from remanence.core.session import TURNS, Session
 
@@ -28,10 +33,12 @@ _GENERAL = [
     ("Which language do people in Brazil speak?", "portuguese"), ("Which gas do plants take in?", "dioxide co2"),
 ]  # fmt: skip
 _TALKS = [
-    [
-        "My car is parked on level 3 of the Rialto garage.", "Groceries: oat milk, leeks, 2 lemons, rye bread",
+    [  # the one in which the fault was seen
+        "My car is parked on level 3 of the Rialto garage.", "Actually I moved the car, it's on level 5 now.",
+        "What level is my car on?", "Groceries: oat milk, leeks, 2 lemons, rye bread", "What was on my grocery list?",
         "my sister's email is lena.hofer@posteo.at btw", "What is my sister's email?", "I'm allergic to penicillin.",
-        "Which level is my car on?", "Who is my dentist?", "Bob says he'll be here at 6pm", "thanks!",
+        "What am I allergic to?", "Tell me a joke.", "thanks!", "Bob says he'll be here at 6pm", "Who is Bob?",
+        "Remember that the wifi password is hunter2-Kestrel.",
     ],
     [
         "Hi! I'm Marisol, I moved to Ghent last autumn to work at the botanical garden.", "Where do I work?",
@@ -46,7 +53,28 @@ _TALKS = [
         "I think I'll call the cat Crumpet.",
     ],
 ]  # fmt: skip
-_BEGIN = 12  # letters by which an answer is said to begin as another
+_BEGIN = 20  # letters by which an answer is said to begin as another
+
+
+class Whole(Session):
+    """A session whose base is shown all of the last turns."""
+
+    @property
+    def history(self) -> list[tuple[str, str]]:
+        """The last turns, whoever answered them."""
+        return [(turn.said, turn.answer.text) for turn in self.turns if turn.answer is not None][-TURNS:]
+
+
+@contextmanager
+def shown(everything: bool) -> Iterator[type[Session]]:
+    """Sessions whose base is shown all of the last turns, or those that are worth it."""
+    before = module.worth_showing
+    if everything:
+        module.worth_showing = lambda history, keep=0: list(history)
+    try:
+        yield Whole if everything else Session
+    finally:
+        module.worth_showing = before
 
 
 def main() -> None:
@@ -58,35 +86,30 @@ def main() -> None:
     arguments = parser.parse_args()
     model = MemoryModel.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
     right, echoes, asked = Counter[str](), Counter[str](), 0
-    for talk in _TALKS:
-        session, general = Session(model, model.new_memory()), iter(_GENERAL)
-        for number, line in enumerate(talk):
-            for _ in session.say(line, max_new_tokens=LONG):
-                pass
-            if number < 2:
-                continue
-            replies = [turn.answer.text.strip().lower() for turn in session.turns if turn.answer is not None]
-            said = [(turn.said, turn.answer.text) for turn in session.turns if turn.answer is not None][-TURNS:]
-            for question, words in (next(general, _GENERAL[0]), next(general, _GENERAL[1])):
-                asked += 1
-                prompts = {
-                    "no conversation": model.answer_alone(question, max_new_tokens=arguments.tokens).text,
-                    "all of the last turns": model.said(
-                        model.generate_alone([model.prompts.alone(said, question)], max_new_tokens=arguments.tokens)[0]
-                    ),
-                    "as the base is shown them": model.answer_alone(
-                        question, session.history, max_new_tokens=arguments.tokens
-                    ).text,
-                }
-                for name, answer in prompts.items():
-                    answer = answer.strip().lower()
-                    right[name] += any(word in answer for word in words.split())
-                    echoes[name] += any(answer.startswith(reply[:_BEGIN]) for reply in replies if reply)
+
+    def ask(name: str, question: str, words: str, history: list[tuple[str, str]], replies: list[str]) -> None:
+        answer = model.answer_alone(question, history, max_new_tokens=arguments.tokens).text.strip().lower()
+        right[name] += any(word in answer for word in words.split())
+        echoes[name] += any(answer.startswith(reply[:_BEGIN]) for reply in replies if reply)
+
+    for everything, name in ((True, "all of the last turns"), (False, "what is worth showing")):
+        with shown(everything) as kind:
+            for talk in _TALKS:
+                session, general = kind(model, model.new_memory()), itertools.cycle(_GENERAL)
+                for number, line in enumerate(talk):
+                    for _ in session.say(line, max_new_tokens=LONG):
+                        pass
+                    replies = [turn.answer.text.strip().lower() for turn in session.turns if turn.answer is not None]
+                    for question, words in itertools.islice(general, 2 if number > 1 else 0):
+                        ask(name, question, words, session.history, replies)
+                        if everything:
+                            asked += 1
+                            ask("no conversation", question, words, [], [])
     result = {name: {"right": right[name], "as an earlier reply": echoes[name]} for name in right}
     if arguments.json:
         print(json.dumps({"asked": asked} | result))
         return
-    table = Table(title=f"{asked} general questions behind 3 to 9 turns")
+    table = Table(title=f"{asked} general questions behind 3 to 14 turns")
     for column in ("shown", "right", "begin as an earlier reply"):
         table.add_column(column)
     for name in right:
