@@ -84,5 +84,6 @@ def test_the_threshold_moves_with_the_scores(shift: float, seed: int) -> None:
 
 
 def test_scores_that_tell_nothing_refuse_nothing() -> None:
-    """Where those that answer score lower, no threshold would help."""
+    """Where those that answer score lower, no threshold would help; nor is there one where one kind is missing."""
+    assert threshold([1.0, 2.0], []) == 1.0 and threshold([], [3.0, 2.0]) == 2.0
     assert threshold([0.0, 0.1, 0.2], [5.0, 6.0, 7.0]) == 0.0

@@ -88,7 +88,7 @@ def fit(examples: Examples, fitting: Fitting, learnt: Collection[int] | None = N
     judge = Judge(states.shape[2], states.shape[1], fitting.hidden)
     features, right, rows = Judge.features(list(states.unbind(1))), examples.right_E.float(), examples.rows()
     learnt = list(rows if learnt is None else learnt)
-    steps = fitting.epochs * math.ceil(len(learnt) / _AT_ONCE)
+    steps = max(1, fitting.epochs * math.ceil(len(learnt) / _AT_ONCE))
     optimizer = torch.optim.AdamW(judge.parameters(), lr=fitting.lr, weight_decay=fitting.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     rng = random.Random(fitting.seed)
@@ -172,6 +172,8 @@ def logistic(features_nF: Tensor, right_n: Tensor, decay: float) -> tuple[Tensor
 def threshold(above: Sequence[float], below: Sequence[float]) -> float:
     """The score, to one place, at which either is as likely: those that should lie above it, and those below."""
     scores = torch.tensor([*above, *below])
+    if not (above and below):
+        return round(float(scores.min()), 1)
     weight, bias = logistic(scores[:, None], torch.arange(len(scores)) < len(above), _DECAY_OF_THRESHOLD)
     if float(weight[0]) <= 0:  # they are not told apart by it; nothing is refused then
         return round(float(scores.min()), 1)

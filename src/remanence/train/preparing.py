@@ -151,7 +151,8 @@ def prepare(
         show: called with what is done, and which share of it.
 
     Raises:
-        ConfigError: no such model; one that has memory weights already; or settings that do not fit.
+        ConfigError: no such model; one that has memory weights already; settings that do not fit; or no room for a
+            question.
     """
     if saved_settings(model) is not None:
         raise ConfigError(f"{model} has memory weights already; it can be used as it is.")
@@ -353,6 +354,8 @@ def _ask(model: MemoryModel, rng: random.Random, show: Callable[[float], None]) 
             scores += alone.scores
             told.append(answers)
             show(done / (2 * _EACH * _WRITERS))
+    if not read:
+        raise ConfigError(f"a window of {model.config.window_tokens} tokens has no room for a question.")
     parts = [torch.cat([getattr(one, name) for one in read]) for name in Examples.__dataclass_fields__]
     return _Asked(Examples(*parts), torch.tensor(scores), told)
 
