@@ -286,6 +286,6 @@ def test_misuse_is_one_line(base: Path, few: None, tmp_path: Path) -> None:
     assert ready.returncode == 2 and "has memory weights already" in ready.stderr
     other = command("unused", "prepare", str(base), str(tmp_path / "x"), "--set", "retriever=trained")
     assert other.returncode == 2 and "retriever is not for you to choose" in other.stderr
-    small = command("unused", "prepare", str(base), str(tmp_path / "x"), "--set", "window_tokens=40")
-    assert small.returncode == 2 and "40 tokens has no room for a question" in small.stderr
+    small = command("unused", "prepare", str(base), str(tmp_path / "x"), "--set", "window_tokens=65")
+    assert small.returncode == 2 and "65 tokens has no room for a question" in small.stderr
     assert not (tmp_path / "x").exists() and lines("general")
