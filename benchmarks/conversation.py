@@ -4,6 +4,7 @@ Three conversations are held with `Session`, in which facts are told and asked f
 two general questions are asked beside the conversation. All of it is done twice in one run: once the base is shown all
 of the last turns, once those that `Session` and `worth_showing` leave. Each question is also asked without any
 conversation. Counted are the answers that have a word of the right one, and those that begin as an earlier reply did.
+Last, how many of the questions get "I don't know." of the base behind three turns that got it of a memory.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from remanence import MemoryModel
 from remanence.core import model as module
-from remanence.core.prompts import LONG
+from remanence.core.prompts import LONG, UNKNOWN
 from remanence.core.session import TURNS, Session
 
 _GENERAL = [
@@ -53,6 +54,7 @@ _TALKS = [
         "I think I'll call the cat Crumpet.",
     ],
 ]  # fmt: skip
+_NEVER_TOLD = ["What is my husband's name?", "Where do I work?", "Who operates on my knee?"]
 _BEGIN = 20  # letters by which an answer is said to begin as another
 
 
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     model = MemoryModel.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
-    right, echoes, asked = Counter[str](), Counter[str](), 0
+    right, echoes, unknown, asked = Counter[str](), Counter[str](), Counter[str](), 0
 
     def ask(name: str, question: str, words: str, history: list[tuple[str, str]], replies: list[str]) -> None:
         answer = model.answer_alone(question, history, max_new_tokens=arguments.tokens).text.strip().lower()
@@ -94,6 +96,9 @@ def main() -> None:
 
     for everything, name in ((True, "all of the last turns"), (False, "what is worth showing")):
         with shown(everything) as kind:
+            before = [(question, UNKNOWN) for question in _NEVER_TOLD]
+            for question, _ in _GENERAL:
+                unknown[name] += UNKNOWN in model.answer_alone(question, before, max_new_tokens=8).text
             for talk in _TALKS:
                 session, general = kind(model, model.new_memory()), itertools.cycle(_GENERAL)
                 for number, line in enumerate(talk):
@@ -105,15 +110,17 @@ def main() -> None:
                         if everything:
                             asked += 1
                             ask("no conversation", question, words, [], [])
-    result = {name: {"right": right[name], "as an earlier reply": echoes[name]} for name in right}
+    result = {
+        name: {"right": right[name], "as an earlier reply": echoes[name], UNKNOWN: unknown.get(name)} for name in right
+    }
     if arguments.json:
         print(json.dumps({"asked": asked} | result))
         return
     table = Table(title=f"{asked} general questions behind 3 to 14 turns")
-    for column in ("shown", "right", "begin as an earlier reply"):
+    for column in ("shown", "right", "begin as an earlier reply", f"{UNKNOWN} (of {len(_GENERAL)})"):
         table.add_column(column)
     for name in right:
-        table.add_row(name, str(right[name]), str(echoes[name]))
+        table.add_row(name, str(right[name]), str(echoes[name]), str(unknown.get(name, "-")))
     Console().print(table)
 
 
