@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -60,20 +61,29 @@ class Examples:
         """Of questions."""
         return int(self.question_E.max()) + 1
 
+    @cached_property
     def rows(self) -> dict[int, Tensor]:
         """The examples of each question, by its number."""
         return {int(number): (self.question_E == number).nonzero()[:, 0] for number in self.question_E.unique()}
 
+    @cached_property
+    def features(self) -> Tensor:
+        """What a judge sees, float32 [E, J * D]."""
+        return Judge.features(list(self.states_EJD.unbind(1)))
+
+    @classmethod
+    def together(cls, some: Sequence[Examples]) -> Examples:
+        """One after the other, with the numbers that the questions have."""
+        return cls(*(torch.cat([getattr(one, field.name) for one in some]) for field in fields(cls)))
+
     @classmethod
     def joined(cls, some: Sequence[Examples]) -> Examples:
         """One after the other; questions are numbered on."""
-        begins, begin = [], 0
+        numbered, begin = list[Examples](), 0
         for one in some:
-            begins.append(one.question_E + begin)
+            numbered.append(replace(one, question_E=one.question_E + begin))
             begin += one.count
-        parts = zip(*((one.states_EJD, one.says_E, one.right_E) for one in some), strict=True)
-        states, says, right = (torch.cat(part) for part in parts)
-        return cls(states, says, right, torch.cat(begins))
+        return cls.together(numbered)
 
 
 def layers_of(layers: int) -> tuple[int, ...]:
@@ -84,9 +94,9 @@ def layers_of(layers: int) -> tuple[int, ...]:
 def fit(examples: Examples, fitting: Fitting, learnt: Collection[int] | None = None) -> Judge:
     """A judge in float32, fitted to the questions `learnt`, by number; None is all of them."""
     torch.manual_seed(fitting.seed)
-    states = examples.states_EJD
-    judge = Judge(states.shape[2], states.shape[1], fitting.hidden)
-    features, right, rows = Judge.features(list(states.unbind(1))), examples.right_E.float(), examples.rows()
+    _, layers, width = examples.states_EJD.shape
+    judge = Judge(width, layers, fitting.hidden)
+    features, right, rows = examples.features, examples.right_E.float(), examples.rows
     learnt = list(rows if learnt is None else learnt)
     steps = max(1, fitting.epochs * math.ceil(len(learnt) / _AT_ONCE))
     optimizer = torch.optim.AdamW(judge.parameters(), lr=fitting.lr, weight_decay=fitting.weight_decay)
@@ -118,10 +128,10 @@ def fit_and_measure(examples: Examples, fitting: Fitting) -> tuple[Judge, dict[s
         above one that does not, by the judge and by the reader's own word, "first": how often the best span of a
         question that was told answers it}. None where there were too few to tell.
     """
-    rows, right, questions = examples.rows(), examples.right_E, examples.question_E
+    rows, right, questions = examples.rows, examples.right_E, examples.question_E
     learnt = [number for number in rows if number % _HELD]
     judge = fit(examples, fitting, learnt)
-    odds, held = judge(Judge.features(list(examples.states_EJD.unbind(1)))), questions % _HELD == 0
+    odds, held = judge(examples.features), questions % _HELD == 0
     answered = [own for number, own in rows.items() if not number % _HELD and right[own].any()]
     first = [bool(right[own[odds[own].argmax()]]) for own in answered]
     return judge, {
@@ -134,12 +144,11 @@ def fit_and_measure(examples: Examples, fitting: Fitting) -> tuple[Judge, dict[s
 
 def odds_apart(examples: Examples, fitting: Fitting) -> Tensor:
     """What judges say that were not fitted to the question, a fifth of all questions at a time [E]."""
-    rows, odds = examples.rows(), torch.zeros(len(examples.right_E))
-    features = Judge.features(list(examples.states_EJD.unbind(1)))
+    odds = torch.zeros(len(examples.right_E))
     for part in range(_PARTS):
-        judge = fit(examples, fitting, [number for number in rows if number % _PARTS != part])
+        judge = fit(examples, fitting, [number for number in examples.rows if number % _PARTS != part])
         own = examples.question_E % _PARTS == part
-        odds[own] = judge(features[own])
+        odds[own] = judge(examples.features[own])
     return odds
 
 

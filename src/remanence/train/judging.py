@@ -15,7 +15,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ _LESSONS = (
 _SECOND = 0.3  # how often two spans that answer are read
 _WAITING = 0.5  # how often text before the question, as it waits in the window, is looked at too
 _TRIES = 8  # places for it
-_FREE = ("questions", "hidden", "epochs", "lr", "weight_decay", "dropout")  # what was read does not depend on these
+_FREE = {"questions", *(field.name for field in fields(Fitting))} - {"seed"}  # what was read does not depend on these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +150,7 @@ class Collector:
         if not read:
             raise ConfigError("the lessons ask nothing that was written to memory; give --lessons with questions.")
         trainer.step = step + 1
-        examples = Examples(
-            *(torch.cat([getattr(one, name) for one in read]) for name in Examples.__dataclass_fields__)
-        )  # fmt: skip
+        examples = Examples.together(read)
         parts = {
             "states": examples.states_EJD, "says": examples.says_E, "right": examples.right_E,
             "question": examples.question_E,

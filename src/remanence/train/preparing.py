@@ -22,6 +22,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -320,14 +321,14 @@ def _ask(model: MemoryModel, rng: random.Random, show: Callable[[float], None]) 
     """Ask what messages answer, and what they only seem to answer; read the best of what is found, one by one."""
     read, scores, told = list[Examples](), list[float](), list[bool]()
     writers = [writer for writer, wrote in sorted(messages().items()) if len(wrote) >= _EACH]
-    done, unknown, layers = 0, model.encode(UNKNOWN), len(model.config.judge_layers)
+    done, unknown, layers, looks = 0, model.encode(UNKNOWN), len(model.config.judge_layers), model.config.looks
     for writer in rng.sample(writers, min(_WRITERS, len(writers))):
         memory, wrote = model.new_memory(), rng.sample(messages()[writer], _EACH)
         for one in wrote:
             model.memorize(memory, one.text)
         for line in rng.sample(lines("statements"), _BEHIND):
             model.memorize(memory, line)
-        for one, answers in ((one, answers) for one in wrote for answers in (True, False)):
+        for one, answers in product(wrote, (True, False)):
             done += 1
             question = (one.asked if answers else one.near)[0]
             if not model.fits(memory, question, 1):  # a window of few tokens
@@ -336,9 +337,9 @@ def _ask(model: MemoryModel, rng: random.Random, show: Callable[[float], None]) 
             waiting = prompt[:-asks]
             found = candidates(model, memory, model.search([memory], [model.encode(question)])[0])
             holds = [answers and _holds(model, one.answer, words_of(memory, span)) for span in found.spans]
-            best = sorted(range(len(holds)), key=lambda place: not holds[place])[:1]  # one that answers, if any does
-            best += [place for place in range(len(holds)) if place not in best]
-            best = sorted(best[: model.config.looks])
+            best = list(range(min(looks, len(holds))))
+            if any(holds) and not any(holds[:looks]):  # what answers is read, if it is found at all
+                best[-1] = holds.index(True)
             some = Candidates([found.spans[place] for place in best], found.searched[best], found.question)
             if not (some.spans or waiting):
                 continue
@@ -349,15 +350,14 @@ def _ask(model: MemoryModel, rng: random.Random, show: Callable[[float], None]) 
             if waiting:
                 right.append(answers and one.answer in model.text_of(waiting))
             states_EJD = alone.features.unflatten(1, (layers, -1)).to("cpu", torch.bfloat16)
-            says_E, question_E = speaks(torch.tensor(alone.likely)), torch.full((len(right),), len(told))
-            read.append(Examples(states_EJD, says_E, torch.tensor(right), question_E))
+            says_E, right_E = speaks(torch.tensor(alone.likely)), torch.tensor(right)
+            read.append(Examples(states_EJD, says_E, right_E, torch.zeros(len(right), dtype=torch.long)))
             scores += alone.scores
             told.append(answers)
             show(done / (2 * _EACH * _WRITERS))
     if not read:
         raise ConfigError(f"a window of {model.config.window_tokens} tokens has no room for a question.")
-    parts = [torch.cat([getattr(one, name) for one in read]) for name in Examples.__dataclass_fields__]
-    return _Asked(Examples(*parts), torch.tensor(scores), told)
+    return _Asked(Examples.joined(read), torch.tensor(scores), told)
 
 
 def _holds(model: MemoryModel, answer: str, words: Tensor) -> bool:
@@ -372,7 +372,7 @@ def _doubt(asked: _Asked, doubt: float | None) -> tuple[float, float, float, flo
     Each question is judged by a judge that was fitted to others.
     """
     scores_E, best, found, first = asked.scores_E + odds_apart(asked.examples, _FITTING), list[float](), [], []
-    for rows in asked.examples.rows().values():
+    for rows in asked.examples.rows.values():
         right = asked.examples.right_E[rows]
         best.append(float(scores_E[rows].max()))
         found.append(bool(right.any()))
