@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Thread
@@ -16,7 +18,9 @@ from remanence import Answer, ConfigError, IncompatibleMemory, InputError, Memor
 from remanence.config import MemoryConfig
 from remanence.core.batching import Batch, Event
 from remanence.core.cache import SharedLayer
+from remanence.core.circles import unrepeated
 from remanence.core.prompts import UNKNOWN
+from remanence.core.session import Session
 from test_looking import told
 from test_search import CHUNK, ONE, model_of
 
@@ -159,6 +163,36 @@ class BaseForSome:
         return found
 
 
+def test_answers_that_go_in_circles_end(tokenizer: Any) -> None:
+    """As `ask` ends them; the pieces are what is shown of them, and a session gives the same."""
+    for seed in range(4):
+        model = circling(tokenizer, seed)
+        memories = [told(model, 2), model.new_memory()]
+        asked = [(memories[i % 2], question, 150) for i, question in enumerate(QUESTIONS)]
+        alone = [model.ask(memory, question, max_new_tokens=new) for memory, question, new in asked]
+        assert all(len(answer.ids) < 150 for answer in alone)
+        for found, expected, (memory, question, _) in zip(by_schedule(model, asked, seed), alone, asked, strict=True):
+            same(found, expected)
+            assert found.text == expected.text
+            session = Session(model, memory)
+            assert "".join(session.reply(question, max_new_tokens=150)).strip() == session.answer.text == expected.text
+            shown = expected.ids[: unrepeated(expected.ids)]
+            assert len(shown) < len(expected.ids) and model.said(shown) == expected.text
+
+
+def circling(tokenizer: Any, seed: int) -> MemoryModel:
+    """A model whose next token depends on the last one only, so that it must go in circles."""
+    torch.manual_seed(seed)
+    model = model_of(tokenizer, window_tokens=240)
+    with torch.no_grad():
+        for layer in model.base.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.base.lm_head.weight.normal_()
+        model.base.lm_head.weight[EOS] = 0
+    return model
+
+
 def test_some_answers_are_the_bases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ways of reading at once: with the adapter for reading, and with none."""
     from peft import LoraConfig
@@ -235,6 +269,19 @@ def test_nobodys_memory_reaches_anothers_answer(tokenizer: Any) -> None:
         seen.append(torch.stack(scores))
     torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(seen[0], seen[2], rtol=1e-4, atol=1e-4)
+
+
+def test_no_memory_is_held_when_all_is_answered(tokenizer: Any) -> None:
+    """Nor the keys and values of who was answered last."""
+    for looks in (0, 3):
+        model = model_of(tokenizer, looks=looks)
+        batch, memory = Batch(model), told(model, 6)
+        batch.add(memory, "Who?", max_new_tokens=3)
+        finish(batch)
+        gone = weakref.ref(memory)
+        del memory
+        gc.collect()
+        assert gone() is None
 
 
 def test_memories_are_read_and_not_changed(make_model: Callable[..., MemoryModel]) -> None:

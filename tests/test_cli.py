@@ -419,6 +419,17 @@ def test_turns_of_one_moment_are_undone_one_by_one(monkeypatch: pytest.MonkeyPat
     assert "Rex" in text and "Tom" not in text and len(session.turns) == 1
 
 
+def test_what_was_said_twice_is_undone_twice() -> None:
+    """Each turn is one of its own, also if nothing was asked between them."""
+    model = MemoryModel.from_pretrained("builtin")
+    session = Session(model, model.new_memory())
+    for _ in range(2):
+        session.keep("My dog is called Rex.")
+    for left in (1, 0):
+        assert session.undo() is not None
+        assert model.tokenizer.decode(session.memory.pending_ids).count("Rex") == left
+
+
 def test_a_session_keeps_the_sources_of_each_turn(home: Path) -> None:
     model = MemoryModel.from_pretrained("builtin")
     session = Session(model, model.new_memory())

@@ -404,6 +404,23 @@ def test_the_command(reader: str, tmp_path: Path) -> None:
         assert refused.returncode == 2 and "Traceback" not in refused.stderr
 
 
+def test_what_waits_has_a_say_before_the_base_answers_alone(tokenizer: Any) -> None:
+    """Where it has most of the turn's words, though nothing was remembered yet."""
+    model = judged(tokenizer, base_answers=True)
+    with torch.no_grad():
+        model.judge.odds.weight.zero_()
+        model.judge.odds.bias.fill_(50.0)
+        model.retriever.null.bias.fill_(99.0)
+        model.retriever.needs.weight.zero_()
+        model.retriever.needs.bias.fill_(-9.0)
+    memory = model.new_memory()
+    model.memorize(memory, "abc de")  # of one-letter words, as this tokenizer has them
+    assert memory.pending and not memory.writes
+    assert model.ask(memory, "abcde", max_new_tokens=3).recalled
+    assert not model.ask(memory, "zyxwvu", max_new_tokens=3).recalled
+    assert not model.ask(model.new_memory(), "abcde", max_new_tokens=3).recalled
+
+
 def test_it_has_a_say_before_the_base_answers_alone(tokenizer: Any) -> None:
     """Where something nearly relevant was found; what it does not take for an answer is left to the base."""
     model = judged(tokenizer, base_answers=True)

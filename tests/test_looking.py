@@ -20,6 +20,7 @@ from remanence.core.looking import _OF_WRITES, Looked, candidates, look, ranked
 from remanence.core.memory import Memory
 from remanence.core.prompts import UNKNOWN
 from remanence.core.spans import Span
+from remanence.core.writes import Only
 from remanence.errors import ConfigError, InputError
 from remanence.train.reading import ReadingTrainer
 from remanence.train.written import Bank, LessonSlots, Stream, pick_spans
@@ -143,11 +144,12 @@ def test_looking_is_reading_each_and_asking_whether_it_answers(tokenizer: Any) -
     st.floats(0, 3),
 )
 def test_the_newest_of_about_the_best_comes_first(each: list[tuple[float, int]], margin: float) -> None:
-    """All others are in order, and none is lost."""
+    """It answers where the best one does. All others are in order, and none is lost."""
     spans = [Span(first, first + 3) for _, first in each]
     looked = ranked([score for score, _ in each], spans, [0.5] * len(each), CHUNK, margin)
     best = max(score for score, _ in each)
-    near = [first for score, first in each if score > best - margin]
+    near = [first for score, first in each if score > best - margin and (score >= 0 or best < 0)]
+    assert looked.answers == (best >= 0)
     assert looked.best is not None and looked.best.first == max(near, default=looked.best.first)
     assert near or looked.scores[0] == best
     assert looked.scores[1:] == sorted(looked.scores[1:], reverse=True)
@@ -168,6 +170,7 @@ def test_what_was_told_again_counts_in_place_of_what_was_told_before() -> None:
     assert order([4.0, 0.1, 0.0], [9.0, 7.5, float("inf")]) == [9, 0, 5]  # the last one waits in the window
     assert order([-1.0, -2.0, -3.0], [9.0, 9.0, 9.0]) == [0, 5, 9]  # nothing answers
     assert order([-1.0, -1.4, -3.0], [9.0, 0.0, 9.0]) == [5, 0, 9]  # about as likely
+    assert order([0.3, -0.1, -3.0], [9.0, 9.0, 9.0]) == [0, 5, 9]  # only the older one answers
     looked = ranked([4.0, 0.1, -0.1], spans, likely, CHUNK, 0.5, [9.0, 7.5, 9.0])
     assert looked.scores == [0.1, 4.0, -0.1] and looked.likely == [0.2, 0.1, 0.3] and looked.answers
 
@@ -207,6 +210,51 @@ def test_what_looking_decides_is_said(tokenizer: Any) -> None:
         assert [a.text.startswith(UNKNOWN) for a in model.ask_batch([memory] * 2, ["Why?", "Who is it?"])] == [
             unknown
         ] * 2
+
+
+def test_behind_the_verdict_nothing_is_said(tokenizer: Any) -> None:
+    """However many tokens there is room for."""
+    model = model_of(tokenizer, looks=3, doubt=99.0)
+    memory = told(model, 6)
+    for options in ({}, {"num_beams": 2}, {"do_sample": True}):
+        assert model.ask(memory, "What is it?", max_new_tokens=len(UNKNOWN) + 9, **options).text == UNKNOWN
+
+
+def test_without_the_long_term_store_the_pool_is_read(tokenizer: Any) -> None:
+    """As MemoryLLM reads it: nothing is looked at, and the base does not answer by itself."""
+    for changes in ({"looks": 3}, {"looks": 3, "base_answers": True}, {}):
+        model = model_of(tokenizer, **changes)
+        memory = told(model, 9)
+        pool = set((memory.pool_rows_Ln[0] // CHUNK).tolist())
+        assert pool and len(pool) < 9
+        answers = model.ask_batch([memory] * 2, ["What is it?", "Who?"], long_term=False, max_new_tokens=4)
+        assert [answer.read for answer in answers] == [[pool] * memory.layers] * 2
+        assert model.ask(memory, "Who?", long_term=False, max_new_tokens=4).ids == answers[1].ids
+        assert {source.where for answer in answers for source in answer.sources} == {"short-term"}
+
+
+def test_a_forced_write_that_is_hidden_is_not_read(tokenizer: Any) -> None:
+    """Neither what `only` leaves out, nor what has expired."""
+    model = model_of(tokenizer, looks=3)
+    memory = model.new_memory()
+    for label in ("a", "b", "a"):
+        model.memorize(memory, bytes(random_ids(2 * CHUNK)).decode(), source=label)
+    seen = model.ask(memory, "What is it?", only=Only(source="b"), force=[2], max_new_tokens=4)
+    assert [source.label for source in seen.sources] == ["b"]
+    hidden = model.ask(memory, "What is it?", only=Only(source="b"), force=[1], max_new_tokens=4)
+    assert hidden.sources == []
+    model.memorize(memory, bytes(random_ids(2 * CHUNK, 4)).decode(), source="gone", keep_for=1e-6)
+    assert model.ask(memory, "What is it?", force=[memory.write_count - 1], max_new_tokens=4).sources == []
+
+
+def test_beams_that_the_base_asks_for(tokenizer: Any) -> None:
+    """In its generation config, and no questions at all."""
+    model = model_of(tokenizer, looks=3)
+    memory = told(model, 6)
+    expected = model.ask(memory, "What is it?", max_new_tokens=4, num_beams=2)
+    model.base.generation_config.num_beams = 2
+    assert model.ask(memory, "What is it?", max_new_tokens=4).ids == expected.ids
+    assert model.ask_batch([], []) == []
 
 
 def test_it_needs_one_search(tokenizer: Any) -> None:

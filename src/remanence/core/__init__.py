@@ -13,6 +13,7 @@ retrieval.py from scores to what is read, one rule for use and training
 read.py      which vectors a question reads, as slots
 spans.py     which sentences of what was found are looked at by themselves
 looking.py   reading the best of what was found one by one, to answer from the best of it
+circles.py   ending an answer that only repeats itself
 cache.py     slots in front of the prompt: a memory is a cache whose first slots are memory
 attachment.py, placement.py, adapters.py   how stock decoders are made to take part
 forgetting.py   taking a part out of what was told, and writing texts again

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, RemanenceError
 from .cache import MemoryCache, SharedCache, plain_cache
+from .circles import settled
 from .memory import Memory
 from .model import Answer, MemoryDecoder
 
@@ -149,6 +150,11 @@ class Batch:
                 self._end(row, events, event)
             elif row.ticket in self._rows:
                 events.append(event)
+        with self._lock:
+            left = list(self._rows.values())
+        for group in self._groups.values():
+            if not any(row in left for row in group.rows):
+                group.clear()  # nobody may ask for long, and a memory is not to be held until then
         return sorted(events, key=lambda event: event.ticket)
 
     def _end(self, row: _Row, events: list[Event], last: Event) -> None:
@@ -233,7 +239,7 @@ class _Row:
 
     def piece(self, model: MemoryDecoder, done: bool) -> str:
         """What can be handed out of the text now, and was not before."""
-        text = model.said(self.new)
+        text = model.said(self.new if done else self.new[: settled(self.new)])
         if not done:
             text = text.rstrip("\ufffd").rstrip()  # half a character; and the end of an answer has no white space
             if getattr(model.tokenizer, "clean_up_tokenization_spaces", False):
@@ -265,7 +271,6 @@ class _Group:
     def go_on(self, rows: list[_Row]) -> None:
         """The scores of the next token of each row. Those that are new join, those that are missing leave."""
         if not rows:
-            self.rows, self.cache = [], None
             return
         if rows != self.rows or self.cache is None:
             self.cache = SharedCache([(row.cache, row.at, row.width) for row in rows])
@@ -285,6 +290,10 @@ class _Group:
         for at, row in enumerate(rows):
             row.scores = scores[at : at + 1]
             row.width = cache.widths[at] = row.width + 1
+
+    def clear(self) -> None:
+        """Let go of all rows, their memories and the cache."""
+        self.rows, self.cache = [], None
 
 
 def _scores(model: MemoryDecoder, ids_BT: Tensor, mask: Tensor, places_BT: Tensor, cache: Any) -> Tensor:

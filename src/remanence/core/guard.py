@@ -22,6 +22,7 @@ The rules know English only.
 from __future__ import annotations
 
 import re
+import time as clock
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -173,7 +174,9 @@ class Guard:
         if not model.fits(memory, question, _ANSWER_TOKENS):
             return None
         related = self._wording.sharing(memory, content_words(question))
-        writes = [write for write, _ in related if write >= memory.first_write][: self.witnesses]
+        expired = memory.expired(clock.time())
+        writes = [w for w, _ in related if w >= memory.first_write and (expired is None or not expired[w])]
+        writes = writes[: self.witnesses]
         if not writes or not wanted:
             return None
         count = len(writes)

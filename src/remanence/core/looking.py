@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ..errors import InputError
 from .cache import MemoryCache, Slots, there
 from .forgetting import SENTENCE
 from .memory import Memory
-from .read import Reader, Source, StoredVectors, source
+from .read import Reader, Source, StoredVectors, check_forced, source
 from .search import Found, Question
 from .spans import Span, pairs, rows_together, sentences, unfinished, words_of
 
@@ -59,9 +58,9 @@ class Candidates:
 class Looked:
     """What looking at spans gave, best first.
 
-    spans: what was looked at; an empty one is what waits in the window, behind its head. scores: of each, above zero if
-    it is taken for one that answers: the logarithm of the odds that it answers, and a part of how well the search found
-    it, less `doubt`. likely: how likely the reader is to begin with "I don't know." K: vectors a write.
+    spans: what was looked at; an empty one is what waits in the window, behind its head. scores: of each, at least zero
+    if it is taken for one that answers: the logarithm of the odds that it answers, and a part of how well the search
+    found it, less `doubt`. likely: how likely the reader is to begin with "I don't know." K: vectors a write.
     """
 
     spans: list[Span]
@@ -109,18 +108,19 @@ def candidates(model: Reader, memory: Memory, found: Found, chosen: int | None =
         model: reads.
         memory: searched.
         found: what the search gave.
-        chosen: a write; then this one alone.
+        chosen: a write; then this one alone, or nothing if it is hidden.
 
     Raises:
         InputError: the long-term store does not hold the chosen write.
     """
     config = model.config
-    if chosen is not None and not (config.long_term and memory.first_write <= chosen < memory.write_count):
-        raise InputError(f"cannot force write {chosen}: the long-term store does not hold it.")
+    if chosen is not None:
+        check_forced(memory, chosen)
     most = config.looks if config.look_at == "writes" else 2 * config.looks
     scores, places = found.scores.topk(min(most, len(found.scores)))
     writes = [memory.first_write + place for place in places[scores > -torch.inf].tolist()]
-    writes = writes if chosen is None else [chosen]
+    if chosen is not None:
+        writes = [chosen] if memory.may_read(torch.tensor([chosen])).all() else []
     if not (writes and config.long_term):
         return Candidates([], torch.zeros(0), found.question)
     if config.look_at == "writes" or found.question is None:
@@ -317,6 +317,8 @@ def ranked(
 ) -> Looked:  # fmt: skip
     """Spans by their scores, but first the newest of those that are less than `margin` below the best.
 
+    Where the best one is taken for one that answers, so must be the newer one.
+
     Args:
         scores, spans, likely, K: as in `Looked`, in any order.
         margin: of scores.
@@ -325,7 +327,9 @@ def ranked(
     """
     order = sorted(range(len(spans)), key=lambda i: (scores[i], spans[i].first), reverse=True)
     best = order[0]
-    near = [i for i in order if i == best or scores[i] > scores[best] - margin]
+    near = [
+        i for i in order if i == best or (scores[i] > scores[best] - margin and (scores[i] >= 0 or scores[best] < 0))
+    ]
     if found is not None:
         near += [i for i in order if scores[i] >= 0 and found[i] > found[best] - _ALIKE]
     newest = max(near, key=lambda i: spans[i].first)
@@ -336,24 +340,26 @@ def ranked(
 class Verdict(LogitsProcessor):
     """Lets `generate` answer as looking has decided.
 
-    Where nothing answers, it says "I don't know." Where something does, it does not begin to say so.
+    Where nothing answers, it says "I don't know." and no more. Where something does, it does not begin to say so.
 
     Args:
-        looked: of each prompt. unknown: the tokens of "I don't know." prompt: tokens of the padded prompts.
+        looked: of each prompt. unknown: the tokens of "I don't know." stops: those that end an answer. prompt: tokens
+            of the padded prompts.
     """
 
-    def __init__(self, looked: Sequence[Looked], unknown: Sequence[int], prompt: int) -> None:
-        self.looked, self.unknown, self.prompt = looked, unknown, prompt
+    def __init__(self, looked: Sequence[Looked], unknown: Sequence[int], stops: Sequence[int], prompt: int) -> None:
+        self.looked, self.unknown, self.stops, self.prompt = looked, unknown, list(stops), prompt
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Of each row the scores of the next token [B, V]."""
         step, repeats = input_ids.shape[1] - self.prompt, len(scores) // len(self.looked)
         scores = scores.clone()
         for row, looked in enumerate(one for one in self.looked for _ in range(repeats)):
-            if looked.answers is False and step < len(self.unknown):
-                kept = scores[row, self.unknown[step]].clone()
+            if looked.answers is False:
+                wanted = self.unknown[step : step + 1] or self.stops
+                kept = scores[row, wanted].clone()
                 scores[row] = -torch.inf
-                scores[row, self.unknown[step]] = kept.clamp_min(-1e4)
+                scores[row, wanted] = kept.clamp_min(-1e4)
             elif looked.answers and not step and looked.likely[0] > _SUPPRESSED:
                 scores[row, self.unknown[0]] = -torch.inf
         return scores

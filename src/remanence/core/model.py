@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..errors import ConfigError, InputError
 from .cache import MemoryCache
+from .circles import Circles, unrepeated
 from .coarse import searched
 from .looking import Begun, Looked, SpanSlots, Verdict, candidates, look
 from .memory import Memory
@@ -35,6 +36,7 @@ from .writes import Only
 
 _ASKED = 64  # tokens of a question that are searched with
 _LETTERS_A_TOKEN = 8  # of a long text, at most
+_SHARED = 0.5  # of a turn's words, by weight, that a text which waits must have to be looked at
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ class MemoryDecoder(Writer):
         keep: int = 0,
         max_new_tokens: int = 32,
         only: Only | None = None,
+        long_term: bool = True,
         **options: Any,
     ) -> Answer:
         """Answer a question from memory. What has expired is not read.
@@ -291,14 +294,16 @@ class MemoryDecoder(Writer):
             keep: how many turns at the beginning of the history are the last to be left out, such as instructions.
             max_new_tokens: most tokens of the answer.
             only: which texts are read; all if None.
+            long_term: False reads the short-term pool only, as MemoryLLM does, whatever the question.
             options: for Hugging Face's `generate`; greedy by default.
 
         Raises:
             InputError: an empty question, or one longer than the window.
         """
         return self.ask_batch(
-            [memory], [question], histories=[history], keep=keep, max_new_tokens=max_new_tokens, only=only, **options
-        )[0]
+            [memory], [question], histories=[history], keep=keep, max_new_tokens=max_new_tokens, only=only,
+            long_term=long_term, **options,
+        )[0]  # fmt: skip
 
     def ask_batch(
         self,
@@ -310,6 +315,7 @@ class MemoryDecoder(Writer):
         max_new_tokens: int = 32,
         only: Only | None = None,
         force: Sequence[int | None] | None = None,
+        long_term: bool = True,
         **options: Any,
     ) -> list[Answer]:
         """Answer one question per memory in one go; equal to asking each alone. The other arguments are those of `ask`.
@@ -317,6 +323,8 @@ class MemoryDecoder(Writer):
         Args:
             force: as in `reading`. Where a write is forced, memory is read even if the base would answer by itself.
         """
+        if not questions:
+            return []
         given, memories = memories, self.readable(memories, only)
         options = {"do_sample": False} | options
         if options.get("num_return_sequences", 1) != 1:
@@ -337,15 +345,20 @@ class MemoryDecoder(Writer):
         found: list[Found] | None = None
         if self.config.score_layers == "one":
             found = self.search(memories, [self.encode(question.strip()) for question in questions], force=force)
-        alone = {r for r in rows if found is not None and force[r] is None and self._base_answers(found[r])}
+        alone = {
+            r for r in rows if found is not None and long_term and force[r] is None and self._base_answers(found[r])
+        }
         rest = [r for r in rows if r not in alone]
         answers: dict[int, Answer] = {}
         # Looking says better than the search whether what was found answers: with a judge, where something is near; and
         # always after a search that cannot tell.
         unsure = self.config.retriever == "states"
-        near = {r for r in alone if found is not None and (unsure or (self.judge is not None and found[r].near))}
+        near = {
+            r for r in alone
+            if found is not None and (unsure or (self.judge is not None and self._near(memories[r], found[r])))
+        }  # fmt: skip
         looking = sorted([*rest, *near])
-        if looking and found is not None and self.config.looks:
+        if looking and found is not None and self.config.looks and long_term:
             answers |= self._answer_looking(
                 memories, questions, prompts, asks, found, looking, near, force, max_new_tokens, dict(options)
             )
@@ -356,8 +369,9 @@ class MemoryDecoder(Writer):
                 asks=[asks[r] for r in rest],
                 force=[force[r] for r in rest],
                 found=None if found is None else [found[r] for r in rest],
+                long_term=long_term,
                 max_new_tokens=max_new_tokens,
-                **options,
+                **options | self._ends_circles(options, max(len(prompts[r]) for r in rest)),
             )
             for place, (row, ids) in enumerate(zip(rest, out.tolist(), strict=True)):
                 sources = read.sources(place)
@@ -415,9 +429,12 @@ class MemoryDecoder(Writer):
         if not answered:
             return {}
         # One question that was read with its write already goes on from there.
-        alone = len(answered) == len(begun) == 1 and options.get("num_beams", 1) == 1
+        beams = options.get("num_beams", self.base.generation_config.num_beams) or 1
+        alone = len(answered) == len(begun) == 1 and beams == 1
         width = 1 if alone else max(map(len, read_last))
-        rules = (Verdict(looked, unknown, width), Spelling(self, read, self._stops(options), width))
+        stops = self._stops(options)
+        rules = (Verdict(looked, unknown, stops, width), Spelling(self, read, stops, width))
+        options |= self._ends_circles(options, width)
         options["logits_processor"] = LogitsProcessorList([*options.get("logits_processor", ()), *rules])
         options["max_new_tokens"] = max_new_tokens
         if alone:
@@ -447,6 +464,21 @@ class MemoryDecoder(Writer):
         ends = options.get("eos_token_id")
         return self.ends() if ends is None else list(ends) if isinstance(ends, list | tuple) else [int(ends)]
 
+    def _near(self, memory: Memory, found: Found) -> bool:
+        """Whether something may answer a turn for which nothing relevant was found, so that it is worth a look.
+
+        That is a write that was found nearly well enough, or a text that waits and has most of the turn's words.
+        """
+        if found.near or not memory.pending or found.question is None:
+            return found.near
+        words: Tensor = self.retriever.words(torch.tensor(memory.pending_ids))
+        return found.question.share(words.cpu()) >= _SHARED
+
+    @staticmethod
+    def _ends_circles(options: Mapping[str, Any], prompt: int) -> dict[str, Any]:
+        """Options for `generate` that end answers to padded prompts of so many tokens where they go in circles."""
+        return {"stopping_criteria": StoppingCriteriaList([*options.get("stopping_criteria", ()), Circles(prompt)])}
+
     def _go_on(self, begun: Begun, last: int, options: dict[str, Any]) -> Tensor:
         """Generate from a prompt that was read already, but for its last token [1, new]."""
         pad = self.prompts.padding()
@@ -458,8 +490,8 @@ class MemoryDecoder(Writer):
         return out[:, 1:]
 
     def said(self, ids: list[int]) -> str:
-        """The text of generated tokens, without white space at its ends."""
-        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        """The text of generated tokens, without white space at its ends and without what goes in circles."""
+        text: str = self.tokenizer.decode(ids[: unrepeated(ids)], skip_special_tokens=True)
         return text.strip()
 
     def _base_answers(self, found: Found) -> bool:
@@ -487,6 +519,7 @@ class MemoryDecoder(Writer):
         turns = worth_showing(history, keep)
         while len(prompt := self.prompts.alone(turns, question)) > room and turns:
             turns.pop(keep if len(turns) > keep else 0)
+        options |= self._ends_circles(options, len(prompt))
         [made] = self.generate_alone([prompt], max_new_tokens=max_new_tokens, **options)
         return Answer(self.said(made), [], 0.0, made, [], recalled=False)
 

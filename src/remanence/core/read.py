@@ -139,8 +139,8 @@ class ReadSlots:
         self.model, self.memories, self.asks_BT = model, memories, asks_BT
         self._force = force or [None] * len(memories)
         for memory, write in zip(memories, self._force, strict=True):
-            if write is not None and not (model.config.long_term and memory.first_write <= write < memory.write_count):
-                raise InputError(f"cannot force write {write}: the long-term store does not hold it.")
+            if write is not None:
+                check_forced(memory, write)
         config = model.config
         for memory in list(model.pools)[: max(0, len(model.pools) - _POOLS)]:
             model.pools.pop(memory, None)
@@ -329,6 +329,12 @@ class ReadSlots:
             sources.append(source(memory, index, sum(scores_L) / len(scores_L), len(scores_L), index in pooled))
         sources.sort(key=lambda s: -s.score)
         return sources + waiting(memory, self.model.tokenizer, len(self.read))
+
+
+def check_forced(memory: Memory, write: int) -> None:
+    """Raise `InputError` if the long-term store does not hold a write that is to be read whatever its score."""
+    if not (memory.config.long_term and memory.first_write <= write < memory.write_count):
+        raise InputError(f"cannot force write {write}: the long-term store does not hold it.")
 
 
 def source(memory: Memory, index: int, score: float, layers: int, pooled: bool) -> Source:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
+import torch
 from transformers import TextIteratorStreamer
 
+from .circles import settled, unrepeated
 from .forgetting import Wanted
 from .memory import Memory
 from .model import Answer, MemoryDecoder
@@ -113,7 +115,8 @@ class Session:
 
     def keep(self, text: str) -> None:
         """Remember a turn; the one that was answered last, or another."""
-        last = self.turns.pop() if self.turns and self.turns[-1].said == text else Turn(text, None)
+        answered = bool(self.turns) and self.turns[-1].said == text and self.turns[-1].kept is None
+        last = self.turns.pop() if answered else Turn(text, None)
         now = time.time()
         if kept := [turn.kept for turn in self.turns if turn.kept is not None]:
             now = max(now, math.nextafter(kept[-1], math.inf))  # it is by their times that turns are undone
@@ -176,14 +179,30 @@ class _Unwanted(Exception):
 
 
 class _Pieces(TextIteratorStreamer):
-    """Pieces of an answer, until they are `unwanted`."""
+    """Pieces of an answer, until they are `unwanted`. What may go in circles is held back (`circles.py`)."""
 
     def __init__(self, tokenizer: Any, **options: Any) -> None:
         super().__init__(tokenizer, **options)
         self.unwanted = Event()
+        self._ids, self._given = list[int](), 0
 
     def put(self, value: Any) -> None:
         """Called by `generate` for every token."""
         if self.unwanted.is_set():
             raise _Unwanted
-        super().put(value)
+        if self.next_tokens_are_prompt:
+            super().put(value)
+            return
+        self._ids += value.flatten().tolist()
+        self._give(settled(self._ids))
+
+    def end(self) -> None:
+        """Called by `generate` behind the last token."""
+        self._give(unrepeated(self._ids))
+        super().end()
+
+    def _give(self, until: int) -> None:
+        """Let the tokens before this place be shown."""
+        for token in self._ids[self._given : until]:
+            super().put(torch.tensor([token]))
+        self._given = max(self._given, until)
