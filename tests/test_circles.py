@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remanence.core.circles import Circles, settled, unrepeated
+from remanence.core.circles import Circles, Shown, said, settled, unrepeated
 
 
 def naive(ids: Sequence[int], enough: int) -> int:
@@ -66,6 +66,39 @@ def test_what_was_shown_is_never_taken_back(ids: list[int]) -> None:
 def test_what_counts_as_a_circle(ids: list[int], shown: int) -> None:
     """At least 32 tokens, and all of what is repeated, directly behind it."""
     assert unrepeated(ids) == shown
+
+
+class Words:
+    """A tokenizer of whole words: token 3 is " three"."""
+
+    clean_up_tokenization_spaces = False
+
+    def __init__(self, words: str) -> None:
+        self.words = words.split("|")
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return "".join(self.words[i] for i in ids)
+
+
+def test_a_word_that_would_begin_another_round_is_not_shown() -> None:
+    """At a text's beginning it is another token, so the circle seems to begin behind it."""
+    tokenizer = Words("I|'m| so| glad|!| I| Well")
+    ids = [0, 1, 2, 3, 4, *[5, 1, 2, 3, 4] * 8]
+    assert said(tokenizer, ids) == "I'm so glad!"
+    shown = Shown(tokenizer)
+    pieces = [shown.piece(ids[: n + 1], n + 1 == len(ids)) for n in range(len(ids))]
+    assert "".join(pieces) == shown.text == "I'm so glad!" and pieces[1] == "'m"
+    assert said(tokenizer, ids[:6]) == "I'm so glad! I"  # that is no circle
+
+
+@given(st.lists(st.integers(0, 6), max_size=70), st.lists(st.integers(0, 6), max_size=6))
+def test_pieces_make_the_text(before: list[int], block: list[int]) -> None:
+    """Whatever is said, and wherever it ends."""
+    tokenizer, ids = Words("I|'m| so| glad|!| I|\n"), before + block * 9
+    shown = Shown(tokenizer)
+    for n in range(len(ids)):
+        shown.piece(ids[: n + 1], n + 1 == len(ids))
+    assert shown.text == said(tokenizer, ids)
 
 
 def test_rows_end_one_by_one_and_the_prompt_does_not_count() -> None:

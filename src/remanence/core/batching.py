@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, RemanenceError
 from .cache import MemoryCache, SharedCache, plain_cache
-from .circles import settled
+from .circles import Shown
 from .memory import Memory
 from .model import Answer, MemoryDecoder
 
@@ -145,7 +145,7 @@ class Batch:
             group.go_on([row for row in rows if row.alone is alone and row.scores is None])
         for row in rows:
             done = row.choose() or row.enough
-            event = Event(row.ticket, row.piece(self.model, done), row.answer(self.model) if done else None)
+            event = Event(row.ticket, row.shown.piece(row.new, done), row.answer(self.model) if done else None)
             if done:
                 self._end(row, events, event)
             elif row.ticket in self._rows:
@@ -185,13 +185,13 @@ class _Row:
         self.scores: Tensor | None = None  # of the next token [1, V], until it is chosen
         self.ids = torch.zeros(1, 0, dtype=torch.long)  # what `generate` would know: prompt, or its end, and new tokens
         self.new: list[int] = []
-        self.said = ""  # what was handed out of the answer
         self.enough = False  # no more than the next token is wanted
         self._rules: Any = None
         self._stops: Any = None
 
     def begin(self, model: MemoryDecoder) -> None:
         """Read the question as `ask` does, up to where it would begin to generate."""
+        self.shown = Shown(model.tokenizer)
 
         def instead_of_generating(
             base: Any,
@@ -236,18 +236,6 @@ class _Row:
         self.ids = torch.cat([self.ids, token[:, None]], 1)
         self.new.append(int(token))
         return bool(self._stops(self.ids, None).all())
-
-    def piece(self, model: MemoryDecoder, done: bool) -> str:
-        """What can be handed out of the text now, and was not before."""
-        text = model.said(self.new if done else self.new[: settled(self.new)])
-        if not done:
-            text = text.rstrip("\ufffd").rstrip()  # half a character; and the end of an answer has no white space
-            if getattr(model.tokenizer, "clean_up_tokenization_spaces", False):
-                text = text[: max(0, text.rfind(" "))]  # the next token may join the last word to the one before
-        if not text.startswith(self.said):
-            return ""
-        piece, self.said = text[len(self.said) :], text
-        return piece
 
     def answer(self, model: MemoryDecoder) -> Answer:
         """The whole answer."""

@@ -8,7 +8,9 @@ repeated part is not shown. Whoever shows an answer while it is made holds back 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,52 @@ from transformers import StoppingCriteria
 
 _ENOUGH = 32  # tokens that only repeat are a circle; but also no less than what they repeat
 _ROUND = 128  # tokens of the longest circle that is seen
+_BEGUN = re.compile(r"(?<=[.!?])\s+\S+\Z")  # the first word behind a sentence: " I" and "I" are different tokens
+
+
+class Shown:
+    """What can be handed out of an answer while it is made: pieces that stay, of whole characters.
+
+    All pieces together are the answer's text (`said`).
+
+    Args:
+        tokenizer: of the model.
+
+    Attributes:
+        text: what was handed out.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.text = ""
+        self._tokenizer = tokenizer
+
+    def piece(self, ids: list[int], done: bool) -> str:
+        """What can be handed out now, and was not before.
+
+        Args:
+            ids: the tokens of the answer so far.
+            done: no more will come.
+        """
+        text = said(self._tokenizer, ids if done else ids[: settled(ids)])
+        if not done:
+            text = text.rstrip("\ufffd").rstrip()  # half a character; and the end of an answer has no white space
+            if getattr(self._tokenizer, "clean_up_tokenization_spaces", False):
+                text = text[: max(0, text.rfind(" "))]  # the next token may join the last word to the one before
+            text = _BEGUN.sub("", text)  # it may be where a circle begins
+        if not text.startswith(self.text):
+            return ""
+        piece, self.text = text[len(self.text) :], text
+        return piece
+
+
+def said(tokenizer: Any, ids: list[int]) -> str:
+    """The text of an answer's tokens, without white space at its ends.
+
+    Of one that goes in circles only the first round is there, without a word that would begin another sentence.
+    """
+    shown = unrepeated(ids)
+    text: str = tokenizer.decode(ids[:shown], skip_special_tokens=True).strip()
+    return text if shown == len(ids) else _BEGUN.sub("", text)
 
 
 def settled(ids: Sequence[int]) -> int:

@@ -21,7 +21,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..errors import ConfigError, InputError
 from .cache import MemoryCache
-from .circles import Circles, unrepeated
+from .circles import Circles, said
 from .coarse import searched
 from .looking import Begun, Looked, SpanSlots, Verdict, candidates, look
 from .memory import Memory
@@ -490,9 +490,8 @@ class MemoryDecoder(Writer):
         return out[:, 1:]
 
     def said(self, ids: list[int]) -> str:
-        """The text of generated tokens, without white space at its ends and without what goes in circles."""
-        text: str = self.tokenizer.decode(ids[: unrepeated(ids)], skip_special_tokens=True)
-        return text.strip()
+        """The text of generated tokens (`circles.said`)."""
+        return said(self.tokenizer, ids)
 
     def _base_answers(self, found: Found) -> bool:
         """Whether a turn is for the base alone."""

@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from threading import Event, Thread
 from typing import Any
 
-import torch
 from transformers import TextIteratorStreamer
 
-from .circles import settled, unrepeated
+from .circles import Shown
 from .forgetting import Wanted
 from .memory import Memory
 from .model import Answer, MemoryDecoder
@@ -184,25 +183,18 @@ class _Pieces(TextIteratorStreamer):
     def __init__(self, tokenizer: Any, **options: Any) -> None:
         super().__init__(tokenizer, **options)
         self.unwanted = Event()
-        self._ids, self._given = list[int](), 0
+        self._ids, self._shown = list[int](), Shown(tokenizer)
 
     def put(self, value: Any) -> None:
         """Called by `generate` for every token."""
         if self.unwanted.is_set():
             raise _Unwanted
         if self.next_tokens_are_prompt:
-            super().put(value)
+            self.next_tokens_are_prompt = False
             return
         self._ids += value.flatten().tolist()
-        self._give(settled(self._ids))
+        self.on_finalized_text(self._shown.piece(self._ids, False))
 
     def end(self) -> None:
         """Called by `generate` behind the last token."""
-        self._give(unrepeated(self._ids))
-        super().end()
-
-    def _give(self, until: int) -> None:
-        """Let the tokens before this place be shown."""
-        for token in self._ids[self._given : until]:
-            super().put(torch.tensor([token]))
-        self._given = max(self._given, until)
+        self.on_finalized_text(self._shown.piece(self._ids, True), stream_end=True)
