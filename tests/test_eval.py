@@ -842,6 +842,11 @@ def test_documents_get_their_tables_from_results(
     assert "| ours |" in of_kind and f"of={kind} -->" in of_kind
     with pytest.raises(InputError, match="no question is of the kind"):
         report.with_tables(made.replace(" score -->", " score of=nothing -->"), tmp_path)
+    some = report.with_tables(made.replace(" score -->", f" score only=ours of={kind} -->"), tmp_path)
+    assert [line.split(" | ")[0] for line in some.splitlines() if line.startswith("| ")][1:] == ["| ours"]
+    for wrong, said in (("only=ours;theirs", "no cell is of theirs"), ("against=ours", "no option against")):
+        with pytest.raises(InputError, match=said):
+            report.with_tables(made.replace(" score -->", f" score {wrong} -->"), tmp_path)
     with pytest.raises(InputError, match="no table 'nonsense'"):
         report.with_tables(made.replace(" score -->", " nonsense -->"), tmp_path)
 

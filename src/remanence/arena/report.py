@@ -382,25 +382,28 @@ def markdown(cells: Sequence[CellResults], against: str = "none") -> str:
 
 _BLOCK = re.compile(
     r"^```.*?^```|"  # code is left as it is
-    r"(<!-- arena: (?P<folder>\S+) (?P<task>\S+) (?P<table>\w+)(?: against=(?P<against>\S+))?"
-    r"(?: of=(?P<of>\S+))? -->\n)(?P<body>.*?)"
+    r"(<!-- arena: (?P<folder>\S+) (?P<task>\S+) (?P<table>\w+)(?P<options>(?: \w+=\S+)*) -->\n)(?P<body>.*?)"
     r"(<!-- /arena -->)",
     re.DOTALL | re.MULTILINE,
 )
 
 
+_OPTIONS = {"tests": {"against": "none"}, "score": {"of": ""}}  # of a table in a document, and what they are usually
+
+
 def with_tables(text: str, root: Path) -> str:
     """A document with its tables made anew from results.
 
-    They stand between `<!-- arena: FOLDER TASK TABLE -->` and `<!-- /arena -->`, with `against=SYSTEM` behind TABLE for
-    "tests", and `of=KIND` for the "score" of one kind of questions; TABLE is one of `TABLES`.
+    They stand between `<!-- arena: FOLDER TASK TABLE -->` and `<!-- /arena -->`; TABLE is one of `TABLES`. Behind it may
+    stand `only=SYSTEM;SYSTEM;...`, for these rows alone and in this order; `against=SYSTEM` for "tests"; and `of=KIND`
+    for the "score" of one kind of questions.
 
     Args:
         text: of the document.
         root: what folders are relative to.
 
     Raises:
-        InputError: no such results, or no such table.
+        InputError: no such results, table or option.
     """
 
     def made(found: re.Match[str]) -> str:
@@ -409,11 +412,23 @@ def with_tables(text: str, root: Path) -> str:
             return found[0]
         if kind not in TABLES:
             raise InputError(f"there is no table {kind!r}; choose one of {', '.join(TABLES)}.")
+        options = dict(option.split("=", 1) for option in found["options"].split())
         cells = of_task(load(root / found["folder"]), found["task"])
-        own = {"tests": (found["against"] or "none",), "score": (found["of"] or "",)}.get(kind, ())
+        if only := options.pop("only", ""):
+            cells = _these(cells, only.split(";"))
+        own = [options.pop(name, usual) for name, usual in _OPTIONS.get(kind, {}).items()]
+        if options:
+            raise InputError(f"a table {kind!r} has no option {', '.join(options)}.")
         table = TABLES[kind](cells, *own)
         if table is None:
             raise InputError(f"{found['folder']} has no {kind} of {found['task']}.")
         return f"{found[1]}\n{table.markdown()}\n<!-- /arena -->"
 
     return _BLOCK.sub(made, text)
+
+
+def _these(cells: Sequence[CellResults], titles: Sequence[str]) -> list[CellResults]:
+    """The cells of some systems, in this order. Raises `InputError` for one that there is not."""
+    if missing := set(titles) - {cell.title for cell in cells}:
+        raise InputError(f"no cell is of {', '.join(sorted(missing))}.")
+    return [cell for title in titles for cell in cells if cell.title == title]
