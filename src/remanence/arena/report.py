@@ -394,9 +394,9 @@ _OPTIONS = {"tests": {"against": "none"}, "score": {"of": ""}}  # of a table in 
 def with_tables(text: str, root: Path) -> str:
     """A document with its tables made anew from results.
 
-    They stand between `<!-- arena: FOLDER TASK TABLE -->` and `<!-- /arena -->`; TABLE is one of `TABLES`. Behind it may
-    stand `only=SYSTEM;SYSTEM;...`, for these rows alone and in this order; `against=SYSTEM` for "tests"; and `of=KIND`
-    for the "score" of one kind of questions.
+    They stand between `<!-- arena: FOLDER TASK TABLE -->` and `<!-- /arena -->`; TABLE is one of `TABLES`. Behind it
+    may stand `only=SYSTEM;SYSTEM;...`, for these rows alone and in this order; `against=SYSTEM` for "tests"; and
+    `of=KIND` for the "score" of one kind of questions.
 
     Args:
         text: of the document.

@@ -19,23 +19,33 @@ _RUN, _REPEATED = 4, 0.2  # words in a row that count as said before; which shar
 def worth_showing(history: Sequence[tuple[str, str]], keep: int = 0) -> list[tuple[str, str]]:
     """The turns of a conversation without those after which a small model only repeats itself.
 
-    These are turns that got "I don't know.", and those whose reply says again what it or an earlier reply that is shown
-    has said: more than a fifth of its runs of four words.
+    These are turns that got "I don't know."; those whose reply says again what it or an earlier one has said, more than
+    a fifth of its runs of four words; and those that were copied so, which would be copied again.
 
     Args:
         history: what was said, and the reply; oldest first.
         keep: so many of the first turns stay, whatever they are.
     """
-    shown, before = list(history[:keep]), set[tuple[str, ...]]()
-    for said, reply in history[keep:]:
-        words = re.findall(r"\w+", reply.lower())
-        runs = [tuple(words[i : i + _RUN]) for i in range(max(1, len(words) - _RUN + 1))]
+    replies, before = [_runs(reply) for _, reply in history[keep:]], set[tuple[str, ...]]()
+    copies = list[set[tuple[str, ...]]]()
+    left = set[int]()
+    for i, runs in enumerate(replies):
         fresh = set(runs) - before
-        if reply.strip() == UNKNOWN or len(fresh) < (1 - _REPEATED) * len(runs):
-            continue
-        before |= fresh
-        shown.append((said, reply))
-    return shown
+        if len(fresh) < (1 - _REPEATED) * len(runs):
+            left.add(i)
+            copies.append(set(runs))
+        before |= set(runs)
+    for i, (runs, (_, reply)) in enumerate(zip(replies, history[keep:], strict=True)):
+        copied = any(len(copy.intersection(runs)) > _REPEATED * len(runs) for copy in copies)
+        if copied or reply.strip() == UNKNOWN:
+            left.add(i)
+    return [*history[:keep], *(turn for i, turn in enumerate(history[keep:]) if i not in left)]
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    """The runs of four words in a text; of a shorter one, all of it."""
+    words = re.findall(r"\w+", text.lower())
+    return [tuple(words[i : i + _RUN]) for i in range(max(1, len(words) - _RUN + 1))]
 
 
 class Prompts:
