@@ -23,7 +23,7 @@ print(f"   the short-term pool holds N = {config.N} of them, the long-term store
 
 print("\n2. A memory is told something.")
 memory = model.new_memory()
-model.memorize(memory, "Ada moved to Lisbon in May. Her sister Mia plays the cello.", source="letter")
+model.memorize(memory, "Ada lives in Lisbon. Her sister Mia plays the cello.", source="letter")
 print(f"   {memory.write_count} writes; {len(memory.pending_ids)} tokens wait in the window until they fill a chunk")
 print("   asked now, it reads them there:", model.ask(memory, "What does Mia play?").text)
 
@@ -35,7 +35,7 @@ print(f"   {memory.tokens:,} tokens in {memory.write_count} writes; {memory.pool
 print(f"   {memory.long_term_size} more in the long-term store, {memory.nbytes / 1e6:.1f} MB")
 
 print("\n4. It is asked. The answer says what it was read from.")
-answer = model.ask(memory, "Which city did Ada move to?")
+answer = model.ask(memory, "Where does Ada live?")
 print(f"   {answer.text}   (score {answer.score:.1f})")
 for source in answer.sources[:2]:
     print(f"   from write {source.write}, {source.where}, {source.label}: {(source.text or '')[:60]}...")
@@ -47,6 +47,6 @@ with tempfile.TemporaryDirectory() as folder:
     store.fork("ada", "before")
     with store.open("ada", model) as opened:
         done = model.forget(opened, Wanted(containing="Lisbon"))
-    print(f"   forgotten: {done.texts}; {done.again} tokens behind it were written again")
+    print(f"   forgotten: {done.texts}; {done.again} tokens that were told after it were written again")
     for name in ("ada", "before"):
-        print(f"   {name}: {model.ask(store.load(name), 'Which city did Ada move to?').text}")
+        print(f"   {name}: {model.ask(store.load(name), 'Where does Ada live?').text}")
