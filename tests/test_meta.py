@@ -207,9 +207,9 @@ def test_transformers_stays_in_its_place() -> None:
     }  # fmt: skip
     assert {i for i in imports("environment") if i.startswith("transformers")} <= {"transformers.utils"}
     users = {m for m in MODULES if "transformers" in third_parties(m)}
-    # core/session.py, core/looking.py, core/spelling.py: a streamer and rules for Hugging Face's `generate`;
+    # core/session.py, circles.py, looking.py, spelling.py: a streamer and rules for Hugging Face's `generate`;
     # arena/minilm.py: an encoder
-    rules = ("looking", "session", "spelling")
+    rules = ("circles", "looking", "session", "spelling")
     may = {f"core.{name}" for name in ("cache", "attachment", "adapters", "decoder", "model", *rules)}
     assert {m for m in users if room(m) == "models"} <= {"models.pretrained", "models.decoders", "models.gguf"}
     may |= {"environment", "arena.minilm", "arena.pressed"}
