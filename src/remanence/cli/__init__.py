@@ -1,8 +1,9 @@
 """The command line. Answers go to stdout, everything else to stderr.
 
-Exit codes: 0 done. 1 a question was answered with no. 2 refused: misuse, bad input, a disk that will not; one line on
-stderr says why, or with --json one object {"error": {"type": ..., "message": ...}} on stdout. 130 and 143: ended by
-Ctrl-C or SIGTERM; what was acknowledged is kept. 141: whoever read the output had enough, as in `... | head -1`.
+Exit codes: 0 done. 1 a question was answered with no, or damage was found. 2 refused: misuse, bad input, a disk that
+will not; one line on stderr says why, or with --json one object {"error": {"type": ..., "message": ...}} on stdout. 130
+and 143: ended by Ctrl-C or SIGTERM; what was acknowledged is kept. 141: whoever read the output had enough, as in
+`... | head -1`.
 """
 
 from __future__ import annotations

@@ -43,11 +43,12 @@ _SHARED = 0.5  # of a turn's words, by weight, that a text which waits must have
 class Answer:
     """What `ask` returns.
 
-    text: the answer. sources: what was read, best first. score: the best source's score, above zero when the retriever
-    found something more relevant than nothing; an application can gate on it. Text that still waits in the window
-    (`memory.pending`) has no score: an answer may come from there when nothing in memory is relevant. ids: the
-    generated tokens. read: per layer, the writes that were read. recalled: whether memory was read at all; if not, the
-    base answered by itself (`MemoryConfig.base_answers`).
+    text: the answer. sources: what was read, best first, and last what waits in the window (`memory.pending`). score:
+    how well the best of what was read fits, above zero when it is taken for relevant; an application can gate on it.
+    Where sentences are looked at (`MemoryConfig.looks`), below zero the text is "I don't know.", and what waits counts
+    too, though as a source it has the score 0. Otherwise what waits does not count: an answer may come from there when
+    nothing in memory is relevant. ids: the generated tokens. read: per layer, the writes that were read. recalled:
+    whether memory was read at all; if not, the base answered by itself (`MemoryConfig.base_answers`).
     """
 
     text: str

@@ -170,7 +170,7 @@ function summary(answer) {
 function footOf(answer) {
   const state = !answer.recalled ? "plain" : answer.score > 0 ? "good" : "weak";
   const parts = [el("span", { class: `badge ${state}` }, answer.recalled ? `From memory, ${signed(answer.score)}` : "Answered without memory")];
-  if (answer.recalled && answer.score <= 0) parts.push(el("span", { class: "note" }, answer.sources.some((source) => source.where === "window") ? "nothing written matched well; text that waits has no score" : "nothing matched well: do not rely on it"));
+  if (answer.recalled && answer.score <= 0) parts.push(el("span", { class: "note" }, answer.sources.some((source) => source.where === "window") ? "nothing written matched well" : "nothing matched well: do not rely on it"));
   const held = heldBack(answer.held_back ?? []);
   const kept = answer.remembered || held ? el("span", { class: "note" }, held || "What you said is remembered.") : null;
   if (!answer.recalled) return [el("p", {}, ...parts, ...(kept ? [kept] : []))];
@@ -187,7 +187,7 @@ function footOf(answer) {
     const waits = source.where === "window";
     return el("li", { class: "source" },
       el("p", { class: "facts" },
-        waits ? null : bar, el("strong", {}, waits ? "waiting, no score" : signed(source.score)),
+        waits ? null : bar, el("strong", {}, waits ? "waiting" : signed(source.score)),
         el("span", {}, source.label || "no source"), source.time ? when(source.time) : null, el("span", {}, PLACE[source.where] ?? source.where),
         waits ? null : el("span", {}, layers(source.write))),
       words(source.text),
