@@ -254,8 +254,8 @@ class MemoryConfig:
             raise ConfigError('score_layers = "one" needs a retriever of its own, block scores and drop = "oldest".')
         if one and self.long_term and (self.chunk_tokens != self.K or self.short_chunks == "complete"):
             raise ConfigError(
-                'score_layers = "one" compares the words of a write, one for each vector: it needs K = chunk_tokens and '
-                f'short_chunks = "wait", not K = {self.K} and chunk_tokens = {self.chunk_tokens}, {self.short_chunks!r}.'
+                'score_layers = "one" needs K = chunk_tokens and short_chunks = "wait", as a write keeps K words; not '
+                f"K = {self.K}, chunk_tokens = {self.chunk_tokens} and {self.short_chunks!r}."
             )
         if self.retriever == "states" and not (one and self.looks and self.look_at == "sentences"):
             raise ConfigError('retriever = "states" needs score_layers = "one", looks and look_at = "sentences".')
