@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..core.cache import plain_cache
 from ..core.memory import Memory, Pending
 from ..errors import ConfigError, RemanenceError
 from ..models.pretrained import MemoryModel
@@ -240,10 +241,11 @@ class BaseReader(_Local):
         while alike < shortest and len({prompt[alike] for prompt in prompts}) == 1:
             alike += 1
         device, answers = self.model.device, []
+        cache = plain_cache(len(self.model.attachment.layers))  # the library's own cannot be cut where windows slide
         with self.model.plain() as base:
-            read: Any = base(torch.tensor([prompts[0][:alike]], device=device), use_cache=True, logits_to_keep=1)
+            beginning = torch.tensor([prompts[0][:alike]], device=device)
+            base(beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
             for prompt in prompts:
-                cache = read.past_key_values
                 ids = torch.tensor([prompt], device=device)
                 out: Any = base.generate(  # type: ignore[operator]
                     ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **self._options()
