@@ -38,12 +38,10 @@ _ROOMY = 1 << 20  # a window that takes any passages
 
 @dataclass
 class Used:
-    """What a reader was asked since it began to forget. calls: prompts that it read. prompt_tokens: in them.
-    answer_tokens: that it said."""
+    """What a reader was asked since it began to forget. calls: prompts that it read. prompt_tokens: in them."""
 
     calls: int = 0
     prompt_tokens: int = 0
-    answer_tokens: int = 0
 
 
 class Reader(Protocol):
@@ -160,13 +158,12 @@ class _Local:
                 said_TV = logits_BTV[row, start - 1 : start - 1 + len(reply)].float().log_softmax(-1)
                 chosen_T = said_TV.gather(1, torch.tensor(reply, device=device)[:, None])
                 scores[i] = float(chosen_T.mean()) if reply else 0.0
-                self._count(len(rows[row]), 0)
+                self._count(len(rows[row]))
         return scores
 
-    def _count(self, prompt: int, answer: int) -> None:
+    def _count(self, prompt: int) -> None:
         self.used.calls += 1
         self.used.prompt_tokens += prompt
-        self.used.answer_tokens += answer
 
     def _message(self, text: str) -> list[int]:
         """Token ids of a user's only message."""
@@ -189,9 +186,8 @@ class _Local:
     def _generated(self, prompts: Sequence[list[int]], max_new_tokens: int | None = None) -> list[str]:
         """Answers to prompts in one go."""
         made = self.model.generate_alone(prompts, max_new_tokens=max_new_tokens or self.max_new_tokens)
-        pad = self.model.tokenizer.pad_token_id
-        for prompt, row in zip(prompts, made, strict=True):
-            self._count(len(prompt), sum(token != (0 if pad is None else pad) for token in row))
+        for prompt in prompts:
+            self._count(len(prompt))
         return [self._said(row) for row in made]
 
 
@@ -230,8 +226,8 @@ class BaseReader(_Local):
         return self._ids(turns, f"{instruction}\n\n{said}\nAnswer:")
 
     def _options(self) -> dict[str, Any]:
-        pad = self.model.tokenizer.pad_token_id
-        return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "pad_token_id": 0 if pad is None else pad}
+        pad = self.model.prompts.padding()
+        return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "pad_token_id": pad}
 
     @torch.no_grad()
     def _after_one_text(self, prompts: Sequence[list[int]]) -> list[str]:
@@ -251,7 +247,7 @@ class BaseReader(_Local):
                     ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **self._options()
                 )
                 answers.append(self._said(out[0, len(prompt) :].tolist()))
-                self._count(len(prompt), out.shape[1] - len(prompt))
+                self._count(len(prompt))
                 cache.crop(alike - cache.get_seq_length())  # what was read and said after it
         return answers
 
@@ -269,7 +265,7 @@ class OurReader(_Local):
     def _answers(self, asked: list[tuple[str, tuple[str, ...]]]) -> list[str]:
         memories = [self._memory(passages) for _, passages in asked]
         for memory, (question, _) in zip(memories, asked, strict=True):
-            self._count(len(memory.pending_ids) + len(self.model.prompts.question(question)), 0)
+            self._count(len(memory.pending_ids) + len(self.model.prompts.question(question)))
         return ask(self.model, memories, [question for question, _ in asked], self.max_new_tokens)
 
     def _memory(self, passages: Sequence[str]) -> Memory:
@@ -384,7 +380,6 @@ class ServedReader:
                 used = answer.get("usage") or {}
                 self.used.calls += 1
                 self.used.prompt_tokens += int(used.get("prompt_tokens") or 0)
-                self.used.answer_tokens += int(used.get("completion_tokens") or 0)
         return [self._given[key] for key in keys]
 
     def _said(self, all_turns: Sequence[list[dict[str, str]]], most: int) -> list[str]:
