@@ -32,7 +32,7 @@ from remanence.arena.protocol import Kit, Piece, Reply
 from remanence.arena.readers import BaseReader, OurReader, batches
 from remanence.arena.registry import streams
 from remanence.arena.results import Result, on_shuffled_answers, result, scored, summary
-from remanence.arena.systems import ByMeaning, ByWords, Fused, Nothing, Oracle, Summary, Turns
+from remanence.arena.systems import ByMeaning, ByWords, Fused, Nothing, Oracle, Replay, Summary, Turns, Window
 from remanence.arena.tasks import Ask, Gold, Materials, Question, Script, Stream, Tell
 from remanence.errors import ConfigError
 
@@ -613,6 +613,16 @@ def test_the_base_reads_together_as_it_reads_alone(model: MemoryModel) -> None:
     assert together[0] == model.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_questions_about_one_long_text_where_windows_slide(family: str, make_model: Callable[..., MemoryModel]) -> None:
+    """Was a bug: the library's cache of such layers cannot be cut behind the text."""
+    model = make_model(MemoryConfig.verbatim(**SIZES), family, sliding_window=16)
+    long = random_text(600, 1)
+    asked = [("Who?", [long]), ("How is it?", [long])]
+    together = BaseReader(model, max_new_tokens=3).read(asked)
+    assert together == [BaseReader(model, max_new_tokens=3).read([each])[0] for each in asked]
+
+
 def test_our_reader_reads_what_waits_in_the_window(model: MemoryModel) -> None:
     reader = OurReader(model, max_new_tokens=5)
     config = model.config
@@ -713,6 +723,64 @@ def test_passages_are_read_with_their_day(model: MemoryModel, encoder: Encoder, 
         assert not any("[" in text for text in system.answer(asked).context)
 
 
+def test_the_newest_is_read_with_its_days(model: MemoryModel, tmp_path: Path) -> None:
+    """A question about time can be answered from it. The days are in the budget, also where it cuts a text."""
+    kit, day = kit_of(model), 1683554160.0  # 8 May 2023
+    told = [("Ann: hello there", day), ("Bob: I got a red bicycle", day + 60), ("Ann: oh", day + 86400)]
+    asked = Question("q", "when?", (), "", "")
+    whole = "[8 May 2023] Ann: hello there\n[8 May 2023] Bob: I got a red bicycle\n[9 May 2023] Ann: oh"
+    for budget in range(1, 90):
+        kit.budget = budget
+        window = Window(kit)
+        for text, time in told:
+            window.observe(text, "a session", time)
+        [shown] = window.answer(asked).context
+        assert kit.tokens(shown) <= budget
+        text = shown.removeprefix("[8 May 2023] ").removeprefix("[9 May 2023] ")
+        assert whole.endswith(text)
+        if budget > 20:
+            assert shown.startswith("[") and whole.count(" May 2023] ", whole.index(text)) == text.count(" May 2023] ")
+            assert len(shown) > budget - 20 or shown == whole
+        window.save(tmp_path / str(budget))
+        window.reset()
+        window.load(tmp_path / str(budget))
+        assert window.answer(asked).context == (shown,)
+    replay = Replay(kit)
+    for text, time in told:
+        replay.observe(text, "a session", time)
+    assert replay.answer(asked).context == (whole,)
+    replay.reset()
+    for i, (text, _) in enumerate(told):
+        replay.observe(text, "a session", 60.0 * i)
+    assert replay.answer(asked).context == ("\n".join(text for text, _ in told),)
+
+
+def test_a_summary_is_read_with_its_days(model: MemoryModel, encoder: Encoder, tmp_path: Path) -> None:
+    """Every sentence, and what waits; in the budget, and after save and load."""
+    kit, day = kit_of(model, encoder, budget=100), 1683554160.0  # 8 May 2023
+    system, asked = Summary(kit, every=60), Question("q", "when?", (), "", "")
+    system.observe("The cat sat on a mat. It was red.", "", day)
+    system.observe("A dog ate the hat.", "", day + 86400)
+    system.observe("Birds flew.", "", day + 2 * 86400)
+    shown = system.answer(asked).context
+    assert {text[:13] for text in shown[:-1]} <= {"[8 May 2023] ", "[9 May 2023] "} and len(shown) > 1
+    assert shown[-1] == "[10 May 2023] Birds flew."
+    assert sum(kit.tokens(text) + 1 for text in shown) <= 100
+    assert all("[" not in sentence for sentence, _ in system.summary)  # which are compared without
+    system.save(tmp_path)
+    other = Summary(kit, every=60)
+    other.load(tmp_path)
+    assert other.answer(asked).context == shown
+    for each in (system, other):
+        each.observe("The cat slept on a mat, and the dog on a hat.", "", day + 3 * 86400)
+    assert other.answer(asked).context == system.answer(asked).context != shown
+    written = Summary(kit, every=10, brain="reader")
+    asks: list[str] = []
+    kit.reader.complete = lambda prompts, **_: asks.extend(prompts) or ["They spoke."]  # type: ignore[method-assign]
+    written.observe("The cat sat on a mat.", "", day)
+    assert "[8 May 2023] The cat sat on a mat." in asks[0] and "They spoke." in written.answer(asked).context
+
+
 def test_the_budget_is_kept(model: MemoryModel) -> None:
     kit = kit_of(model, budget=20)
     pieces = [Piece("a" * 9, 2), Piece("b" * 12, 1), Piece("c" * 8, 0)]
@@ -737,10 +805,10 @@ def test_a_rolling_summary_stays_within_the_budget(model: MemoryModel, encoder: 
         told = ["The cat sat on a mat. It was red.", "A dog ate the hat.", "Birds flew. The cat slept on a mat."]
         for text in told:
             system.observe(text)
-        assert sum(kit.tokens(text) + 1 for text in system.summary) <= 60
+        assert sum(kit.tokens(text) + 1 for text, _ in system.summary) <= 60
         assert (kit.reader.used.calls > calls) == (brain == "reader")
         if brain == "rules":
-            assert all(any(s in text for text in told) for s in system.summary) and system.summary
+            assert all(any(s in text for text in told) for s, _ in system.summary) and system.summary
         system.observe("It rained all day. Nobody went out at all.")
         system.observe("Tom left.")  # it waits for more, and there is room for it
         assert "Tom left." in system.answer(Question("q", "who?", (), "", "")).context
@@ -837,7 +905,6 @@ def test_memory_inside_the_model_is_told_days(model: MemoryModel, tmp_path: Path
 def test_a_pressed_prompt(model: MemoryModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """All of it kept it is the replay; else a part is, which no question changes, and the model is left as it was."""
     from remanence.arena.pressed import Pressed
-    from remanence.arena.systems import Replay
 
     kit = kit_of(model, max_new_tokens=6)
     with monkeypatch.context() as without:
@@ -853,8 +920,8 @@ def test_a_pressed_prompt(model: MemoryModel, monkeypatch: pytest.MonkeyPatch, t
     questions = [Question("q", text, ("x",), "k", "contains") for text in ("Who came?", "Who went away, and when?")]
     replay, whole, part = Replay(kit), Pressed(kit, keep=10_000), Pressed(kit, keep=70)
     for system in (replay, whole, part):
-        for text in ("the cat sat down", "the dog ran off", "a bird came by"):
-            system.observe(text)
+        for day, text in enumerate(("the cat sat down", "the dog ran off", "a bird came by")):
+            system.observe(text, "", 1683554160.0 + 86400 * day)
     said = [reply.text for reply in replay.answers(questions)]
     assert [reply.text for reply in whole.answers(questions)] == said and not NewestPress.seen
     said = [reply.text for reply in part.answers(questions)]

@@ -560,6 +560,60 @@ def test_expired_writes_are_no_sources_from_the_store(make_model: Make) -> None:
             assert {s.write for s in sources} >= set((memory.pool_rows_Ln // 4).flatten().tolist())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"score": "vector"}, {"retriever_depth": 1}], ids=str)
+def test_a_model_in_half_precision(dtype: torch.dtype, changes: dict[str, Any]) -> None:
+    """All of it, the retriever too. Was a bug: that one was given float32 whatever its weights are."""
+    model = MemoryModel(build_decoder("llama", "sdpa"), build_tokenizer(), small(**changes)).eval().to(dtype)
+    memory = model.new_memory()
+    model.memorize(memory, random_text(80))
+    assert model.ask(memory, "why?", max_new_tokens=2).sources
+    assert memory.pool_LnD.dtype == dtype
+
+
+def test_a_write_that_left_the_store_counts_as_the_worst(make_model: Make) -> None:
+    """Its vectors are still in the pool. Was a bug: it had the score of the oldest write that is in the store."""
+    for changes in ({}, {"score": "vector"}, {"score_layers": "mean"}):
+        model = make_model(small(store_tokens=16, drop="oldest", **changes))
+        for seed in range(6):
+            memory = model.new_memory()
+            model.memorize(memory, random_text(80, seed))
+            found = {s.write: s.score for s in model.ask(memory, "why?", max_new_tokens=1).sources if s.write >= 0}
+            gone = found.pop(memory.first_write - 1)
+            assert len(found) == 2 and gone <= min(found.values())
+
+
+def test_written_and_asked_in_inference_mode(make_model: Make) -> None:
+    """As outside of it, in any order. Was a bug: a memory that was written in it could not be asked, nor written on."""
+    model = make_model(small())
+    answers = []
+    for inside in ((), (0,), (1,), (0, 1, 2, 3), (0, 2)):
+        memory = model.new_memory()
+        for step in range(4):
+            with torch.inference_mode(step in inside):
+                if step % 2:
+                    answer = model.ask(memory, "why?", max_new_tokens=4).ids
+                else:
+                    model.memorize(memory, random_text(80, step))
+        answers.append(answer)
+    assert answers == answers[:1] * 5
+
+
+def test_a_model_made_in_inference_mode(make_model: Make) -> None:
+    """It answers, and other weights are seen."""
+    with torch.inference_mode():
+        base = build_decoder("llama", "sdpa")
+    model = MemoryModel(base, build_tokenizer(), small()).eval()
+    memory = model.new_memory()
+    model.memorize(memory, random_text(80))
+    model.ask(memory, "why?", max_new_tokens=4)
+    with torch.inference_mode():
+        base.model.layers[0].self_attn.k_proj.weight.mul_(-3)
+    answer = model.ask(memory, "why?", max_new_tokens=4).ids
+    model.pools.clear()
+    assert model.ask(memory, "why?", max_new_tokens=4).ids == answer
+
+
 # Refusals and errors --------------------------------------------------------------------------------------------------
 
 

@@ -164,7 +164,8 @@ def write(model: MemoryModel, memory: Memory, trace: Trace, name: str) -> None:
     assert (books is not None) == (f"{name}.memory_ages" in trace)
     if books is None:
         return
-    trace.same(f"{name}.memory_ages", books.pool_ages())
+    aged = 0 if memory.config.read_order == "left" else books.clock
+    trace.same(f"{name}.memory_ages", books.pool_stamps_Ln + aged)
     for l in range(LAYERS):
         merged, keys = len(books.rows[l]), torch.cat(memory.keys(l)).flatten(0, 1)
         rows, place = books.listed(l), books.listed(l) - memory.first_write * K

@@ -85,7 +85,8 @@ class MemoryConfig:
             "block" scores a whole write by the mean over the question's tokens of its best key.
         score_layers: by which scores a layer retrieves and weighs what it reads. "own": its own (the paper). "mean":
             the mean of its own and those of the layers before it; of each layer's scores, its score of "nothing
-            relevant" is taken off first. With `retriever="attention"` it is always the mean.
+            relevant" is taken off first. With `retriever="attention"` it is always the mean. "one": those of one search
+            before anything is read (`core/search.py`), which needs K = chunk_tokens.
         candidates: with `score_layers="mean"`, only the first layer searches the whole long-term store; the layers
             after it score the writes in their pools and so many others, the best of the first layer. None: every layer
             searches the whole store.
@@ -251,6 +252,11 @@ class MemoryConfig:
             )
         if one and (self.retriever == "attention" or self.score != "block" or self.drop != "oldest"):
             raise ConfigError('score_layers = "one" needs a retriever of its own, block scores and drop = "oldest".')
+        if one and self.long_term and (self.chunk_tokens != self.K or self.short_chunks == "complete"):
+            raise ConfigError(
+                'score_layers = "one" needs K = chunk_tokens and short_chunks = "wait", as a write keeps K words; not '
+                f"K = {self.K}, chunk_tokens = {self.chunk_tokens} and {self.short_chunks!r}."
+            )
         if self.retriever == "states" and not (one and self.looks and self.look_at == "sentences"):
             raise ConfigError('retriever = "states" needs score_layers = "one", looks and look_at = "sentences".')
         if self.store_dtype == "tokens" and (not one or self.kept != "keys_values" or self.chunk_tokens != self.K):
@@ -259,6 +265,8 @@ class MemoryConfig:
             )
         if self.base_answers and not one:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
+        if not isinstance(self.looks, int) or self.looks < 0:
+            raise ConfigError(f"looks must be a whole number from 0 on, not {self.looks!r}.")
         if self.looks and not (one and self.long_term and self.start):
             raise ConfigError('looks needs score_layers = "one", long_term = True and start = True; use 0.')
         if not _rising(self.judge_layers) or (self.judge_layers and not self.looks):

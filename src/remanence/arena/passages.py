@@ -62,7 +62,18 @@ class Passages:
 
     def begins_in(self, passage: int) -> int:
         """The number of the text in which a passage, or the rest, begins; in the order of `add`, from 0."""
-        token = self._first[passage] if passage < len(self.texts) else self.tokens - len(self._rest)
+        return self._text_of(self._first[passage] if passage < len(self.texts) else self.tokens - len(self._rest))
+
+    def last_begins_in(self, tokens: int) -> int:
+        """The number of the text in which the last so many tokens begin."""
+        return max(0, self._text_of(self.tokens - tokens))
+
+    def since(self, told: int) -> int:
+        """Tokens of a text and of all that was told after it; 0 behind the last."""
+        return self.tokens - self._told[told][0] if told < len(self._told) else 0
+
+    def _text_of(self, token: int) -> int:
+        """The number of the text that holds a token; -1 before the first."""
         return bisect_right(self._told, token, key=lambda row: row[0]) - 1
 
     def size(self, passage: int) -> int:
@@ -108,6 +119,6 @@ class Passages:
         """The text of the last so many tokens."""
         if not tokens:
             return ""
-        first = max(0, bisect_right(self._told, self.tokens - tokens, key=lambda row: row[0]) - 1)
+        first = self.last_begins_in(tokens)
         ids = [i for _, text in self._told[first:] for i in self.ids(text)]
         return str(self.model.tokenizer.decode(ids[-tokens:])).strip()

@@ -17,7 +17,7 @@ from ..core.cache import plain_cache
 from ..errors import ConfigError
 from .protocol import Kit, Reply, read_state, write_state
 from .readers import BaseReader
-from .systems import PassageSystem
+from .systems import Newest
 from .tasks import Question
 
 METHODS = {
@@ -34,7 +34,7 @@ _LEAST = 64  # keys and values a layer; some methods judge all others by the new
 _INSTALL = 'pip install --no-deps "kvpress==0.5.5" "cachetools<6" "fire<0.7" termcolor six'
 
 
-class Pressed(PassageSystem):
+class Pressed(Newest):
     """The newest that the reader takes is read once, and of its keys and values as many are kept in each layer as the
     budget has tokens. The bare base answers from them, whatever the run's reader.
 
@@ -93,7 +93,7 @@ class Pressed(PassageSystem):
             base(ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
 
     def _prompt(self, question: str) -> list[int]:
-        text = self.passages.last(self.tokens)
+        text = self.newest(self.tokens)
         return self._frame._prompt(question, (text,) if text else ())
 
     @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from ..core.cache import plain_cache
 from ..core.memory import Memory, Pending
 from ..errors import ConfigError, RemanenceError
 from ..models.pretrained import MemoryModel
@@ -37,12 +38,10 @@ _ROOMY = 1 << 20  # a window that takes any passages
 
 @dataclass
 class Used:
-    """What a reader was asked since it began to forget. calls: prompts that it read. prompt_tokens: in them.
-    answer_tokens: that it said."""
+    """What a reader was asked since it began to forget. calls: prompts that it read. prompt_tokens: in them."""
 
     calls: int = 0
     prompt_tokens: int = 0
-    answer_tokens: int = 0
 
 
 class Reader(Protocol):
@@ -159,13 +158,12 @@ class _Local:
                 said_TV = logits_BTV[row, start - 1 : start - 1 + len(reply)].float().log_softmax(-1)
                 chosen_T = said_TV.gather(1, torch.tensor(reply, device=device)[:, None])
                 scores[i] = float(chosen_T.mean()) if reply else 0.0
-                self._count(len(rows[row]), 0)
+                self._count(len(rows[row]))
         return scores
 
-    def _count(self, prompt: int, answer: int) -> None:
+    def _count(self, prompt: int) -> None:
         self.used.calls += 1
         self.used.prompt_tokens += prompt
-        self.used.answer_tokens += answer
 
     def _message(self, text: str) -> list[int]:
         """Token ids of a user's only message."""
@@ -188,9 +186,8 @@ class _Local:
     def _generated(self, prompts: Sequence[list[int]], max_new_tokens: int | None = None) -> list[str]:
         """Answers to prompts in one go."""
         made = self.model.generate_alone(prompts, max_new_tokens=max_new_tokens or self.max_new_tokens)
-        pad = self.model.tokenizer.pad_token_id
-        for prompt, row in zip(prompts, made, strict=True):
-            self._count(len(prompt), sum(token != (0 if pad is None else pad) for token in row))
+        for prompt in prompts:
+            self._count(len(prompt))
         return [self._said(row) for row in made]
 
 
@@ -229,8 +226,8 @@ class BaseReader(_Local):
         return self._ids(turns, f"{instruction}\n\n{said}\nAnswer:")
 
     def _options(self) -> dict[str, Any]:
-        pad = self.model.tokenizer.pad_token_id
-        return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "pad_token_id": 0 if pad is None else pad}
+        pad = self.model.prompts.padding()
+        return {"max_new_tokens": self.max_new_tokens, "do_sample": False, "pad_token_id": pad}
 
     @torch.no_grad()
     def _after_one_text(self, prompts: Sequence[list[int]]) -> list[str]:
@@ -240,16 +237,17 @@ class BaseReader(_Local):
         while alike < shortest and len({prompt[alike] for prompt in prompts}) == 1:
             alike += 1
         device, answers = self.model.device, []
+        cache = plain_cache(len(self.model.attachment.layers))  # the library's own cannot be cut where windows slide
         with self.model.plain() as base:
-            read: Any = base(torch.tensor([prompts[0][:alike]], device=device), use_cache=True, logits_to_keep=1)
+            beginning = torch.tensor([prompts[0][:alike]], device=device)
+            base(beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
             for prompt in prompts:
-                cache = read.past_key_values
                 ids = torch.tensor([prompt], device=device)
                 out: Any = base.generate(  # type: ignore[operator]
                     ids, attention_mask=torch.ones_like(ids), past_key_values=cache, **self._options()
                 )
                 answers.append(self._said(out[0, len(prompt) :].tolist()))
-                self._count(len(prompt), out.shape[1] - len(prompt))
+                self._count(len(prompt))
                 cache.crop(alike - cache.get_seq_length())  # what was read and said after it
         return answers
 
@@ -267,7 +265,7 @@ class OurReader(_Local):
     def _answers(self, asked: list[tuple[str, tuple[str, ...]]]) -> list[str]:
         memories = [self._memory(passages) for _, passages in asked]
         for memory, (question, _) in zip(memories, asked, strict=True):
-            self._count(len(memory.pending_ids) + len(self.model.prompts.question(question)), 0)
+            self._count(len(memory.pending_ids) + len(self.model.prompts.question(question)))
         return ask(self.model, memories, [question for question, _ in asked], self.max_new_tokens)
 
     def _memory(self, passages: Sequence[str]) -> Memory:
@@ -382,7 +380,6 @@ class ServedReader:
                 used = answer.get("usage") or {}
                 self.used.calls += 1
                 self.used.prompt_tokens += int(used.get("prompt_tokens") or 0)
-                self.used.answer_tokens += int(used.get("completion_tokens") or 0)
         return [self._given[key] for key in keys]
 
     def _said(self, all_turns: Sequence[list[dict[str, str]]], most: int) -> list[str]:

@@ -14,7 +14,6 @@ from ..models.pretrained import MemoryModel
 from . import scores
 from .retention import prose
 
-UNKNOWN = re.compile(r"\b(don't|do not|doesn't|does not) know\b|\bno idea\b|\bnever told\b", re.IGNORECASE)
 _STORY = tomllib.loads((Path(__file__).parent / "story.toml").read_text(encoding="utf-8"))
 TOLD: tuple[str, ...] = tuple(_STORY["told"])  # what the person says, a turn each
 _WORDS_A_TOKEN = 0.7  # of English prose, and a little less, so that the book is long enough
@@ -55,7 +54,7 @@ def ask(model: MemoryModel, memory: Memory) -> Iterator[dict[str, Any]]:
 
 def _right(answer: str, known: list[str]) -> bool:
     """Whether an answer names what was told, in whole words; or, of what was not, says that it does not know."""
-    return scores.contains(answer, known) if known else bool(UNKNOWN.search(answer))
+    return scores.contains(answer, known) if known else scores.abstains(answer)
 
 
 def told_in(texts: list[str], answers: list[str]) -> str:

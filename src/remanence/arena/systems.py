@@ -107,7 +107,29 @@ class Oracle(PassageSystem):
         return sorted({p for gold in question.gold for p in self.passages.where(gold.told, *gold.whole)})
 
 
-class Window(PassageSystem):
+class Newest(PassageSystem):
+    """Shows the newest of what was told, in one piece. Every text that has a day is shown with it, as turns are."""
+
+    def _add(self, text: str, day: str) -> None:
+        self._told.append(text)
+        self._days.append(day)
+        self.passages.add(words.dated(text, day))
+
+    def newest(self, tokens: int) -> str:
+        """What fits so many tokens; the day of a text of which only the end does stands before that, too."""
+        if not self._told:
+            return ""
+        told = self.passages.last_begins_in(tokens)
+        ahead, behind = words.dated("", self._days[told]), self.passages.since(told + 1)
+        if not ahead or self.passages.since(told) <= tokens:
+            return self.passages.last(tokens)
+        left = tokens - self.kit.tokens(ahead)
+        if left > behind:
+            return ahead + self.passages.last(left)
+        return self.passages.last(behind or tokens)  # there is no room for a day and a part of that text
+
+
+class Window(Newest):
     """Sliding window: the newest tokens that fit the budget. It remembers no more than them."""
 
     name = "window"
@@ -117,7 +139,7 @@ class Window(PassageSystem):
         return self._last(questions, self.kit.budget)
 
     def _last(self, questions: Sequence[Question], tokens: int) -> list[Reply]:
-        text = self.passages.last(tokens)
+        text = self.newest(tokens)
         shown = (text,) if text else ()
         answers = self.kit.reader.read([(q.text, shown) for q in questions])
         return [Reply(answer, None, shown) for answer in answers]
@@ -127,7 +149,7 @@ class Window(PassageSystem):
         left, first = self.kit.budget, len(self._told)
         while first and left > 0:
             first -= 1
-            left -= self.kit.tokens(self._told[first])
+            left -= self.kit.tokens(words.dated(self._told[first], self._days[first]))
         write_state(folder, self._state(first))
 
 
@@ -176,60 +198,79 @@ class Summary(TextSystem):
 
     def reset(self) -> None:
         """Forget the summary."""
-        self.summary: list[str] = []
-        self.waiting: list[str] = []
+        self.summary: list[tuple[str, str]] = []  # sentences, or what the reader wrote; each with its day
+        self.waiting: list[tuple[str, str]] = []
         self._tokens = 0
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
         """Wait for more, or make the summary anew."""
-        self.waiting.append(text)
-        self._tokens += self.kit.tokens(text)
+        self._wait(text, words.day_told(label, time))
         if self._tokens >= self.every:
             self.summary = self._made() if self.brain == "rules" else self._written()
             self.waiting, self._tokens = [], 0
 
-    def _made(self) -> list[str]:
+    def _wait(self, text: str, day: str) -> None:
+        self.waiting.append((text, day))
+        self._tokens += self.kit.tokens(words.dated(text, day))
+
+    def _made(self) -> list[tuple[str, str]]:
         """The most central sentences, in the order in which they were told."""
-        new = [s.strip() for text in self.waiting for s in _SENTENCE.split(text) if s.strip()]
-        sentences = list(dict.fromkeys(self.summary + new))
-        vectors_SD = self.kit.encoder.encode(sentences)
+        new = [(s.strip(), day) for text, day in self.waiting for s in _SENTENCE.split(text) if s.strip()]
+        day_of: dict[str, str] = {}
+        for sentence, day in self.summary + new:
+            day_of.setdefault(sentence, day)
+        sentences = list(day_of.items())
+        vectors_SD = self.kit.encoder.encode(list(day_of))
         central = (vectors_SD @ vectors_SD.mean(0)).argsort(descending=True, stable=True).tolist()
         chosen: list[int] = []
         for i in central:
             if not chosen or float((vectors_SD[chosen] @ vectors_SD[i]).max()) < _ALIKE:
                 chosen.append(i)
-        return self._kept(Piece(sentences[i], i) for i in chosen)
+        return self._kept(sentences, chosen)
 
-    def _kept(self, pieces: Iterable[Piece]) -> list[str]:
-        """What fits half the budget, so that there is room for what was told since."""
-        return [piece.text for piece in self.kit.fit(pieces, self.kit.budget // 2)]
+    def _kept(self, parts: Sequence[tuple[str, str]], best: Iterable[int]) -> list[tuple[str, str]]:
+        """Of parts, the best first, what fits half the budget, so that there is room for what was told since."""
+        kept = []
+        for piece in self.kit.fit((Piece(words.dated(*parts[i]), i) for i in best), self.kit.budget // 2):
+            day = parts[int(piece.order)][1]
+            kept.append((piece.text.removeprefix(words.dated("", day)), day))
+        return kept
 
-    def _written(self) -> list[str]:
-        """What the reader writes."""
-        told, sofar = "\n".join(self.waiting), "\n".join(self.summary) or "(nothing yet)"
+    def _written(self) -> list[tuple[str, str]]:
+        """What the reader writes, who sees the days."""
+        told, sofar = ("\n".join(words.dated(*part) for part in parts) for parts in (self.waiting, self.summary))
         prompt = (
-            f"Notes so far:\n{sofar}\n\nNew text:\n{told}\n\n"
+            f"Notes so far:\n{sofar or '(nothing yet)'}\n\nNew text:\n{told}\n\n"
             "Write the notes anew, short, with every name, number, date and fact of both that may be asked for later."
         )
         written = self.kit.reader.complete([prompt], max_new_tokens=self.kit.budget // 2)
-        return self._kept(Piece(text, i) for i, text in enumerate(written))
+        return self._kept([(text, "") for text in written], range(len(written)))
 
     def context(self, question: Question) -> list[Piece]:
         """The summary, and what was told since."""
-        shown = self.summary + self.waiting
-        newest = [Piece(text, i) for i, text in enumerate(shown)][len(self.summary) :]
-        kept = [Piece(text, i) for i, text in enumerate(self.summary)]
+        shown = [Piece(words.dated(*part), i) for i, part in enumerate(self.summary + self.waiting)]
+        kept, newest = shown[: len(self.summary)], shown[len(self.summary) :]
         return kept + newest[::-1]
 
     def save(self, folder: Path) -> None:
-        """Write the summary and what waits."""
-        write_state(folder, {"summary": self.summary, "waiting": self.waiting})
+        """Write the summary and what waits, and the days if any has one."""
+        parts = {"summary": self.summary, "waiting": self.waiting}
+        values = {name: [text for text, _ in kept] for name, kept in parts.items()}
+        if any(day for kept in parts.values() for _, day in kept):
+            values |= {f"{name}_days": [day for _, day in kept] for name, kept in parts.items()}
+        write_state(folder, values)
 
     def load(self, folder: Path) -> None:
         """As in `System`."""
         values, _ = read_state(folder)
-        self.summary, self.waiting = list(values["summary"]), list(values["waiting"])
-        self._tokens = sum(self.kit.tokens(text) for text in self.waiting)
+        self.reset()
+        parts = {
+            name: list(zip(values[name], values.get(f"{name}_days") or [""] * len(values[name]), strict=True))
+            for name in ("summary", "waiting")
+        }
+        self.summary = parts["summary"]
+        for text, day in parts["waiting"]:
+            self._wait(text, day)
 
 
 class Ranked(PassageSystem):

@@ -288,7 +288,7 @@ class Attachment:
         """Hidden states that enter a layer [..., D] -> its queries before rotation [..., Q heads, E]."""
         return self.parts[layer].heads(hidden, "q")[0]
 
-    def rotate(self, keys_BHPE: Tensor, positions_BP: Tensor, layer: int = 0) -> Tensor:
+    def rotate(self, keys_BHPE: Tensor, positions_BP: Tensor, layer: int) -> Tensor:
         """Rotary positions for the keys of a layer; positions [B or 1, P]."""
         return self._rotate(self.parts[layer], keys_BHPE, positions_BP)
 

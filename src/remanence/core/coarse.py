@@ -132,7 +132,7 @@ class Lists:
 
     def __init__(self, values_wX: Tensor) -> None:
         values, order = (values_wX.flatten().int() & 0xFFFF).sort(stable=True)
-        writes = order.int() // values_wX.shape[1]
+        writes = (order // values_wX.shape[1]).int()  # there may be more values than an int counts
         new = torch.ones(len(values), dtype=torch.bool)  # not the same write again
         new[1:] = (values[1:] != values[:-1]) | (writes[1:] != writes[:-1])
         self._writes = writes[new]

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .search import features_of
 
 
 class Judge(nn.Module):
@@ -34,8 +35,8 @@ class Judge(nn.Module):
 
     @staticmethod
     def features(states: Sequence[Tensor]) -> Tensor:
-        """States of some layers, each [C, D] -> features [C, J * D], float32."""
-        return torch.cat([F.rms_norm(state.float(), state.shape[-1:]) for state in states], -1)
+        """States of some layers, each [C, D] -> features [C, J * D] (`search.features_of`)."""
+        return features_of(states)
 
     def forward(self, features: Tensor) -> Tensor:
         """The logarithm of the odds that the answer was read [C, J * D] -> float32 [C]."""

@@ -121,10 +121,6 @@ class Ledger:
         """Their ages, in vectors written [X]."""
         return torch.cat([self.stamps[layer], self.waiting_stamps_Lx[layer]]) + self.clock
 
-    def pool_ages(self) -> Tensor:
-        """Ages of the vectors in the pool [L, n]."""
-        return self.pool_stamps_Ln + (0 if self.config.read_order == "left" else self.clock)
-
     def best(self, layer: int, scores: Tensor, first_row: int) -> Tensor:
         """Rows of the long-term vectors that a layer reads, in the order of reading [read_size].
 

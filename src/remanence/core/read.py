@@ -227,8 +227,13 @@ class ReadSlots:
         Kept for the next question: a pool changes by writes only, which make a new tensor of it.
         """
         model, pool_LnD, device = self.model, memory.pool_LnD, like.device
-        weights = [(p.data_ptr(), p._version) for p in model.attachment.layers[layer].parameters()]
-        state = first, device, like.dtype, pool_LnD._version, weights
+        # Of tensors made in `torch.inference_mode` nobody counts the changes; such weights count as changed.
+        weights = [
+            (p.data_ptr(), object() if p.is_inference() else p._version)
+            for p in model.attachment.layers[layer].parameters()
+        ]
+        changes = 0 if pool_LnD.is_inference() else pool_LnD._version
+        state = first, device, like.dtype, changes, weights
         kept = model.pools.setdefault(memory.pool_owner, {})
         if layer in kept and not torch.is_grad_enabled():
             of_pool, of_state, slots = kept[layer]
@@ -297,13 +302,13 @@ class ReadSlots:
         return scores, null + config.null_slope * math.log(max(1, memory.readable_count))
 
     def _of_rows(self, memory: Memory, scores: Tensor, rows: Tensor) -> Tensor:
-        """The scores of given rows; a write of unknown score counts as the worst."""
+        """The scores of given rows; a write without one, such as one that has left the store, counts as the worst."""
         if not len(scores):
             return torch.zeros(len(rows))
         per_write = len(scores) // (memory.write_count - memory.first_write)
-        at = (rows // (memory.config.K // per_write) - memory.first_write * per_write).clamp_min(0)
-        found = scores[at]
-        if found.isinf().any():  # only in a view: in the pool, and no more in the store
+        at = rows // (memory.config.K // per_write) - memory.first_write * per_write
+        found = scores[at.clamp_min(0)].masked_fill(at < 0, -torch.inf)
+        if found.isinf().any():  # in the pool and no more in the store, or not scored
             known = scores[~scores.isinf()]
             found = found.masked_fill(found.isinf(), float(known.min()) if len(known) else 0.0)
         return found

@@ -66,7 +66,8 @@ class Records:
         self._last, self._used = self._empty(0), 0  # a block in working memory, and how many records it has
 
     def _empty(self, count: int) -> Tensor:
-        return torch.empty(count, *self.shape, dtype=self.dtype)
+        with torch.inference_mode(False):  # what is made in it could not be filled outside of it
+            return torch.empty(count, *self.shape, dtype=self.dtype)
 
     @property
     def size(self) -> int:

@@ -45,11 +45,11 @@ class Retriever(nn.Module):
 
     def queries(self, layer: int, normed_BTD: Tensor) -> Tensor:
         """f_q: normed hidden states of the question -> queries [B, T, R]."""
-        return self.query[layer](normed_BTD)
+        return self.query[layer](normed_BTD.to(self.null.dtype))
 
     def keys(self, layer: int, normed_WKD: Tensor, group: int = 1) -> Tensor:
         """f_k: normed memory vectors of writes -> keys [W, K / group, R]; a group of neighbours shares their sum."""
-        keys_WKR = self.key[layer](normed_WKD)
+        keys_WKR = self.key[layer](normed_WKD.to(self.null.dtype))
         return keys_WKR if group == 1 else keys_WKR.unflatten(1, (-1, group)).sum(2)
 
 

@@ -123,9 +123,9 @@ class Search(nn.Module):
         return nn.Sequential(nn.Linear(features, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, dim, bias=False))
 
     @staticmethod
-    def features(states: list[Tensor]) -> Tensor:
-        """Hidden states that enter the search layers, each [..., D] -> features [..., F], float32."""
-        return torch.cat([F.rms_norm(hidden.float(), hidden.shape[-1:]) for hidden in states], -1)
+    def features(states: Sequence[Tensor]) -> Tensor:
+        """Hidden states that enter the search layers, each [..., D] -> features [..., F] (`features_of`)."""
+        return features_of(states)
 
     def keys(self, features_KF: Tensor, group: int = 1) -> Tensor:
         """Keys of one write [G, R]; neighbours in groups share their sum."""
@@ -162,6 +162,11 @@ class Search(nn.Module):
         """
         inner = self.head(mean_and_last(features_BTF, asks_BT).to(self.null.weight.dtype))
         return self.null(inner)[:, 0], self.needs(inner)[:, 0]
+
+
+def features_of(states: Sequence[Tensor]) -> Tensor:
+    """Hidden states of some layers, each [..., D], of one length and side by side [..., layers * D], float32."""
+    return torch.cat([F.rms_norm(hidden.float(), hidden.shape[-1:]) for hidden in states], -1)
 
 
 def spelled(spelling: Tensor, ids: Tensor) -> Tensor:
