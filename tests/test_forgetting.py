@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from conftest import build_tokenizer
 from remanence import ConfigError, InputError, Limits, MemoryModel, MemoryStore
-from remanence.core.forgetting import SENTENCE, Wanted, retell
+from remanence.core.forgetting import _ABBREVIATIONS, SENTENCE, Wanted, retell
 from remanence.core.memory import Memory, Pending
 from remanence.store import segments as segments_module
 from remanence.store.catalogue import Catalogue
@@ -57,6 +58,30 @@ def told(model: MemoryModel, parts: list[str], *, apart: bool = True) -> Memory:
 def everything(memory: Memory, model: MemoryModel) -> str:
     """All text that a memory holds."""
     return "".join([w.text or "" for w in memory.writes] + [model.text_of(p.ids) for p in memory.pending])
+
+
+@given(
+    st.lists(st.sampled_from([*".!?… \n\"')abD", "Dr", "Mr", "e.g", "vs", " Prof.", "Mrs. "]), max_size=14).map("".join)
+)
+def test_sentences(text: str) -> None:
+    """As the plain pattern finds them, which takes time that grows with the square of a run of marks."""
+    plain = (
+        r"[^\n]+?(?:" + "".join(rf"(?<!\b{re.escape(word)})" for word in _ABBREVIATIONS)
+        + r"[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*"
+    )  # fmt: skip
+    assert SENTENCE.findall(text) == re.findall(plain, text)
+
+
+def test_a_view_is_only_read(model: MemoryModel) -> None:
+    """Its sizes are those of its memories; nothing can be swept from it. Were bugs: attributes that it had not."""
+    one, other = model.new_memory(), model.new_memory()
+    for memory in (one, other):
+        model.memorize(memory, " ".join(SENTENCES))
+    view = model.over(one, {"handbook": other})
+    assert view.resident == one.resident + other.resident and view.base == 0
+    assert view.policy == one.policy and view.quarantine == []
+    with pytest.raises(ConfigError, match="for reading only"):
+        model.sweep(view)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,13 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, TextIteratorStreamer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TextIteratorStreamer,
+)
 
 from conftest import BOS, build_decoder, build_tokenizer, close, led, random_ids, random_text, small, writes_of
 from remanence.config import MemoryConfig
 from remanence.core.memory import Memory, Pending
-from remanence.errors import ConfigError, IncompatibleMemory, InputError
+from remanence.errors import ConfigError, IncompatibleMemory, InputError, reason
 from remanence.models.pretrained import WEIGHTS, MemoryModel, plan
+from remanence.train.run import load_run
 
 Make = Callable[..., MemoryModel]
 
@@ -658,6 +667,15 @@ def test_a_chat_template_is_used_without_its_bos(make_decoder: Callable[..., Any
     assert model.prompts.question("why?")[0] == BOS
 
 
+def test_a_chat_template_that_takes_no_instruction(make_model: Make) -> None:
+    """Neither from the system nor from the user: it says what to do. Was a bug: an UnboundLocalError."""
+    base, tokenizer = make_model(small()).base, build_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('not so') }}"
+    with pytest.raises(ConfigError, match=r"\(not so\); give the model a `prompt`"):
+        MemoryModel(base, tokenizer, small(), instruction="Read.")
+    assert MemoryModel(base, tokenizer, small(), instruction="Read.", prompt="{question}").instruction == "Read."
+
+
 def test_text_cannot_spell_control_tokens(make_model: Make) -> None:
     """What users say is text: `<eos>` in it is five letters, in memories and in questions."""
     # Was a bug: tokenizing without split_special_tokens.
@@ -908,6 +926,22 @@ def test_models_that_cannot_be_loaded(tmp_path: Path, make_model: Make) -> None:
         for load in (MemoryModel.from_pretrained, plan):
             with pytest.raises(ConfigError, match=words):
                 load(tmp_path)
+
+
+def test_an_error_that_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its kind is named, and of a long one the first line. Was a bug: an IndexError hid what had happened."""
+    for error, said in ((OSError(), "OSError"), (OSError("\n"), "OSError"), (ValueError(" no\nweights"), "no")):
+        assert reason(error) == said
+        for part in (AutoModelForCausalLM, AutoTokenizer, AutoConfig):
+            with monkeypatch.context() as patch:
+                patch.setattr(part, "from_pretrained", Mock(side_effect=error))
+                with pytest.raises(ConfigError, match=f"cannot load model .*: {said} "):
+                    MemoryModel.from_pretrained("smollm2" if part is AutoConfig else "tiny")
+    run = tmp_path / "config.json"
+    run.write_bytes(b"")
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=ValueError()))
+    with pytest.raises(ConfigError, match="holds no training run: ValueError"):
+        load_run(tmp_path)
 
 
 def test_tied_embeddings_and_half_precision(tokenizer: Any, tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_a_write_without_its_words_is_refused(tokenizer: Any) -> None:
         ({"tap": "output"}, "tap"),
         ({"score_layers": "own"}, "search_layers"),
         ({"score_layers": "own", "search_layers": (), "base_answers": True}, "base_answers"),
-        ({"K": CHUNK // 2, "kept": "states"}, "K = 4 and chunk_tokens = 8"),  # the first write would fail
+        ({"K": CHUNK // 2, "kept": "states"}, "K = 4, chunk_tokens = 8"),  # the first write would fail
         ({"short_chunks": "complete", "kept": "states"}, 'short_chunks = "wait"'),
         ({"looks": -1}, "looks must be"),
         ({"looks": 1.5}, "looks must be"),

@@ -14,6 +14,11 @@ Each message says what was found, what was expected, and what to do.
 """
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, to stand in a message of ours; the name of its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class RemanenceError(Exception):
     """Root of the tree. The command line prints it as one line and exits with code 2."""
 

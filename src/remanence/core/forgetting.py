@@ -23,10 +23,12 @@ from .memory import Memory
 from .writes import Held, Limits, Only, Pending, Tags, Write
 
 _ABBREVIATIONS = ("Dr", "Mr", "Mrs", "Ms", "Prof", "e.g", "i.e", "vs", "cf")  # behind which a sentence goes on
+_ABBREVIATED = "|".join(rf"(?<=\b{re.escape(word)})" for word in _ABBREVIATIONS)
+_ENDS, _QUOTES = r"[.!?…]", r"[\"'”’)\]]*+"
+# No alternative is tried twice, so that the time is linear in the text, whatever somebody sends.
 SENTENCE = re.compile(
-    r"[^\n]+?(?:"
-    + "".join(rf"(?<!\b{re.escape(word)})" for word in _ABBREVIATIONS)
-    + r"[.!?…]+[\"'”’)\]]*(?=\s)|(?=\n)|\Z)\s*|\n\s*"
+    rf"[^\n](?:[^\n.!?…]|{_ENDS}++(?!{_QUOTES}\s)|(?:{_ABBREVIATED}){_ENDS})*+"
+    rf"(?:{_ENDS}++{_QUOTES}(?=\s)|(?=\n)|\Z)\s*|\n\s*"
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError, reason
 
 UNKNOWN = "I don't know."  # what a reader says that finds nothing
 SHORT, LONG = 32, 192  # most tokens of an answer, if nothing is said: from memory; of a base that talks
@@ -108,22 +108,32 @@ class Prompts:
         """The texts before what is read of a memory, with the instruction; before the question; and behind it.
 
         In a chat template the instruction is the system's turn. Where a template knows none, it begins the user's.
+
+        Raises:
+            ConfigError: the template takes neither.
         """
         mark, told = "\x02memory\x03", str(self.instruction)
         if self.prompt is not None or not self.tokenizer.chat_template:
             ahead, _, behind = (self.prompt or "{question}").partition("{question}")
             return f"{told}\n\n", ahead, behind
         user, joined = {"role": "user", "content": mark}, {"role": "user", "content": f"{told}\n\n{mark}"}
+        rendered: str | None = None
         for turns in ([{"role": "system", "content": told}, user], [joined]):
             try:
-                rendered: str = self.tokenizer.apply_chat_template(
+                rendered = self.tokenizer.apply_chat_template(
                     turns, chat_template=self.template, tokenize=False, add_generation_prompt=True
                 )
-            except TemplateError:  # it takes no turn of the system's
+            except TemplateError as error:  # it takes no turn of the system's
+                refused = reason(error)
                 continue
-            before, _, behind = rendered.partition(mark)
-            if told in before:
+            if told in rendered.partition(mark)[0]:
                 break
+        if rendered is None:
+            raise ConfigError(
+                "the chat template takes an instruction neither as the system's turn nor at the beginning of the "
+                f"user's ({refused}); give the model a `prompt`, which takes its place, or no `instruction`."
+            )
+        before, _, behind = rendered.partition(mark)
         return before, "", behind
 
     def _plain(self, text: str) -> list[int]:

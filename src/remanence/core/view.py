@@ -67,6 +67,7 @@ class View(Memory):
         private, K = layers[-1][1], layers[-1][1].config.K
         self.config, self.layers, self.width, self.model = private.config, private.layers, private.width, private.model
         self.ledger, self.limits, self.forgotten, self.cuts = None, private.limits, [], []
+        self._base, self.policy, self.quarantine = 0, private.policy, list(private.quarantine)
         self.first_write = 0
         self.parts: list[Layer] = []
         place = 0
@@ -133,6 +134,11 @@ class View(Memory):
     def nbytes(self) -> int:
         """Bytes of vectors and keys of all of its memories; it has none of its own."""
         return sum(part.memory.nbytes for part in self.parts)
+
+    @property
+    def resident(self) -> int:
+        """Of all of its memories."""
+        return sum(part.memory.resident for part in self.parts)
 
     @property
     def readable_count(self) -> int:

@@ -192,6 +192,7 @@ class Writer(AttachedDecoder, Asked):
 
         The arguments and errors are those of `forget`.
         """
+        memory.must_be_writable()
         now = clock.time()
         if not memory.has_expired(now) and not any(memory.held_expired(one, now) for one in memory.quarantine):
             return Forgotten([], 0, memory.write_count, 0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import MemoryConfig
 from ..core.memory import Memory
-from ..errors import ConfigError
+from ..errors import ConfigError, reason
 from .hub import download_options
 from .names import home, is_here
 from .published import Layout, is_published
@@ -66,8 +66,9 @@ def fetch(model: str | Path, **hub: Any) -> Path:
     try:
         return Path(snapshot_download(str(model), allow_patterns=list(_FILES), **hub))
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"cannot download {str(model)!r}: {reason} Give a folder, or try again online.") from error
+        raise ConfigError(
+            f"cannot download {str(model)!r}: {reason(error)} Give a folder, or try again online."
+        ) from error
 
 
 class Weights:
@@ -122,8 +123,7 @@ class Weights:
             self._files[name] = tensors
             return [(key, tuple(tensor.shape)) for key, tensor in tensors.items()]
         except Exception as error:  # whatever a reader makes of bytes that are not what it expects
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"cannot read {path}: {reason} Fetch the file again.") from error
+            raise ConfigError(f"cannot read {path}: {reason(error)} Fetch the file again.") from error
 
     def get(self, key: str) -> Tensor:
         """A tensor by its key."""

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..core.placement import stored
-from ..errors import ConfigError
+from ..errors import ConfigError, reason
 from . import bases, gguf
 from .hub import HUB, downloaded
 from .names import CHOICES, home, is_here
@@ -52,10 +52,9 @@ def load_decoder(
         if saved is not None and "base" in saved and (folder / TEMPLATE).exists():
             tokenizer.chat_template = (folder / TEMPLATE).read_text(encoding="utf-8") or None
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         whose = "" if name in (None, str(model)) else f", the base of {str(model)!r}"
         raise ConfigError(
-            f"cannot load model {name or str(model)!r}{whose}: {reason} Give {CHOICES} of a decoder."
+            f"cannot load model {name or str(model)!r}{whose}: {reason(error)} Give {CHOICES} of a decoder."
         ) from error
     return base, tokenizer
 

@@ -21,7 +21,7 @@ import torch
 from tokenizers.pre_tokenizers import Digits, Sequence
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from ..errors import ConfigError
+from ..errors import ConfigError, reason
 
 
 def config(file: Path) -> Any:
@@ -70,5 +70,6 @@ def _reading(file: Path) -> Iterator[None]:
         with redirect_stderr(StringIO()):  # the bars take no notice of transformers' own switch for them
             yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"cannot read {file} as a GGUF file: {reason} Fetch it again, or give another.") from error
+        raise ConfigError(
+            f"cannot read {file} as a GGUF file: {reason(error)} Fetch it again, or give another."
+        ) from error

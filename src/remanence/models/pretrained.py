@@ -28,7 +28,7 @@ from ..core.attachment import trained_positions
 from ..core.memory import Memory
 from ..core.model import MemoryDecoder
 from ..core.placement import stored
-from ..errors import ConfigError
+from ..errors import ConfigError, reason
 from ..files import half_saved, write_together
 from . import bases
 from .checkpoint import Checkpoint, fetch, find
@@ -124,7 +124,7 @@ class MemoryModel(MemoryDecoder):
             loaded = AutoModelForCausalLM.from_pretrained(place, dtype=self.base.dtype, **hub)
             tokenizer = AutoTokenizer.from_pretrained(place, **hub)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot load the base {name!r}: {str(error).strip().splitlines()[0]}") from error
+            raise ConfigError(f"cannot load the base {name!r}: {reason(error)}") from error
         same_tokens = self.tokenizer.get_vocab() == tokenizer.get_vocab()
         if not same_tokens or digest(self.base) != digest(loaded):
             what = "weights" if same_tokens else "tokens"
@@ -297,8 +297,7 @@ class MemoryModel(MemoryDecoder):
         try:
             tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"{checkpoint.name} has no tokenizer that can be loaded: {reason}") from error
+            raise ConfigError(f"{checkpoint.name} has no tokenizer that can be loaded: {reason(error)}") from error
         _prepare_chat(base, tokenizer)
         lora = _lora(layout.lora)
         self = cls(
@@ -373,9 +372,9 @@ def _uploading(repository: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"cannot upload to {repository!r}: {reason} Check the name (owner/name), and log in with: hf auth login"
+            f"cannot upload to {repository!r}: {reason(error)} Check the name (owner/name), and log in with: "
+            "hf auth login"
         ) from error
 
 

@@ -34,6 +34,7 @@ from ..errors import (
     OverLimit,
     RemanenceError,
     StorageError,
+    reason,
 )
 from ..errors import UnknownMemory as Unknown
 from ..files import sync_folder
@@ -697,14 +698,14 @@ class Catalogue:
 
     def _refused(self, error: Exception, after: str) -> StorageError:
         """The error for a disk that will not."""
-        reason = getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = getattr(error, "strerror", None) or reason(error)
         where = getattr(error, "filename", None) or self.root
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "full" in reason or "space" in reason
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "full" in said or "space" in said
         with suppress(OSError, AttributeError):  # SQLite often says no more than that it failed
             space = os.statvfs(self.root)
             full |= isinstance(error, sqlite3.Error) and space.f_bavail * space.f_frsize < 1 << 20
         advice = "free some space" if full else "check the disk and its permissions, or choose another folder"
-        return StorageError(f"the disk refused at {where}: {reason}. {after}; {advice}.")
+        return StorageError(f"the disk refused at {where}: {said}. {after}; {advice}.")
 
     def damaged(self, reason: str) -> MemoryCorrupt:
         """The error for a catalogue that is not what was written."""

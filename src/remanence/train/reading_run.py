@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core.likeness import Likeness
 from ..core.search import Search
 from ..environment import quieten
-from ..errors import ConfigError
+from ..errors import ConfigError, reason
 from ..files import write_text
 from ..models import bases
 from ..models.decoders import computes_bfloat16, load_config
@@ -109,7 +109,7 @@ def saved_run(out: Path, kind: type[T], does: str) -> T:
     try:
         return TypeAdapter(kind).validate_json((out / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{out} holds no run that {does}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{out} holds no run that {does}: {reason(error)}") from error
 
 
 def build(run: ReadingRun, dtype: torch.dtype | None = None, *, learns: bool = False) -> tuple[MemoryModel, bool]:

@@ -23,7 +23,7 @@ from ..config import MemoryConfig
 from ..core.attachment import trained_positions
 from ..core.prompts import UNKNOWN
 from ..environment import quieten
-from ..errors import ConfigError, RemanenceError
+from ..errors import ConfigError, RemanenceError, reason
 from ..files import write_text, write_together
 from ..models import bases, checkpoint
 from ..models.decoders import load_config
@@ -148,7 +148,7 @@ def load_run(out: Path) -> Run:
     try:
         return TypeAdapter(Run).validate_json((out / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{out} holds no training run: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{out} holds no training run: {reason(error)}") from error
 
 
 def build(run: Run, out: Path) -> MemoryModel:
