@@ -8,7 +8,8 @@ A *view* is read like a memory and cannot be written to. It is made for two thin
   are hidden in one place, `View.hide`: their scores are -inf, so nothing finds them; and the pool is read without them.
 
 A view shares all tensors with its memories. Making one costs nothing that grows with them, but for one number a write
-where something is hidden; searching costs what searching each of them does.
+where something is hidden, and with `only` the source and the tags of each write, which may have to be read from the
+disk (a second for 20,000 writes). Searching costs what searching each of them does.
 
 Legend:  L layers   W writes   K vectors a write   G keys a write   n vectors in the pool   R key size
 """
