@@ -190,7 +190,8 @@ class Limits:
 
     tokens: most tokens; None for no limit. when_full: what is told beyond them is "refuse"d, and what waits counts; or
     the "oldest" writes leave the long-term store, as with `MemoryConfig.store_tokens`, which counts writes alone: they
-    are not read any more, and their texts stay in the history. keep_for: seconds from when a text was told until it expires; None for ever.
+    are not read any more, and their texts stay in the history. keep_for: seconds from when a text was told until it
+    expires; None for ever.
     """
 
     tokens: int | None = None
