@@ -218,8 +218,6 @@ def test_a_write_without_its_words_is_refused(tokenizer: Any) -> None:
         ({"tap": "output"}, "tap"),
         ({"score_layers": "own"}, "search_layers"),
         ({"score_layers": "own", "search_layers": (), "base_answers": True}, "base_answers"),
-        ({"K": CHUNK // 2, "kept": "states"}, "K = 4, chunk_tokens = 8"),  # the first write would fail
-        ({"short_chunks": "complete", "kept": "states"}, 'short_chunks = "wait"'),
         ({"looks": -1}, "looks must be"),
         ({"looks": 1.5}, "looks must be"),
     ],
@@ -228,6 +226,13 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], m
     """With what to do."""
     with pytest.raises(ConfigError, match=message):
         MemoryConfig.verbatim(**{**ONE, **changes})
+
+
+def test_a_write_keeps_a_word_for_each_of_its_vectors(tokenizer: Any) -> None:
+    """A model with other settings is refused, as its first write would fail."""
+    for changes in ({"K": CHUNK // 2}, {"short_chunks": "complete"}):
+        with pytest.raises(ConfigError, match="K = chunk_tokens and short_chunks"):
+            model_of(tokenizer, kept="states", **changes)
 
 
 def test_a_layer_that_is_not_there_is_refused(tokenizer: Any) -> None:

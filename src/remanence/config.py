@@ -252,11 +252,6 @@ class MemoryConfig:
             )
         if one and (self.retriever == "attention" or self.score != "block" or self.drop != "oldest"):
             raise ConfigError('score_layers = "one" needs a retriever of its own, block scores and drop = "oldest".')
-        if one and self.long_term and (self.chunk_tokens != self.K or self.short_chunks == "complete"):
-            raise ConfigError(
-                'score_layers = "one" needs K = chunk_tokens and short_chunks = "wait", as a write keeps K words; not '
-                f"K = {self.K}, chunk_tokens = {self.chunk_tokens} and {self.short_chunks!r}."
-            )
         if self.retriever == "states" and not (one and self.looks and self.look_at == "sentences"):
             raise ConfigError('retriever = "states" needs score_layers = "one", looks and look_at = "sentences".')
         if self.store_dtype == "tokens" and (not one or self.kept != "keys_values" or self.chunk_tokens != self.K):

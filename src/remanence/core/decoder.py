@@ -80,6 +80,13 @@ class AttachedDecoder(nn.Module):
             raise ConfigError(
                 f"search_layers = {list(config.search_layers)}: this model has {layers} layers, from 0 on."
             )
+        # Not a rule of `MemoryConfig` itself: settings are changed one at a time, K before chunk_tokens.
+        wholly = config.chunk_tokens == config.K and config.short_chunks != "complete"
+        if config.score_layers == "one" and config.long_term and not wholly:
+            raise ConfigError(
+                'score_layers = "one" needs K = chunk_tokens and short_chunks = "wait", as a write keeps K words; not '
+                f"K = {config.K}, chunk_tokens = {config.chunk_tokens} and {config.short_chunks!r}."
+            )
         if config.judge_layers and config.judge_layers[-1] > layers:
             raise ConfigError(
                 f"judge_layers = {list(config.judge_layers)}: this model has {layers} layers, from 0 on; {layers} is "
