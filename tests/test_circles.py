@@ -89,6 +89,8 @@ def test_a_word_that_would_begin_another_round_is_not_shown() -> None:
     pieces = [shown.piece(ids[: n + 1], n + 1 == len(ids)) for n in range(len(ids))]
     assert "".join(pieces) == shown.text == "I'm so glad!" and pieces[1] == "'m"
     assert said(tokenizer, ids[:6]) == "I'm so glad! I"  # that is no circle
+    padding = Words("I|'m| so| glad|!| I| Well|")
+    assert said(padding, [*ids[:6], *[7] * 40]) == "I'm so glad! I"  # nor is padding behind an answer
 
 
 @given(st.lists(st.integers(0, 6), max_size=70), st.lists(st.integers(0, 6), max_size=6))

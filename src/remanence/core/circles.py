@@ -63,7 +63,8 @@ def said(tokenizer: Any, ids: list[int]) -> str:
     """
     shown = unrepeated(ids)
     text: str = tokenizer.decode(ids[:shown], skip_special_tokens=True).strip()
-    return text if shown == len(ids) else _BEGUN.sub("", text)
+    again = tokenizer.decode(ids[shown:], skip_special_tokens=True).strip()  # nothing, if that is padding
+    return _BEGUN.sub("", text) if again else text
 
 
 def settled(ids: Sequence[int]) -> int:
