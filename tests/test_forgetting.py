@@ -193,7 +193,9 @@ def test_what_was_before_stays_and_nothing_is_copied(model: MemoryModel) -> None
 
 
 @pytest.mark.parametrize(
-    "changes", [RANDOM, {"store_dtype": "tokens"}, {"store_dtype": "int4"}], ids=["drop", "tokens", "int4"]
+    "changes",
+    [RANDOM, {"store_dtype": "tokens"}, {"store_dtype": "int4"}, {"store_dtype": "q4"}],
+    ids=["drop", "tokens", "int4", "q4"],
 )
 def test_memories_of_other_kinds(changes: dict[str, Any], tokenizer: Any) -> None:
     """The pool before the cut is made of what came before it."""

@@ -101,7 +101,7 @@ def read_together(model: MemoryModel, memory: Memory, prompt: list[int]) -> Tens
         return logits_of(model, cache, prompt)
 
 
-@pytest.mark.parametrize("store_dtype", ["float32", "int4", "tokens"])
+@pytest.mark.parametrize("store_dtype", ["float32", "int4", "q4", "tokens"])
 def test_rows_do_not_meet(store_dtype: str, tokenizer: Any) -> None:
     """Writes of two memories side by side, some without one before them: as each alone."""
     model, prompt = model_of(tokenizer, store_dtype=store_dtype), random_ids(5, 1)

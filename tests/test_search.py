@@ -20,7 +20,7 @@ from remanence.core.prompts import UNKNOWN, worth_showing
 from remanence.core.quantise import decode, encode, row_bytes
 from remanence.core.retriever import block_scores, block_scores_of, rows_of
 from remanence.core.search import Search, word_scores
-from remanence.errors import ConfigError, IncompatibleMemory, InputError
+from remanence.errors import ConfigError, IncompatibleMemory, InputError, MemoryCorrupt
 from test_hf import plain_logits
 
 CHUNK = 8
@@ -342,10 +342,93 @@ def test_rounding_errs_by_half_a_step_at_most(width: int, dtype: str, seed: int,
 
 
 def test_rounding_keeps_nothing_as_nothing() -> None:
-    """Zeros stay zeros."""
+    """Zeros stay zeros; where numbers lie beside zero, as little as a byte of scale can say."""
     zeros = torch.zeros(2, 70)
     for dtype in ("int8", "int4"):
         assert torch.equal(decode(encode(zeros, dtype), 70, dtype), zeros)
+    for dtype in ("q4", "q2"):
+        assert decode(encode(zeros, dtype), 70, dtype).abs().max() < 1e-4
+
+
+@given(
+    width=st.integers(1, 200), dtype=st.sampled_from(["q4", "q2"]), seed=st.integers(0, 1000), size=st.floats(-3, 3),
+)  # fmt: skip
+def test_turned_rounding_is_that_of_its_definition(width: int, dtype: str, seed: int, size: float) -> None:
+    """Each group of 64 turned by Sylvester's matrix, over its root mean square, to the nearest of 16 or 4 levels."""
+    vectors = torch.randn(2, width, generator=torch.Generator().manual_seed(seed)) * 10**size
+    bits, step = (4, 0.3352) if dtype == "q4" else (2, 0.9957)
+    rows = encode(vectors, dtype)
+    assert rows.shape == (2, row_bytes(width, dtype)) == (2, -(-width * bits // 8) + -(-width // 64))
+    found = decode(rows, width, dtype)
+    turn = torch.tensor([[(-1.0) ** (i & j).bit_count() / 8 for j in range(64)] for i in range(64)])
+    for start in range(0, width, 64):
+        group, back = vectors[:, start : start + 64], found[:, start : start + 64]
+        if group.shape[1] == 64:
+            group, back = group @ turn, back @ turn
+        scale = torch.exp2((torch.log2(group.square().mean(1, keepdim=True).sqrt().clamp_min(1e-38)) * 8).round() / 8)
+        half = 2 ** (bits - 1)
+        expected = ((group / scale / step).floor().clamp(-half, half - 1) + 0.5) * step * scale
+        near = (expected - back).abs() <= 1e-3 * scale
+        on_an_edge = (group / scale / step - (group / scale / step).round()).abs() < 1e-3
+        assert (near | on_an_edge).all()
+
+
+def test_what_differs_is_kept_where_most_is_alike() -> None:
+    """Keys have a large part in common, and a few large numbers: four bits that leave both out err ten times less."""
+    random = torch.Generator().manual_seed(5)
+    differs, common = torch.randn(2, 500, 128, generator=random), torch.randn(128, generator=random) * 3
+    common[7] = 40.0
+    differs[..., 7] *= 6
+    vectors = differs + common
+    errors = {dtype: _lost(dtype, vectors, None) for dtype in ("int4", "q4")}
+    errors["centred"] = _lost("q4", vectors, common)
+    assert errors["centred"] < errors["int4"] / 10 and errors["centred"] < errors["q4"] < errors["int4"]
+    assert _lost("q2", vectors, common) < errors["int4"]
+
+
+def _lost(dtype: str, vectors: Tensor, centre: Tensor | None) -> float:
+    """The share of what differs between vectors that a memory's rows lose, by its square."""
+    config = MemoryConfig(K=4, N=8, K0=4, chunk_tokens=4, tap="input", store_dtype=dtype)
+    memory = Memory(config, layers=len(vectors), width=128, centre=None if centre is None else centre.expand(2, -1))
+    back = memory.of_rows(memory.rows_of(vectors), None if memory.centre_LD is None else memory.centre_LD[:, None])
+    return float((back - vectors).square().sum() / (vectors - vectors.mean(1, keepdim=True)).square().sum())
+
+
+def test_a_format_is_the_memorys_own(tokenizer: Any, tmp_path: Path) -> None:
+    """A model goes on with what it wrote in four bits of either kind, reads both, and merges them; each is saved."""
+    old, new = model_of(tokenizer, store_dtype="int4"), model_of(tokenizer, store_dtype="q4")
+    assert old.fingerprint == new.fingerprint
+    memory, other, store = told(old, 5), told(new, 6), MemoryStore(tmp_path)
+    assert memory.centre_LD is None and other.centre_LD is not None and other.centre_LD.abs().sum() > 0
+    store.save("old", memory)
+    new.memorize(memory, random_text(80, 9), time=3.0)
+    store.save("new", other)
+    loaded = store.load("new")
+    assert torch.equal(loaded.centre_LD, other.centre_LD)
+    rows = torch.arange(CHUNK)
+    assert torch.equal(loaded.long_term(0, rows), other.long_term(0, rows))
+    for pair in ((memory, other), (other, memory), (memory, memory)):
+        both = new.merge(*pair)
+        assert both.config.store_dtype == pair[0].config.store_dtype
+        for layer in range(both.layers):
+            first = torch.cat([each.long_term(layer, rows) for each in pair])
+            found = torch.stack([both.long_term(layer, w * CHUNK + rows) for w in range(both.write_count)])
+            for part in first.split(CHUNK):
+                apart = (found - part).square().sum((1, 2)) / part.square().sum()
+                assert apart.min() < 0.05
+    assert new.ask_batch([memory, other], ["What is it?"] * 2)
+
+
+def test_a_memory_without_its_centre_is_damaged(tokenizer: Any) -> None:
+    """It could not be read."""
+    memory = told(model_of(tokenizer, store_dtype="q4"), 3)
+    parts = memory.tensors()
+    with pytest.raises(MemoryCorrupt, match="centre"):
+        Memory.from_parts({name: part for name, part in parts.items() if name != "centre"}, memory.meta())
+    with pytest.raises(MemoryCorrupt, match="centre"):
+        Memory.from_parts(parts | {"centre": parts["centre"][:1]}, memory.meta())
+    with pytest.raises(ConfigError, match="tap"):
+        MemoryConfig(K=4, N=8, K0=4, chunk_tokens=4, tap="output", store_dtype="q2")
 
 
 def _spread(model: MemoryModel, memory: Memory, question: list[int]) -> Tensor:
@@ -354,15 +437,15 @@ def _spread(model: MemoryModel, memory: Memory, question: list[int]) -> Tensor:
 
 
 def test_rounded_memories_answer_nearly_alike(tokenizer: Any) -> None:
-    """8 bits come closer than 4; both are near."""
+    """8 bits come closer than 4 of either kind; all are near."""
     exact, question = None, random_ids(5, 1)
     errors = []
-    for dtype in ("float32", "int8", "int4"):
+    for dtype in ("float32", "int8", "q4", "int4"):
         model = model_of(tokenizer, store_dtype=dtype)
         logits = _spread(model, told(model, 12), question)
         exact = logits if exact is None else exact
         errors.append(float((logits - exact).abs().max() / exact.abs().max()))
-    assert errors[0] == 0 < errors[1] < errors[2] < 0.5
+    assert errors[0] == 0 < errors[1] < min(errors[2:]) and max(errors) < 0.5
 
 
 def test_bytes_are_what_is_kept(tokenizer: Any) -> None:

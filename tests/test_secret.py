@@ -61,7 +61,9 @@ def vectors_of(memory: Memory) -> list[bytes]:
     return [memory.records["vectors"].span()[write, 1].numpy().tobytes() for write in range(memory.write_count)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"store_dtype": "int4"}, {"key_group": 4}, {"drop": "random"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"store_dtype": "q2", "tap": "input"}, {"key_group": 4}, {"drop": "random"}], ids=str
+)
 def test_the_same_memory_and_nothing_to_read(tmp_path: Path, changes: dict[str, Any], monkeypatch: Any) -> None:
     """What comes back is equal; no text, label, token or vector is in any file; forgetting and forks work."""
     monkeypatch.setattr(segments_module, "MOST_WRITES", 3)

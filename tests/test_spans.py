@@ -151,7 +151,7 @@ def test_a_span_is_text_in_the_context(family: str, tokenizer: Any) -> None:
     close(found[1], plain_logits(model.base, [BOS, *prompt])[-len(prompt) :])
 
 
-@pytest.mark.parametrize("settings", [{"store_dtype": "int4"}, {"store_dtype": "tokens"}, {"keep_text": False}])
+@pytest.mark.parametrize("settings", [{"store_dtype": "q4"}, {"store_dtype": "tokens"}, {"keep_text": False}])
 def test_answers_come_from_a_span(settings: dict[str, Any], tokenizer: Any) -> None:
     """In any format, and without texts; alone as together. Each write is a source once."""
     model = model_of(tokenizer, looks=4, look_at="sentences", **settings)

@@ -18,7 +18,7 @@ _CHOICES = {
     "retriever": ("trained", "attention", "states"),
     "score": ("block", "vector"),
     "score_layers": ("own", "mean", "one"),
-    "store_dtype": ("float32", "float16", "bfloat16", "int8", "int4", "tokens"),
+    "store_dtype": ("float32", "float16", "bfloat16", "int8", "int4", "q4", "q2", "tokens"),
     "key_dtype": ("float32", "bfloat16"),
     "read_order": ("written", "age", "left"),
     "look_at": ("writes", "sentences"),
@@ -36,6 +36,8 @@ PUBLISHED = (
 )  # fmt: skip
 # Settings that came later. While they have their defaults, fingerprints do not depend on them either.
 LATER = ("kept", "search_layers", "search_hidden")
+# Formats that came later count as this one, so that a model reads and goes on with what it wrote in either.
+AS_BEFORE = {"q4": "int4", "q2": "int4"}
 # Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
 READING = (
     "score_layers",
@@ -115,7 +117,8 @@ class MemoryConfig:
 
     Storage
         store_dtype: number format of long-term vectors; "int8" and "int4" are rounded with a scale for every 64
-            numbers (`core/quantise.py`). With "tokens" no vectors are stored: the tokens are, and what is read of them
+            numbers; so are "q4" and "q2", which take 4 and 2 bits a number and lose less, and need tap = "input"
+            (`core/quantise.py`). With "tokens" no vectors are stored: the tokens are, and what is read of them
             is encoded again, each write behind the one before it.
         key_dtype: number format of the retriever's keys; bfloat16 ones take half the room.
         keep_text: keep the text of each write, so that answers can name their sources. Without it the store still holds
@@ -258,6 +261,8 @@ class MemoryConfig:
             raise ConfigError(
                 'store_dtype = "tokens" needs score_layers = "one", kept = "keys_values", K = chunk_tokens.'
             )
+        if self.store_dtype in AS_BEFORE and self.tap != "input":
+            raise ConfigError(f'store_dtype = "{self.store_dtype}" needs tap = "input"; take "int4" or "int8".')
         if self.base_answers and not one:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
         if not isinstance(self.looks, int) or self.looks < 0:

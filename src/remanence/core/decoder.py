@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import LATER, PUBLISHED, READING, MemoryConfig
+from ..config import AS_BEFORE, LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory
 from .adapters import ROLES, Adapters
 from .attachment import Attachment
@@ -25,8 +25,15 @@ from .likeness import Likeness
 from .memory import Memory
 from .placement import device_of, stored
 from .prompts import Prompts
+from .quantise import centred
 from .retriever import Retriever
 from .search import Search
+
+# For what the vectors of all texts have in common; any text of some length would do.
+_TYPICAL = """On Monday the 3rd of May, Anna and her brother took the early train to the coast. "Do you have the
+tickets?" she asked. He laughed: he had paid 24 euros for them, and lost one. The company, which was founded in 1987,
+makes parts for ships; it employs about 300 people, most of whom live near the harbour. If it rains tomorrow, we will
+stay at home, read, and cook soup. Water boils at 100 degrees."""
 
 
 class AttachedDecoder(nn.Module):
@@ -127,6 +134,7 @@ class AttachedDecoder(nn.Module):
         self._anchor: list[int] | None = None
         self._fingerprint = ""
         self._preface: list[Tensor] = []
+        self._common: Tensor | None = None
         self.pools: WeakKeyDictionary[Memory, dict[int, Any]] = WeakKeyDictionary()  # see `ReadSlots`
 
     @torch.no_grad()
@@ -226,6 +234,7 @@ class AttachedDecoder(nn.Module):
             settings, default = self.config.to_dict(), MemoryConfig().to_dict()
             apart = {*READING, *(k for k in (*PUBLISHED, *LATER) if settings[k] == default[k])}
             settings = {k: v for k, v in settings.items() if k not in apart}
+            settings["store_dtype"] = AS_BEFORE.get(self.config.store_dtype, self.config.store_dtype)
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for key, value in self.state_dict().items():
                 if key.startswith("judge.") or (self.adapters == ("read",) and "lora_" in key and ".read." in key):
@@ -256,7 +265,20 @@ class AttachedDecoder(nn.Module):
             seed=seed,
             dtype=self.base.dtype,
             device=self.attachment.device,
+            centre=self._centre() if centred(self.config.store_dtype) else None,
         )
+
+    @torch.no_grad()
+    def _centre(self) -> Tensor:
+        """What the vectors of a layer have in common: their mean over a text, float32 [L, D]."""
+        if self._common is None:
+            ids = torch.tensor([[self.prompts.first_token(), *self.encode(_TYPICAL)]], device=self.attachment.device)
+            with self.adapter("write"):
+                states = self.attachment.inputs(ids, use_cache=False)
+                if self.whole:
+                    states = [self.attachment.keys_values(layer, each) for layer, each in enumerate(states)]
+            self._common = torch.stack([each[0, 1:].float().mean(0).cpu() for each in states])
+        return self._common
 
     def check(self, memory: Memory) -> None:
         """Raise `IncompatibleMemory` unless this model wrote the memory."""

@@ -32,7 +32,7 @@ from ..errors import IncompatibleMemory, MemoryCorrupt
 from .coarse import Coarse
 from .history import Writes
 from .ledger import Ledger
-from .quantise import decode, encode, quantised, row_bytes
+from .quantise import centred, decode, encode, quantised, row_bytes
 from .records import Block, Records
 from .retrieval import best_rows
 from .writes import Held, Limits, Pending, Tags, Write
@@ -60,6 +60,8 @@ class Memory:
         seed: of the random drops, which are the memory's own, so that a saved memory goes on as if never closed.
         dtype: of the short-term pool. The long-term store has `config.store_dtype`.
         device: of the short-term pool. The long-term store is in host memory.
+        centre: what the vectors of a layer have in common [L, D], for formats that round what differs (`quantise.py`);
+            nothing if None.
     """
 
     def __init__(
@@ -72,10 +74,14 @@ class Memory:
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        centre: Tensor | None = None,
     ) -> None:
         self.config, self.layers, self.width, self.model = config, layers, width, model
         self.pool_LnD = torch.zeros(layers, 0, width, dtype=dtype, device=device)
         self.pool_rows_Ln = torch.zeros(layers, 0, dtype=torch.long)
+        self.centre_LD = (
+            (torch.zeros(layers, width) if centre is None else centre) if centred(config.store_dtype) else None
+        )
         self.writes = Writes()
         self.pending: list[Pending] = []
         self.first_write = 0  # older writes have left the long-term store
@@ -96,7 +102,8 @@ class Memory:
     def new_records(self) -> dict[str, Records]:
         """What is kept of every write from `base` on, by name, with nothing in it.
 
-        "vectors" [L, K, D], "keys" [L or 1, G, R]; where they are kept, "words" and "ids" [K] (see `add`).
+        "vectors" [L, K, D], or X bytes each; "keys" [L or 1, G, R]; where they are kept, "words" and "ids" [K] (see
+        `add`).
         """
         config = self.config
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
@@ -238,7 +245,7 @@ class Memory:
         vectors are zeros; those of writes that have left the store are missing.
         """
         K, kept = self.config.K, max(0, write - self._base)
-        earlier = Memory(self.config, layers=self.layers, width=self.width, model=self.model)
+        earlier = Memory(self.config, layers=self.layers, width=self.width, model=self.model, centre=self.centre_LD)
         earlier._generator.set_state(self._generator.get_state())
         earlier.writes, earlier.forgotten = self.writes.until(write), list(self.forgotten)
         earlier.policy, earlier.quarantine, earlier.last_held = self.policy, list(self.quarantine), self.last_held
@@ -350,9 +357,7 @@ class Memory:
         """Put a write at the end of the store."""
         if self.config.store_dtype == "tokens":
             vectors_LKD = vectors_LKD[:, :, :0]
-        rounded = quantised(self.config.store_dtype)
-        vectors_LKD = encode(vectors_LKD, self.config.store_dtype) if rounded else vectors_LKD
-        for name, record in {"vectors": vectors_LKD, "keys": keys_LGR, **of_tokens}.items():
+        for name, record in {"vectors": self.rows_of(vectors_LKD), "keys": keys_LGR, **of_tokens}.items():
             self.records[name].append(record)
 
     def _expire(self) -> None:
@@ -411,8 +416,25 @@ class Memory:
     def long_term(self, layer: int, rows: Tensor) -> Tensor:
         """Vectors of the store by row [len(rows), D]."""
         found = self.records["vectors"].vectors(layer, rows - self._base * self.config.K)
+        return self.of_rows(found, None if self.centre_LD is None else self.centre_LD[layer])
+
+    def rows_of(self, vectors_LKD: Tensor) -> Tensor:
+        """Vectors of all layers as the store has them [L, K, X]."""
         dtype = self.config.store_dtype
-        return decode(found, self.width, dtype) if quantised(dtype) else found
+        if self.centre_LD is not None:
+            vectors_LKD = vectors_LKD.float() - self.centre_LD[:, None].to(vectors_LKD.device)
+        return encode(vectors_LKD, dtype) if quantised(dtype) else vectors_LKD
+
+    def of_rows(self, rows: Tensor, centre: Tensor | None) -> Tensor:
+        """The vectors that the store has as these rows [..., D], but for rounding.
+
+        Args:
+            rows: [..., X].
+            centre: of their layers, if this memory has one.
+        """
+        dtype = self.config.store_dtype
+        vectors = decode(rows, self.width, dtype) if quantised(dtype) else rows
+        return vectors if centre is None else vectors + centre
 
     @property
     def readable_count(self) -> int:
@@ -508,6 +530,7 @@ class Memory:
             "pool": self.pool_LnD,
             "pool_rows": self.pool_rows_Ln,
             "generator": self._generator.get_state(),
+            **({} if self.centre_LD is None else {"centre": self.centre_LD}),
             **(self.ledger.tensors() if self.ledger is not None else {}),
         }
 
@@ -567,9 +590,12 @@ class Memory:
             MemoryCorrupt: they do not fit together.
         """
         config = MemoryConfig.from_dict(meta["config"])
-        if missing := {"pool", "pool_rows", "generator"} - tensors.keys():
+        needed = {"pool", "pool_rows", "generator"} | ({"centre"} if centred(config.store_dtype) else set())
+        if missing := needed - tensors.keys():
             raise MemoryCorrupt(f"the memory lacks its tensors {', '.join(sorted(missing))}; restore it from a copy.")
-        memory = cls(config, layers=meta["layers"], width=meta["width"], model=meta["model"])
+        memory = cls(
+            config, layers=meta["layers"], width=meta["width"], model=meta["model"], centre=tensors.get("centre")
+        )
         memory.pending = [Pending.of(piece) for piece in meta["pending"]]
         memory.limits, memory.has_ends = Limits(**meta.get("limits", {})), meta.get("ends", False)
         memory.first_write, memory._base = meta["first_write"], meta["base"]
@@ -578,7 +604,11 @@ class Memory:
         memory.quarantine = [Held(**one) for one in meta.get("quarantine", ())]
         memory.last_held = meta.get("last_held", 0)
         pool = tensors["pool"].shape[1]
-        expected = {"pool": (memory.layers, pool, memory.width), "pool_rows": (memory.layers, pool)}
+        expected: dict[str, tuple[int, ...]] = {
+            "pool": (memory.layers, pool, memory.width), "pool_rows": (memory.layers, pool)
+        }  # fmt: skip
+        if memory.centre_LD is not None:
+            expected["centre"] = memory.layers, memory.width
         for name, shape in expected.items():
             if tuple(tensors[name].shape) != shape:
                 raise MemoryCorrupt(f"memory tensor {name!r} is {tuple(tensors[name].shape)}, expected {shape}.")

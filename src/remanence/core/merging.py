@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError, IncompatibleMemory
 from .history import Writes
@@ -48,7 +49,9 @@ def merged(one: Memory, other: Memory, line: tuple[int, ...] = ()) -> Memory:
     config = one.config.replace(keep_text=one.config.keep_text and other.config.keep_text)
     gone = _in_order([memory.writes[: memory.first_write] for memory in pair])
     kept = _in_order([memory.writes[memory.first_write :] for memory in pair])
-    new = Memory(config, layers=one.layers, width=one.width, model=one.model, dtype=one.pool_LnD.dtype)
+    new = Memory(
+        config, layers=one.layers, width=one.width, model=one.model, dtype=one.pool_LnD.dtype, centre=one.centre_LD
+    )
     new._generator.set_state(one._generator.get_state())
     new.first_write = new._base = len(gone)
     writes, tokens = list[Write](), 0
@@ -66,7 +69,7 @@ def merged(one: Memory, other: Memory, line: tuple[int, ...] = ()) -> Memory:
         [write.index - pair[which].first_write + which * stored[0] for which, write in kept], dtype=torch.long
     )
     for name, records in new.records.items():
-        both = torch.cat([m.records[name].span(m.first_write - m.base) for m in pair])
+        both = torch.cat([_as_in(new, m, name) for m in pair])
         records.settle(0, [Block(both[order].contiguous())])
     first, end = max(len(gone) * config.K, len(writes) * config.K - config.N), len(writes) * config.K
     new.pool_rows_Ln = torch.arange(first, max(first, end)).expand(new.layers, -1).clone()
@@ -82,6 +85,19 @@ def merged(one: Memory, other: Memory, line: tuple[int, ...] = ()) -> Memory:
             new.pending.append(replace(new.pending[-1], ids=line))
         new.pending += waits
     return new
+
+
+def _as_in(new: Memory, memory: Memory, name: str) -> Tensor:
+    """What a memory keeps of its writes, as another memory of the same model keeps it."""
+    kept = memory.records[name].span(memory.first_write - memory.base)
+    alike = memory.config.store_dtype == new.config.store_dtype and (
+        memory.centre_LD is None or new.centre_LD is None or torch.equal(memory.centre_LD, new.centre_LD)
+    )
+    if name != "vectors" or alike:
+        return kept
+    centre = None if memory.centre_LD is None else memory.centre_LD[:, None]
+    made = [new.rows_of(memory.of_rows(rows, centre)) for rows in kept]
+    return torch.stack(made) if made else new.records[name].span()
 
 
 def _below(write: Write) -> Write:
