@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from ..core.dates import resolved
 from ..core.memory import Memory
 from ..errors import ConfigError
 from ..models.pretrained import MemoryModel
@@ -69,13 +71,16 @@ class Ours(System):
         self._dated = False
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
-        """Memorize a text, with its day before it if it has one."""
-        told = words.dated(text, words.day_told(label, time))
-        self._take(told, len(told) - len(text), label, time)
+        """Memorize a text; if it has a day, that is before it, and dates are behind words such as "yesterday"."""
+        day = words.day_told(label, time)
+        said, put_in = resolved(text, date.fromisoformat(day)) if day else (text, [])
+        told = words.dated(said, day)
+        ahead = (0, len(told) - len(said))
+        self._take(told, [ahead, *((place, len(more)) for place, more in put_in)], label, time)
 
-    def _take(self, text: str, ahead: int, label: str, time: float) -> None:
-        """Memorize a text whose first `ahead` characters are its day."""
-        self._dated |= ahead > 0
+    def _take(self, text: str, put_in: list[tuple[int, int]], label: str, time: float) -> None:
+        """Memorize a text; what was put in are so many characters at places of the text as it was."""
+        self._dated |= any(more for _, more in put_in)
         if not self._at_once:
             with self.own() as model:
                 model.memorize(self.memory, text, source=label, time=time)
@@ -146,22 +151,24 @@ class Forced(Ours):
             raise ConfigError("ours-forced needs to know which write holds an answer; this model writes otherwise.")
         super().reset()
         self._told: list[str] = []
-        self._ahead: list[int] = []  # characters of the day before each
+        self._put_in: list[list[tuple[int, int]]] = []  # of each: where, and how many characters
         self.passages = Passages(self.model)
 
-    def _take(self, text: str, ahead: int, label: str, time: float) -> None:
+    def _take(self, text: str, put_in: list[tuple[int, int]], label: str, time: float) -> None:
         """Memorize a text, and note where it lies."""
-        super()._take(text, ahead, label, time)
-        self._note(text, ahead)
+        super()._take(text, put_in, label, time)
+        self._note(text, put_in)
 
-    def _note(self, told: str, ahead: int) -> None:
+    def _note(self, told: str, put_in: list[tuple[int, int]]) -> None:
         self._told.append(told)
-        self._ahead.append(ahead)
+        self._put_in.append(put_in)
         self.passages.add(told)
 
     def _where(self, told: int, start: int, end: int) -> list[int]:
         """The writes that hold characters of a text, as `Passages.where`."""
-        return self.passages.where(told, start + self._ahead[told], end + self._ahead[told])
+        put_in = self._put_in[told]
+        before = [sum(more for place, more in put_in if place <= at) for at in (start, end - 1)]
+        return self.passages.where(told, start + before[0], end + before[1])
 
     def answers(self, questions: Sequence[Question], force: Sequence[int | None] | None = None) -> list[Reply]:
         """Ask the memory. A question without evidence, or with evidence that waits in the window, forces nothing."""
@@ -182,14 +189,14 @@ class Forced(Ours):
     def save(self, folder: Path) -> None:
         """Write the memory; the texts beside it are no part of what it stores."""
         super().save(folder / "memory")
-        write_state(folder / "told", {"told": self._told, "ahead": self._ahead})
+        write_state(folder / "told", {"told": self._told, "put_in": self._put_in})
 
     def load(self, folder: Path) -> None:
         """As in `System`."""
         self.reset()
         values, _ = read_state(folder / "told")
-        for told, ahead in zip(values["told"], values["ahead"], strict=True):
-            self._note(told, ahead)
+        for told, put_in in zip(values["told"], values["put_in"], strict=True):
+            self._note(told, [(place, more) for place, more in put_in])
         super().load(folder / "memory")
 
 

@@ -39,7 +39,8 @@ class Session:
     """Turns of a conversation.
 
     A turn is first answered, from memory and from the text that waits in the window, and then remembered unless it
-    ends with a question mark; so a turn never reads itself. Only the user's words are remembered, not the model's.
+    ends with a question mark; so a turn never reads itself. Only the user's words are remembered, not the model's; and
+    behind words such as "yesterday" the date that they mean (`dates.py`).
     What is remembered waits in the window word for word, and slides out of it into the memory as more is said.
     `say` does both; whoever saves in between, or locks, calls `reply` and `keep`. The turns of this session that the
     base answered by itself are also what it sees when it does so again (`MemoryConfig.base_answers`), so that a
@@ -120,7 +121,7 @@ class Session:
         if kept := [turn.kept for turn in self.turns if turn.kept is not None]:
             now = max(now, math.nextafter(kept[-1], math.inf))  # it is by their times that turns are undone
         self.turns.append(last)  # also if it cannot be written
-        self.model.memorize(self.memory, text, source=self.label, time=now)
+        self.model.memorize(self.memory, text, source=self.label, time=now, dates=True)
         self.turns[-1] = replace(last, kept=now)
 
     def undo(self) -> Turn | None:

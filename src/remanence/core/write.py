@@ -12,6 +12,7 @@ import re
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..errors import ConfigError, OverLimit
 from .admission import Asked, WritePolicy, admitted
 from .attachment import Attachment, VectorSlots
 from .cache import Slots, WriteCache
+from .dates import resolved
 from .decoder import AttachedDecoder
 from .forgetting import Forgotten, Wanted, forget
 from .memory import Memory
@@ -50,6 +52,7 @@ class Writer(AttachedDecoder, Asked):
         policy: WritePolicy | None = None,
         metadata: Mapping[str, str] | None = None,
         keep_for: float | None = None,
+        dates: bool = False,
         between: Callable[[], None] = lambda: None,
     ) -> int:
         """Remember a text of any length. What does not fill a chunk stays verbatim in the window until more comes.
@@ -70,6 +73,8 @@ class Writer(AttachedDecoder, Asked):
                 (`admission.py`). If None, the memory's own does, if it has one (`Memory.policy`).
             metadata: kept with every piece of the text, for answers to name and to choose by (`Only`, `Wanted`).
             keep_for: seconds from `time` on after which it is not read any more; `sweep` then forgets it.
+            dates: the text is what somebody said at `time`: words such as "yesterday" are remembered with the date that
+                they mean behind them, by the local calendar (`dates.py`).
             between: called before each passage that a policy judges, which may take long; the model is free at this
                 moment. If it raises, nothing was written.
 
@@ -88,6 +93,8 @@ class Writer(AttachedDecoder, Asked):
             Limits(keep_for=keep_for)  # checks it
             self._check_forgets(memory)
         tags = Tags.of(metadata, None if keep_for is None else time + keep_for)
+        if dates:
+            text, _ = resolved(text, date.fromtimestamp(time))
         quarantine = memory.quarantine
         if policy is not None:
             if last is not None:

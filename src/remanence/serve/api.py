@@ -518,7 +518,7 @@ def create_app(
     async def write(request: Request, name: str, body: WriteBody) -> dict[str, Any]:
         """Remember a text. It is on the disk before the answer; a memory that does not exist is started."""
         await allowed(request, name, there=False)
-        done = await computed(people.write, name, body.text, source=body.source, time=body.time)
+        done = await computed(people.write, name, body.text, source=body.source, time=body.time, dates=body.dates)
         count(done.tokens)
         return {
             "tokens": done.tokens, "writes": done.writes, "pending_tokens": done.pending_tokens,

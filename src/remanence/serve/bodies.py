@@ -60,11 +60,15 @@ class NewName(Body):
 
 
 class WriteBody(Body):
-    """A text to remember. time: seconds since the epoch."""
+    """A text to remember.
+
+    time: seconds since the epoch. dates: it was said then; words such as "yesterday" are remembered with their date.
+    """
 
     text: Text
     source: Label = ""
     time: Moment | None = None
+    dates: bool = False
 
 
 class AskBody(Body):

@@ -382,7 +382,7 @@ class Tools:
 
     def remember(self, name: str, given: RememberArguments) -> Remembered:
         """It is on the disk when this returns."""
-        done = self.people.write(name, given.text, source=given.source)
+        done = self.people.write(name, given.text, source=given.source, dates=True)
         return Remembered(
             memory=name, tokens=done.tokens, writes=done.writes, waiting_tokens=done.pending_tokens,
             held_back=[HeldBack(**one) for one in held_back(done.held)],

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..config import READING
+from ..config import AS_BEFORE, READING
 from ..errors import IncompatibleMemory, InputError, MemoryBusy, RemanenceError
 from ..store import MemoryStore
 from ..store.portable import unpack
@@ -174,6 +174,7 @@ class People:
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the one used last at the end
         self._changed = threading.Condition()
         self._copying = threading.Lock()  # one memory at a time is copied, or in RAM to be exported or imported
+        model.new_memory()  # what all new ones share is computed once, before anybody else computes
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
@@ -330,7 +331,9 @@ class People:
         with self.hold(name) as memory:
             return self.computer.answer(memory, question, history=history, max_new_tokens=max_new_tokens)
 
-    def write(self, name: str, text: str, *, source: str = "", time: float | None = None) -> Written:
+    def write(
+        self, name: str, text: str, *, source: str = "", time: float | None = None, dates: bool = False
+    ) -> Written:
         """Remember a text; a memory that does not exist is started. It is on the disk when this returns.
 
         What the memory's policy holds back of it is on the disk, too, but not remembered (`Written.held`).
@@ -340,6 +343,7 @@ class People:
             text: any text that is not empty.
             source: a label for answers to name.
             time: seconds since the epoch; now if None.
+            dates: as for `MemoryDecoder.memorize`.
 
         Raises:
             InputError: the text is empty.
@@ -351,7 +355,13 @@ class People:
             before = memory.newest_held()
             tokens = self.computer.run(
                 lambda: self.model.memorize(
-                    memory, text, source=source, time=time, progress=lambda *_: between(), between=between
+                    memory,
+                    text,
+                    source=source,
+                    time=time,
+                    dates=dates,
+                    progress=lambda *_: between(),
+                    between=between,
                 )
             )
             held = tuple(memory.held_since(before))
@@ -492,6 +502,8 @@ class People:
         """Raise `IncompatibleMemory` unless this model wrote it, with these settings."""
         self.model.check(memory)
         ours, its = self.model.config.to_dict(), memory.config.to_dict()
+        for settings in (ours, its):
+            settings["store_dtype"] = AS_BEFORE.get(settings["store_dtype"], settings["store_dtype"])
         if apart := [key for key in its if key not in READING and its[key] != ours[key]]:
             raise IncompatibleMemory(f"its settings {', '.join(apart)} are not those of this model.")
 

@@ -203,7 +203,7 @@ class Turn:
         if self._held is not None:
             self._held.release()
         if self._canned is None and not Session.asks(self.said):
-            self.written = await self._later(self.people.write, self.name, self.said, source="chat")
+            self.written = await self._later(self.people.write, self.name, self.said, source="chat", dates=True)
             self.prompt_tokens = self.prompt_tokens or self.written.tokens  # of what is too long to be answered
         self._done(self)
 

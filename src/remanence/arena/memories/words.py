@@ -7,12 +7,13 @@ here, in English, and always the same way.
 
 from __future__ import annotations
 
-import calendar
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from functools import lru_cache
+
+from ...core.dates import MONTHS, WEEKDAYS, resolved, written
 
 _STOP = frozenset(
     """a about above after again against ago all almost along already also although always am an and any anybody anyone
@@ -36,29 +37,15 @@ _WORD = re.compile(r"[A-Za-z0-9]+(?:['’.-][A-Za-z0-9]+)*")
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s)|\n+")
 _NO_END = re.compile(r"(?:\b(?:Mr|Mrs|Ms|Dr|St|Prof|vs|etc|e\.g|i\.e|[A-Z])\.)$")
 _SAID_BY = re.compile(r"([A-Z][\w.'’-]*(?: [A-Z][\w.'’-]*){0,2}|\[\|[^|\]]+\|\]): ?(?=\S)")
-_MONTHS = {
-    name: number
-    for number, month in enumerate(calendar.month_name)
-    if month
-    for name in (month.lower(), month[:3].lower(), *(["sept"] if number == 9 else []))
-}
-_MONTH = "|".join(sorted(_MONTHS, key=len, reverse=True))
+_MONTH = "|".join(sorted(MONTHS, key=len, reverse=True))
 _DATES = (
     re.compile(r"\b(?P<y>\d{4})-(?P<m>\d{2})-(?P<d>\d{2})\b"),
     re.compile(rf"\b(?P<d>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<m>{_MONTH})\.?,? (?P<y>\d{{4}})\b", re.IGNORECASE),
     re.compile(rf"\b(?P<m>{_MONTH})\.? (?P<d>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<y>\d{{4}})\b", re.IGNORECASE),
     re.compile(r"\b(?P<y>\d{4})/(?P<m>\d{2})/(?P<d>\d{2})\b"),
 )
-_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_NO_NAMES = frozenset((*_DAYS, "i'm", "i'll", "i've", "i'd", "mr", "mrs", "ms", "dr", "prof", "st"))
+_NO_NAMES = frozenset((*WEEKDAYS, "i'm", "i'll", "i've", "i'd", "mr", "mrs", "ms", "dr", "prof", "st"))
 _DATED = 315_360_000  # seconds, ten years
-_NUMBERS = {"a": 1, "an": 1, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7}
-_RELATIVE = re.compile(
-    r"\b(?:(?P<day>today|tonight|yesterday|tomorrow|the day before yesterday|the day after tomorrow)"
-    r"|(?P<side>last|next|this) (?P<unit>week|month|year|weekend|" + "|".join(_DAYS) + r")"
-    r"|(?P<n>\d+|a|an|one|two|three|four|five|six|seven) (?P<ago>day|week|month|year)s? ago)\b",
-    re.IGNORECASE,
-)
 _QUOTED = re.compile(r"[\"“]([^\"“”]{2,60})[\"”]")
 _CAPITAL = re.compile(r"[A-Z][\w’'-]*(?:(?: (?:of|the|and|de|von|van) )?(?:(?<= )| )[A-Z][\w’'-]*)*")
 _PLACED = re.compile(rf"\b([Ii]n|[Aa]t) (?:the )?{_CAPITAL.pattern}")
@@ -271,7 +258,7 @@ def date_in(text: str) -> date | None:
         if match := pattern.search(text):
             month = match["m"].lower()
             try:
-                day = date(int(match["y"]), int(month) if month.isdigit() else _MONTHS[month], int(match["d"]))
+                day = date(int(match["y"]), int(month) if month.isdigit() else MONTHS[month], int(match["d"]))
             except ValueError:  # the 31st of June
                 continue
             found.append((match.start(), day))
@@ -297,11 +284,6 @@ def day_told(label: str, time: float) -> str:
     return day.isoformat() if day else ""
 
 
-def written(day: date) -> str:
-    """A date as it is shown: "8 May 2023"."""
-    return f"{day.day} {day:%B %Y}"
-
-
 def dated(text: str, day: str) -> str:
     """A text with its ISO date before it, unless it has none or says it already."""
     if not day:
@@ -312,43 +294,7 @@ def dated(text: str, day: str) -> str:
 
 def resolved_dates(text: str, today: date | None) -> str:
     """A text with what its words for days mean behind them: "yesterday (7 May 2023)". Unchanged without a date."""
-    if today is None:
-        return text
-
-    def meant(match: re.Match[str]) -> str:
-        return f"{match[0]} ({_meant(match, today)})"
-
-    return _RELATIVE.sub(meant, text)
-
-
-def _meant(match: re.Match[str], today: date) -> str:
-    """What a word for a day means on a day."""
-    if match["day"]:
-        steps = {
-            "today": 0, "tonight": 0, "yesterday": -1, "tomorrow": 1, "the day before yesterday": -2,
-            "the day after tomorrow": 2,
-        }  # fmt: skip
-        return written(today + timedelta(days=steps[match["day"].lower()]))
-    if match["ago"]:
-        number = _NUMBERS.get(match["n"].lower()) or int(match["n"])
-        return _back(today, match["ago"].lower(), -number)
-    side, unit = {"last": -1, "this": 0, "next": 1}[match["side"].lower()], match["unit"].lower()
-    if unit in _DAYS:
-        step = (_DAYS.index(unit) - today.weekday()) % 7
-        return written(today + timedelta(days=step - 7 if side < 0 else step or 7 * (side > 0)))
-    return _back(today, "week" if unit == "weekend" else unit, side)
-
-
-def _back(today: date, unit: str, number: int) -> str:
-    """So many units from a day on, as exactly as the unit says."""
-    if unit == "day":
-        return written(today + timedelta(days=number))
-    if unit == "week":
-        return f"the week of {written(today + timedelta(weeks=number))}"
-    if unit == "month":
-        months = today.year * 12 + today.month - 1 + number
-        return f"{date(months // 12, months % 12 + 1, 1):%B %Y}"
-    return str(today.year + number)
+    return text if today is None else resolved(text, today)[0]
 
 
 # Who, and what is said of them ----------------------------------------------------------------------------------------

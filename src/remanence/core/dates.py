@@ -1,0 +1,137 @@
+"""What "yesterday" means: words for days get the date that they mean behind them before a text is remembered.
+
+Who says "I saw the dentist yesterday" may be asked weeks later when that was. By then nothing tells what "yesterday"
+meant. So what is said on a known day is remembered as "I saw the dentist yesterday (7 May 2023)". English only. What is
+not sure stays as it is: "on Friday" may be the last one or the next, "in the last year" is no date, and "in two weeks"
+gets one only where the sentence speaks of what will be.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+from datetime import date, timedelta
+
+MONTHS = {
+    name: number
+    for number, month in enumerate(calendar.month_name)
+    if month
+    for name in (month.lower(), month[:3].lower(), *(["sept"] if number == 9 else []))
+}
+"""The number of each month by its name and by its short form, in lower case."""
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+"""In lower case; Monday is 0, as for `date.weekday`."""
+
+_FULL_MONTHS = [month.lower() for month in calendar.month_name if month]
+_DAYS = {
+    "the day before yesterday": -2, "yesterday": -1, "last night": -1, "today": 0, "tonight": 0, "this morning": 0,
+    "this afternoon": 0, "this evening": 0, "tomorrow": 1, "the day after tomorrow": 2,
+}  # fmt: skip
+_SIDES = {"last": -1, "this": 0, "next": 1}
+_COUNTS = {"a": 1, "an": 1, "a couple of": 2} | {
+    word: number
+    for number, word in enumerate("one two three four five six seven eight nine ten eleven twelve".split(), 1)  # noqa: SIM905
+}
+_COUNT = rf"\d{{1,3}}|a few|several|{'|'.join(sorted(_COUNTS, key=len, reverse=True))}"
+_WORDS = re.compile(
+    r"(?<!\bago )(?<!\bUSA )\b(?:"
+    rf"(?P<day>{'|'.join(sorted(_DAYS, key=len, reverse=True))})(?: (?:morning|afternoon|evening|night)|['’]s)?"
+    # "the last week" lasts, "the last week of May" is another, and "the next Monday" counts from something else.
+    r"|(?:(?<!\bthe )(?<!\bmy )(?<!\bour )(?<!\bvery )(?P<side>last|this|next)"
+    rf" (?P<unit>week(?:end)?|month|year|{'|'.join([*WEEKDAYS, *_FULL_MONTHS])})"
+    r"|the (?P<far>week|month|year) (?P<which>before last|after next))(?:['’]s)?(?! of\b)"
+    rf"|(?P<count>{_COUNT}) (?P<back>day|night|week|month|year)s? ago"
+    rf"|(?P<soon>in )?(?P<coming>{_COUNT}) (?P<on>day|week|month|year)s?(?(soon)(?:['’]? time)?| from (?:now|today)))"
+    r"(?![\w-])(?! \(| \d)",
+    re.IGNORECASE,
+)
+_WILL_BE = re.compile(r"\b(?:will|going|am|is|are|I['’]m|\w+['’](?:ll|re))\b", re.IGNORECASE)
+_WAS = re.compile(r"\b(?:was|were|had|has|have|did|done|can|could|would|got|\w{2,}ed|not|\w+n['’]t)\b", re.IGNORECASE)
+_ENDS = re.compile(r"[.!?\n]")
+
+
+def written(day: date) -> str:
+    """A date as it is shown: "8 May 2023"."""
+    return f"{day.day} {calendar.month_name[day.month]} {day.year}"
+
+
+def resolved(text: str, today: date) -> tuple[str, list[tuple[int, str]]]:
+    """A text with the dates that its words for days mean behind them, unless something in brackets stands there.
+
+    Args:
+        text: any text.
+        today: the day on which it was said.
+
+    Returns:
+        The text, as "yesterday (7 May 2023)"; and what was put in, each with its place in the text that was given.
+    """
+    put_in = list[tuple[int, str]]()
+    for match in _WORDS.finditer(text):
+        if match["soon"] and not _speaks_of_future(text, *match.span()):
+            continue
+        try:
+            put_in.append((match.end(), f" ({_meant(match, today)})"))
+        except (OverflowError, ValueError):  # also before the year 1, and after 9999
+            continue
+    parts, at = list[str](), 0
+    for place, meant in put_in:
+        parts += [text[at:place], meant]
+        at = place
+    return "".join([*parts, text[at:]]), put_in
+
+
+def _speaks_of_future(text: str, start: int, end: int) -> bool:
+    """Whether the sentence around a place says what will be: "in two years" may also be how long something took."""
+    ahead = _ENDS.split(text[:start])[-1]
+    sentence = ahead + _ENDS.split(text[end:], maxsplit=1)[0]
+    return bool(_WILL_BE.search(sentence)) and not _WAS.search(sentence)
+
+
+def _meant(match: re.Match[str], today: date) -> str:
+    """What a word for a day means on a day. Raises `OverflowError` or `ValueError` where that is not sure."""
+    if match["day"]:
+        return written(today + timedelta(_DAYS[match["day"].lower()]))
+    if match["far"]:
+        return _about(today, match["far"].lower(), -2 if match["which"].lower() == "before last" else 2)
+    if match["side"]:
+        return _beside(today, _SIDES[match["side"].lower()], match["unit"].lower())
+    number, unit, sign = (match["count"], match["back"], -1) if match["count"] else (match["coming"], match["on"], 1)
+    unit, number = unit.lower().replace("night", "day"), number.lower()
+    count = int(number) if number.isdigit() else _COUNTS.get(number)
+    if count is None:
+        return f"{number} {unit}s {'before' if sign < 0 else 'after'} {written(today)}"
+    return _about(today, unit, sign * count)
+
+
+def _beside(today: date, side: int, unit: str) -> str:
+    """What "last", "this" or "next" with a unit means."""
+    if unit in WEEKDAYS:
+        step = WEEKDAYS.index(unit) - today.weekday()
+        # "next Friday", said on a Wednesday, is two days off for some and nine for others; so is "this Monday".
+        if (side > 0 and step > 0) or (side == 0 and step < 0):
+            raise ValueError("not sure")
+        return written(today + timedelta(step + 7 * side if side >= 0 or step >= 0 else step))
+    if unit in _FULL_MONTHS:
+        month = _FULL_MONTHS.index(unit) + 1
+        year = today.year - (side < 0 and month >= today.month) + (side > 0 and month <= today.month)
+        return f"{calendar.month_name[month]} {year}"
+    if unit == "weekend":
+        return f"the weekend of {written(_monday(today) + timedelta(5 + 7 * side))}"
+    return _about(today, unit, side)
+
+
+def _about(today: date, unit: str, number: int) -> str:
+    """So many units from a day on, as exactly as the unit says."""
+    if unit == "day":
+        return written(today + timedelta(number))
+    if unit == "week":
+        return f"the week of {written(_monday(today) + timedelta(weeks=number))}"
+    if unit == "month":
+        months = today.year * 12 + today.month - 1 + number
+        return f"{calendar.month_name[months % 12 + 1]} {date(months // 12, 1, 1).year}"
+    return str(date(today.year + number, 1, 1).year)
+
+
+def _monday(today: date) -> date:
+    """The Monday of a day's week."""
+    return today - timedelta(today.weekday())
