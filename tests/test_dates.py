@@ -19,30 +19,35 @@ WEDNESDAY = date(2023, 5, 10)
 @pytest.mark.parametrize(
     ("said", "meant"),
     [
-        ("I saw her yesterday.", "I saw her yesterday (9 May 2023)."),
-        ("Yesterday evening it rained", "Yesterday evening (9 May 2023) it rained"),
+        ("I saw her yesterday.", "I saw her on 9 May 2023 (yesterday)."),
+        ("Yesterday evening it rained", "On 9 May 2023 (Yesterday evening) it rained"),
         ("today's lunch", "today's (10 May 2023) lunch"),
-        ("the day before yesterday, tomorrow", "the day before yesterday (8 May 2023), tomorrow (11 May 2023)"),
-        ("last night", "last night (9 May 2023)"),
-        ("last Monday and last Thursday", "last Monday (8 May 2023) and last Thursday (4 May 2023)"),
-        ("this Wednesday, next Tuesday", "this Wednesday (10 May 2023), next Tuesday (16 May 2023)"),
-        ("last week", "last week (the week of 1 May 2023)"),
-        ("the week before last", "the week before last (the week of 24 April 2023)"),
-        ("next weekend", "next weekend (the weekend of 20 May 2023)"),
-        ("last month, this year", "last month (April 2023), this year (2023)"),
-        ("last July, last May, next March", "last July (July 2022), last May (May 2022), next March (March 2024)"),
-        ("3 days ago", "3 days ago (7 May 2023)"),
-        ("a couple of weeks ago", "a couple of weeks ago (the week of 24 April 2023)"),
-        ("eleven months ago", "eleven months ago (June 2022)"),
-        ("a few days ago", "a few days ago (a few days before 10 May 2023)"),
-        ("five years from now", "five years from now (2028)"),
-        ("I'm off in two weeks.", "I'm off in two weeks (the week of 22 May 2023)."),
+        ("Gone the day before yesterday.", "Gone on 8 May 2023 (the day before yesterday)."),
+        ("It is tomorrow!", "It is on 11 May 2023 (tomorrow)!"),
+        ("She said: last night", "She said: On 9 May 2023 (last night)"),
+        ("since last Monday", "since 8 May 2023 (last Monday)"),
+        ("We met last Thursday", "We met on 4 May 2023 (last Thursday)"),
+        ("from this Wednesday to next Tuesday", "from 10 May 2023 (this Wednesday) to 16 May 2023 (next Tuesday)"),
+        ("Ill last week", "Ill in the week of 1 May 2023 (last week)"),
+        ("Ill the week before last", "Ill in the week of 24 April 2023 (the week before last)"),
+        ("Off next weekend", "Off on the weekend of 20 May 2023 (next weekend)"),
+        ("Seen last month", "Seen in April 2023 (last month)"),
+        ("Due this year", "Due in 2023 (this year)"),
+        ("Bought last July", "Bought in July 2022 (last July)"),
+        ("Bought last May", "Bought in May 2022 (last May)"),
+        ("Due next March", "Due in March 2024 (next March)"),
+        ("Seen 3 days ago", "Seen on 7 May 2023 (3 days ago)"),
+        ("Seen a couple of weeks ago", "Seen in the week of 24 April 2023 (a couple of weeks ago)"),
+        ("Seen eleven months ago", "Seen in June 2022 (eleven months ago)"),
+        ("Seen a few days ago", "Seen a few days before 10 May 2023 (a few days ago)"),
+        ("Thirty five years from now", "Thirty in 2028 (five years from now)"),
+        ("I'm off in two weeks.", "I'm off in the week of 22 May 2023 (in two weeks)."),
         ("My visa expires in 3 days' time", "My visa expires in 3 days' time"),  # no word says that it will be
-        ("It is due in 3 days' time", "It is due in 3 days' time (13 May 2023)"),
+        ("It is due in 3 days' time", "It is due on 13 May 2023 (in 3 days' time)"),
     ],
 )  # fmt: skip
 def test_words_for_days(said: str, meant: str) -> None:
-    """The date stands behind them; where a week or a month is meant, that."""
+    """The date stands before them; where a week or a month is meant, that."""
     assert resolved(said, WEDNESDAY)[0] == meant
 
 
@@ -83,7 +88,7 @@ def test_last_is_before_and_next_is_after(day: date, weekday: str) -> None:
             for by in range(least, most + 1)
             if (day + timedelta(by)).weekday() == WEEKDAYS.index(weekday)
         ]
-        expected = f"{side} {weekday} ({written(near[0])})"
+        expected = f"On {written(near[0])} ({side} {weekday})"
         assert found == expected or (side == "next" and near[0].isocalendar()[1] == day.isocalendar()[1])
 
 
@@ -104,10 +109,10 @@ def test_what_is_said_is_remembered_with_its_date(tokenizer: Any) -> None:
     told, as_it_is = model.new_memory(), model.new_memory()
     model.memorize(told, "We met yesterday.", time=noon, dates=True)
     model.memorize(as_it_is, "We met yesterday.", time=noon)
-    assert whole(model, told) == "We met yesterday (9 May 2023)."
+    assert whole(model, told) == "We met on 9 May 2023 (yesterday)."
     assert whole(model, as_it_is) == "We met yesterday."
     session = Session(model, model.new_memory())
     list(session.say("We meet tomorrow."))
     tomorrow = written(date.today() + timedelta(1))
-    assert whole(model, session.memory) == f"We meet tomorrow ({tomorrow})."
+    assert whole(model, session.memory) == f"We meet on {tomorrow} (tomorrow)."
     assert session.turns[0].said == "We meet tomorrow."

@@ -1,9 +1,10 @@
-"""What "yesterday" means: words for days get the date that they mean behind them before a text is remembered.
+"""What "yesterday" means: words for days get the date that they mean before them when a text is remembered.
 
 Who says "I saw the dentist yesterday" may be asked weeks later when that was. By then nothing tells what "yesterday"
-meant. So what is said on a known day is remembered as "I saw the dentist yesterday (7 May 2023)". English only. What is
-not sure stays as it is: "on Friday" may be the last one or the next, "in the last year" is no date, and "in two weeks"
-gets one only where the sentence speaks of what will be.
+meant. So what is said on a known day is remembered as "I saw the dentist on 7 May 2023 (yesterday)". A date in that
+place is read better than one in brackets behind the words. English only. What is not sure stays as it is: "on Friday"
+may be the last one or the next, "in the last year" is no date, and "in two weeks" gets one only where the sentence
+speaks of what will be.
 """
 
 from __future__ import annotations
@@ -42,12 +43,17 @@ _WORDS = re.compile(
     r"|the (?P<far>week|month|year) (?P<which>before last|after next))(?:['’]s)?(?! of\b)"
     rf"|(?P<count>{_COUNT}) (?P<back>day|night|week|month|year)s? ago"
     rf"|(?P<soon>in )?(?P<coming>{_COUNT}) (?P<on>day|week|month|year)s?(?(soon)(?:['’]? time)?| from (?:now|today)))"
-    r"(?![\w-])(?! \(| \d)",
+    r"(?![\w-]|['’]s| \(| \d)",
     re.IGNORECASE,
 )
 _WILL_BE = re.compile(r"\b(?:will|going|am|is|are|I['’]m|\w+['’](?:ll|re))\b", re.IGNORECASE)
 _WAS = re.compile(r"\b(?:was|were|had|has|have|did|done|can|could|would|got|\w{2,}ed|not|\w+n['’]t)\b", re.IGNORECASE)
+_SAID_ALREADY = re.compile(r"\d \([^()]*\Z")
 _ENDS = re.compile(r"[.!?\n]")
+_BEGINS = re.compile(r"(?:\A|[.!?:\n])[\s\"'“‘(]*\Z")
+_GOVERNED = re.compile(
+    r"\b(?:about|after|around|before|by|during|for|from|in|of|on|since|than|till|to|until)\s\Z", re.IGNORECASE
+)
 
 
 def written(day: date) -> str:
@@ -56,28 +62,43 @@ def written(day: date) -> str:
 
 
 def resolved(text: str, today: date) -> tuple[str, list[tuple[int, str]]]:
-    """A text with the dates that its words for days mean behind them, unless something in brackets stands there.
+    """A text with the dates that its words for days mean before them, unless something in brackets stands behind them.
 
     Args:
         text: any text.
         today: the day on which it was said.
 
     Returns:
-        The text, as "yesterday (7 May 2023)"; and what was put in, each with its place in the text that was given.
+        The text, as "on 7 May 2023 (yesterday)"; and what was put in, each with its place in the text that was given.
     """
     put_in = list[tuple[int, str]]()
     for match in _WORDS.finditer(text):
-        if match["soon"] and not _speaks_of_future(text, *match.span()):
+        start, end = match.span()
+        if _SAID_ALREADY.search(text[:start]) or (match["soon"] and not _speaks_of_future(text, start, end)):
             continue
         try:
-            put_in.append((match.end(), f" ({_meant(match, today)})"))
+            meant = _meant(match, today)
         except (OverflowError, ValueError):  # also before the year 1, and after 9999
             continue
+        if match[0].endswith(("'s", "’s")):  # "today's lunch"
+            put_in.append((end, f" ({meant})"))
+        else:
+            put_in += [(start, f"{_before(text[:start], meant)} ("), (end, ")")]
     parts, at = list[str](), 0
     for place, meant in put_in:
         parts += [text[at:place], meant]
         at = place
     return "".join([*parts, text[at:]]), put_in
+
+
+def _before(ahead: str, meant: str) -> str:
+    """A date with the preposition that it takes behind a text."""
+    if not meant[0].isdigit() and meant.split()[0] not in calendar.month_name and not meant.startswith("the "):
+        return meant  # "a few days before 7 May 2023"
+    takes = "on" if meant.startswith("the weekend") or (meant[0].isdigit() and " " in meant) else "in"
+    if _GOVERNED.search(ahead):
+        return meant
+    return f"{takes.capitalize() if _BEGINS.search(ahead) else takes} {meant}"
 
 
 def _speaks_of_future(text: str, start: int, end: int) -> bool:

@@ -293,7 +293,7 @@ def dated(text: str, day: str) -> str:
 
 
 def resolved_dates(text: str, today: date | None) -> str:
-    """A text with what its words for days mean behind them: "yesterday (7 May 2023)". Unchanged without a date."""
+    """A text with what its words for days mean (`core/dates.py`). Unchanged without a date."""
     return text if today is None else resolved(text, today)[0]
 
 
