@@ -36,7 +36,7 @@ class EMem(Remembering[Event]):
 
     Made for: long conversations of two people (LoCoMo, LongMemEval).
 
-    An EDU is a clause with its speaker's name for I, the last name for he and she, and a date behind "yesterday"; names
+    An EDU is a clause with its speaker's name for I, the last name for he and she, and a date before "yesterday"; names
     in quotation marks or behind "in" and "at" are no person's. Its arguments are its entities and its rarest content
     words. At a question the `candidates` nearest are taken, of
     each of two speakers half; those stay that share an argument with the question or have a cosine above `near` (all,
