@@ -86,12 +86,13 @@ class Batch:
         *,
         history: Sequence[tuple[str, str]] = (),
         keep: int = 0,
+        kept: bool = False,
         max_new_tokens: int = 32,
     ) -> int:
         """Let a question be answered from the next step on.
 
         Args:
-            memory, question, history, keep, max_new_tokens: as in `MemoryDecoder.ask`.
+            memory, question, history, keep, kept, max_new_tokens: as in `MemoryDecoder.ask`.
 
         Returns:
             A number by which `step` and `cancel` name it.
@@ -107,7 +108,7 @@ class Batch:
             if len(self._rows) >= self.most:
                 raise ConfigError(f"{self.most} questions are being answered already; wait until one is done.")
             ticket = next(self._tickets)
-            self._rows[ticket] = _Row(ticket, memory, question, tuple(history), keep, max_new_tokens)
+            self._rows[ticket] = _Row(ticket, memory, question, tuple(history), keep, kept, max_new_tokens)
         return ticket
 
     def cancel(self, ticket: int) -> None:
@@ -174,10 +175,11 @@ class _Row:
         question: str,
         history: Sequence[tuple[str, str]],
         keep: int,
+        kept: bool,
         max_new_tokens: int,
     ) -> None:
         self.ticket, self.memory, self.question = ticket, memory, question
-        self.history, self.keep, self.max_new_tokens = history, keep, max_new_tokens
+        self.history, self.keep, self.kept, self.max_new_tokens = history, keep, kept, max_new_tokens
         self.begun: Answer | None = None  # all of the answer but its text and tokens, once the question was read
         self.alone = False  # the base answers by itself
         self.cache: Any = None
@@ -224,6 +226,7 @@ class _Row:
             self.question,
             history=self.history,
             keep=self.keep,
+            kept=self.kept,
             max_new_tokens=self.max_new_tokens,
             custom_generate=instead_of_generating,
         )

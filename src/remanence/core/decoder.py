@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -51,6 +51,7 @@ class AttachedDecoder(nn.Module):
         adapters: which of the two there are, "write" and "read".
         instruction: what the base is told before what it reads of a memory (`Prompts`); for one whose reading was not
             trained.
+        telling: how a base of few words acknowledges what it is only told (`Prompts`).
 
     Raises:
         ConfigError: a decoder family that cannot be attached to.
@@ -68,6 +69,7 @@ class AttachedDecoder(nn.Module):
         lora: Any = None,
         adapters: tuple[str, ...] = ROLES,
         instruction: str | None = None,
+        telling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.base: Any = base
@@ -77,7 +79,7 @@ class AttachedDecoder(nn.Module):
         if attention:  # keys are as wide as the layers' own
             config = config.replace(retriever_dim=self.attachment.key_heads * self.attachment.head_dim)
         self.config = config
-        self.prompts = Prompts(tokenizer, prompt, template, config.start, instruction)
+        self.prompts = Prompts(tokenizer, prompt, template, config.start, instruction, telling)
         self.name = name or base.config.name_or_path or base.config.model_type
         if config.rotary_dtype != "float32":
             self.attachment.round_rotary(getattr(torch, config.rotary_dtype))

@@ -25,7 +25,7 @@ from .circles import Circles, said
 from .coarse import searched
 from .looking import Begun, Looked, SpanSlots, Verdict, candidates, look
 from .memory import Memory
-from .prompts import UNKNOWN, worth_showing
+from .prompts import UNKNOWN, wants, worth_showing
 from .read import ReadSlots, Source, waiting
 from .search import Found, Question, Search
 from .spans import Span, pairs, text_of
@@ -279,6 +279,7 @@ class MemoryDecoder(Writer):
         *,
         history: Sequence[tuple[str, str]] = (),
         keep: int = 0,
+        kept: bool = False,
         max_new_tokens: int = 32,
         only: Only | None = None,
         long_term: bool = True,
@@ -293,6 +294,8 @@ class MemoryDecoder(Writer):
                 The base sees them where it answers by itself, as many of the last as fit the window; what was told in
                 them and is to be known later must be memorized.
             keep: how many turns at the beginning of the history are the last to be left out, such as instructions.
+            kept: this is a turn that will be memorized. If it only tells something, a model that can do no better
+                acknowledges it (`Prompts.telling`).
             max_new_tokens: most tokens of the answer.
             only: which texts are read; all if None.
             long_term: False reads the short-term pool only, as MemoryLLM does, whatever the question.
@@ -302,7 +305,7 @@ class MemoryDecoder(Writer):
             InputError: an empty question, or one longer than the window.
         """
         return self.ask_batch(
-            [memory], [question], histories=[history], keep=keep, max_new_tokens=max_new_tokens, only=only,
+            [memory], [question], histories=[history], keep=keep, kept=kept, max_new_tokens=max_new_tokens, only=only,
             long_term=long_term, **options,
         )[0]  # fmt: skip
 
@@ -313,6 +316,7 @@ class MemoryDecoder(Writer):
         *,
         histories: Sequence[Sequence[tuple[str, str]]] | None = None,
         keep: int = 0,
+        kept: bool = False,
         max_new_tokens: int = 32,
         only: Only | None = None,
         force: Sequence[int | None] | None = None,
@@ -381,7 +385,7 @@ class MemoryDecoder(Writer):
                 answers[row] = Answer(self.said(ids), sources, best, ids, read.writes_read(place))
         for row in sorted(alone - answers.keys()):
             answers[row] = self.answer_alone(
-                questions[row], histories[row], keep=keep, max_new_tokens=max_new_tokens, **options
+                questions[row], histories[row], keep=keep, kept=kept, max_new_tokens=max_new_tokens, **options
             )
         return [answers[row] for row in rows]
 
@@ -504,17 +508,23 @@ class MemoryDecoder(Writer):
         history: Sequence[tuple[str, str]] = (),
         *,
         keep: int = 0,
+        kept: bool = False,
         max_new_tokens: int = 32,
         **options: Any,
     ) -> Answer:
         """What the base answers by itself: its own chat template, no adapter, no memory.
 
-        It is shown the turns that are worth it (`prompts.worth_showing`).
+        It is shown the turns that are worth it (`prompts.worth_showing`); or the examples of `Prompts.telling` alone,
+        where it would then acknowledge a turn that is kept. What a client instructs (`keep`) is never left out for it.
 
         Args:
             question: any text.
-            history, keep, max_new_tokens, options: as in `ask`.
+            history, keep, kept, max_new_tokens, options: as in `ask`.
         """
+        if kept and not keep and (told := self._only_told(question, max_new_tokens)) is not None:
+            prompt, reply = told
+            [made] = self.generate_alone([prompt], max_new_tokens=len(reply), **options)
+            return Answer(self.said(made), [], 0.0, made, [], recalled=False)
         room = self.config.window_tokens - max_new_tokens
         turns = worth_showing(history, keep)
         while len(prompt := self.prompts.alone(turns, question)) > room and turns:
@@ -522,6 +532,26 @@ class MemoryDecoder(Writer):
         options |= self._ends_circles(options, len(prompt))
         [made] = self.generate_alone([prompt], max_new_tokens=max_new_tokens, **options)
         return Answer(self.said(made), [], 0.0, made, [], recalled=False)
+
+    @torch.no_grad()
+    def _only_told(self, text: str, max_new_tokens: int) -> tuple[list[int], list[int]] | None:
+        """A turn that only tells something, behind examples, and the reply that then is likely enough; None for others.
+
+        A small base that is told something replies at length and beside the point. Shown examples, it tells such turns
+        from requests.
+        """
+        if self.prompts.telling is None or wants(text):
+            return None
+        prompt, reply = self.prompts.told(text)
+        if len(prompt) + len(reply) > self.config.window_tokens or len(reply) > max_new_tokens:
+            return None
+        ids = torch.tensor([prompt + reply], device=self.attachment.device)
+        with self.plain():
+            states = self.attachment.decoder(ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+            likely_TV, said_T = self.attachment.logits(states).float().log_softmax(-1), ids[0, len(prompt) :]
+        likely = float(likely_TV.gather(-1, said_T[:, None]).sum().exp())
+        says_it = torch.equal(likely_TV.argmax(-1), said_T) and likely >= self.prompts.telling["least"]
+        return (prompt, reply) if says_it else None
 
     @torch.no_grad()
     def generate_alone(self, prompts: Sequence[list[int]], **options: Any) -> list[list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -13,6 +13,17 @@ from ..errors import ConfigError, InputError, reason
 UNKNOWN = "I don't know."  # what a reader says that finds nothing
 SHORT, LONG = 32, 192  # most tokens of an answer, if nothing is said: from memory; of a base that talks
 
+_WANTS = re.compile(
+    r"\W*(?:(?:please|now|quick|quickly|ok|okay|so|and|then|hey|hi|just|but)\b\W*)*(?:"
+    r"who|whom|whose|what|when|where|which|why|how|is|are|was|were|am|do|does|did|can|could|would|will|should|may|shall"
+    r"|add|advise|answer|arrange|ask|calculate|change|check|choose|classify|come up|compare|complete|compose|compute"
+    r"|convert|correct|count|create|define|describe|design|draft|draw|edit|explain|expand|fill|find|fix|generate|give"
+    r"|go on|guess|help|identify|imagine|improve|invent|let's|let us|let’s|list|make|match|name|offer|order|outline"
+    r"|paraphrase|pick|play|plan|pretend|prove|proofread|put|rank|rate|read|recommend|repeat|replace|rephrase|reply"
+    r"|rewrite|say|shorten|show|simplify|solve|sort|spell|suggest|summari[sz]e|teach|tell|translate|try|turn|use|write"
+    r")(?:['’]\w+)?\b",
+    re.IGNORECASE,
+)
 _RUN, _REPEATED = 4, 0.2  # words in a row that count as said before; which share of them a reply may have
 
 
@@ -42,6 +53,11 @@ def worth_showing(history: Sequence[tuple[str, str]], keep: int = 0) -> list[tup
     return [*history[:keep], *(turn for i, turn in enumerate(history[keep:]) if i not in left)]
 
 
+def wants(text: str) -> bool:
+    """Whether a turn begins as a question or a request does, in English; then it does not only tell something."""
+    return _WANTS.match(text) is not None
+
+
 def _runs(text: str) -> list[tuple[str, ...]]:
     """The runs of four words in a text; of a shorter one, all of it."""
     words = re.findall(r"\w+", text.lower())
@@ -58,13 +74,21 @@ class Prompts:
         started: a start vector stands for the token that begins a text, so prompts leave it out.
         instruction: what a model is told before what it reads of its memory; None tells it nothing. What it reads then
             stands where a text would that is pasted into the prompt: behind the instruction, before the question.
+        telling: how a small base acknowledges what it is only told: the "reply", "examples" of turns and replies, this
+            one or another, and how likely it must "least" be behind them. None leaves all to the base.
     """
 
     def __init__(
-        self, tokenizer: Any, prompt: str | None, template: str | None, started: bool, instruction: str | None = None
+        self,
+        tokenizer: Any,
+        prompt: str | None,
+        template: str | None,
+        started: bool,
+        instruction: str | None = None,
+        telling: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer, self.prompt, self.template, self.started = tokenizer, prompt, template, started
-        self.instruction = instruction
+        self.instruction, self.telling = instruction, telling
 
     def first_token(self) -> int:
         """The token that begins a text."""
@@ -152,6 +176,13 @@ class Prompts:
             return self.turns(history, question, None)
         first = [] if self.tokenizer.bos_token_id is None else [int(self.tokenizer.bos_token_id)]
         return first + self.encode(question.strip())
+
+    def told(self, text: str) -> tuple[list[int], list[int]]:
+        """A turn behind the examples of `telling`; and the reply by which a turn that only tells is acknowledged."""
+        assert self.telling is not None
+        return self.turns([(said, reply) for said, reply in self.telling["examples"]], text, None), self.encode(
+            self.telling["reply"]
+        )
 
     def turns(self, history: Sequence[tuple[str, str]], question: str, template: str | None) -> list[int]:
         """Turns of a conversation in a chat template; what people wrote cannot spell its control tokens."""

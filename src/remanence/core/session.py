@@ -70,6 +70,11 @@ class Session:
         """Whether a turn only asks, and is not remembered."""
         return text.rstrip().endswith("?")
 
+    @classmethod
+    def keeps(cls, memory: Memory, text: str) -> bool:
+        """Whether a turn is sure to be remembered: it does not only ask, and no policy may hold it back."""
+        return not cls.asks(text) and not memory.policy
+
     @staticmethod
     def wants_forgetting(text: str) -> bool:
         """Whether a turn asks to forget something. A small model would not understand reliably what is meant."""
@@ -155,6 +160,7 @@ class Session:
                     self._read(),
                     text,
                     history=self.history,
+                    kept=self.keeps(self.memory, text),
                     max_new_tokens=max_new_tokens,
                     streamer=streamer,
                     **options,

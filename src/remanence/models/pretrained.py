@@ -92,6 +92,8 @@ class MemoryModel(MemoryDecoder):
             settings["template"] = self.template
         if self.instruction is not None:
             settings["instruction"] = self.instruction
+        if self.prompts.telling is not None:
+            settings["telling"] = self.prompts.telling
         if self.adapters == ("read",):
             settings["adapters"] = list(self.adapters)
         if out is None:
@@ -253,6 +255,7 @@ class MemoryModel(MemoryDecoder):
             lora=lora,
             adapters=tuple(saved.get("adapters", ROLES)),
             instruction=saved.get("instruction"),
+            telling=saved.get("telling"),
         )
         own = load_file(folder / WEIGHTS)
         if config.retriever == "attention":  # the trained one, if any, is left aside

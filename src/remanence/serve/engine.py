@@ -78,6 +78,7 @@ class Batch(Protocol):
         *,
         history: Sequence[tuple[str, str]] = (),
         keep: int = 0,
+        kept: bool = False,
         max_new_tokens: int = 32,
     ) -> int:
         """Take a question; its ticket."""
@@ -102,6 +103,7 @@ class Asked:
     question: str
     history: Sequence[tuple[str, str]]
     keep: int
+    kept: bool
     max_new_tokens: int
     put: Sink
     until: float
@@ -206,16 +208,17 @@ class Engine:
         *,
         history: Sequence[tuple[str, str]] = (),
         keep: int = 0,
+        kept: bool = False,
         max_new_tokens: int = 32,
     ) -> Asked:
         """Have a question answered piece by piece. The memory must not be written to until it is done or cancelled.
 
         Args:
-            memory, question, history, keep, max_new_tokens: as in `MemoryDecoder.ask`.
+            memory, question, history, keep, kept, max_new_tokens: as in `MemoryDecoder.ask`.
             put: called in the model's thread, so it must return at once: with each piece, and in the end with the
                 `Answer` or with an exception, after which nothing more comes.
         """
-        asked = Asked(memory, question, history, keep, max_new_tokens, put, time.monotonic() + self.seconds)
+        asked = Asked(memory, question, history, keep, kept, max_new_tokens, put, time.monotonic() + self.seconds)
         with self._changed:
             if self._closing and not self._taken:
                 raise Stopping("the server is about to end; try again later.")
@@ -362,6 +365,7 @@ class Engine:
                 asked.question,
                 history=asked.history,
                 keep=asked.keep,
+                kept=asked.kept,
                 max_new_tokens=asked.max_new_tokens,
             )
         except Exception as error:  # of this question alone

@@ -158,8 +158,9 @@ class Turn:
                     self._loop.call_soon_threadsafe(self._came.put_nowait, item)
 
         self._asked = self.engine.ask(
-            self._held.memory, self.said, put, history=self._history, keep=self._keep, max_new_tokens=most
-        )
+            self._held.memory, self.said, put, history=self._history, keep=self._keep,
+            kept=Session.keeps(self._held.memory, self.said), max_new_tokens=most,
+        )  # fmt: skip
         self._most = most
         return await self._came.get()
 

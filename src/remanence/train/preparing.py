@@ -96,7 +96,7 @@ def memory_for(config: Any) -> MemoryConfig:
         chunk_tokens=chunk, pool_tokens=2 * chunk, K0=4 * chunk, window_tokens=min(_WINDOW, positions - 6 * chunk - 1),
         kept="keys_values", retriever="trained", score_layers="one",
         search_layers=tuple(sorted({0, layers // 5, 2 * layers // 5})), search_hidden=256, retriever_dim=48,
-        key_group=2 - chunk % 2, score_bias=0.5, key_dtype="bfloat16", store_dtype="int4", base_answers=True,
+        key_group=2 - chunk % 2, score_bias=0.5, key_dtype="bfloat16", store_dtype="q4", base_answers=True,
         looks=_LOOKS,
     )  # fmt: skip
 

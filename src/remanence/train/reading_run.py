@@ -151,6 +151,7 @@ def _cut(model: MemoryModel, run: ReadingRun) -> MemoryModel:
     cut = MemoryModel(
         model.base, model.tokenizer, model.config.replace(judge_layers=()), prompt=model.prompt, name=model.name,
         template=model.template, instruction=model.instruction,
+        telling=model.prompts.telling,
     )  # fmt: skip
     cut.retriever.load_state_dict(model.retriever.state_dict())
     return cut.eval()
