@@ -78,9 +78,8 @@ def test_it_is_saved_with_the_model(tmp_path: Path) -> None:
     """And a model without it saves none."""
     tokenizer = build_tokenizer()
     telling = {"reply": "ok", "least": 0.5, "examples": [["a", "b"]]}
-    MemoryModel(build_decoder("llama", "sdpa"), tokenizer, MemoryConfig.verbatim(**ONE), telling=telling).save_pretrained(
-        tmp_path / "a"
-    )
+    memory = MemoryConfig.verbatim(**ONE)
+    MemoryModel(build_decoder("llama", "sdpa"), tokenizer, memory, telling=telling).save_pretrained(tmp_path / "a")
     assert MemoryModel.from_pretrained(tmp_path / "a").prompts.telling == telling
-    MemoryModel(build_decoder("llama", "sdpa"), tokenizer, MemoryConfig.verbatim(**ONE)).save_pretrained(tmp_path / "b")
+    MemoryModel(build_decoder("llama", "sdpa"), tokenizer, memory).save_pretrained(tmp_path / "b")
     assert "telling" not in (tmp_path / "b" / "remanence.json").read_text()

@@ -103,12 +103,12 @@ class Asked:
     question: str
     history: Sequence[tuple[str, str]]
     keep: int
-    kept: bool
     max_new_tokens: int
     put: Sink
     until: float
     ticket: int | None = None
     cancelled: bool = False
+    kept: bool = False
 
 
 @dataclass(eq=False)
@@ -218,7 +218,7 @@ class Engine:
             put: called in the model's thread, so it must return at once: with each piece, and in the end with the
                 `Answer` or with an exception, after which nothing more comes.
         """
-        asked = Asked(memory, question, history, keep, kept, max_new_tokens, put, time.monotonic() + self.seconds)
+        asked = Asked(memory, question, history, keep, max_new_tokens, put, time.monotonic() + self.seconds, kept=kept)
         with self._changed:
             if self._closing and not self._taken:
                 raise Stopping("the server is about to end; try again later.")
