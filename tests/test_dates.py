@@ -92,6 +92,13 @@ def test_last_is_before_and_next_is_after(day: date, weekday: str) -> None:
         assert found == expected or (side == "next" and near[0].isocalendar()[1] == day.isocalendar()[1])
 
 
+def test_a_long_text_takes_no_longer_a_word() -> None:
+    """Whoever sends a megabyte of them does not stop a server."""
+    text = "in two weeks yesterday " * 20_000
+    found, put_in = resolved(text, WEDNESDAY)
+    assert len(put_in) == 40_000 and len(found) > len(text)
+
+
 def test_months_have_names() -> None:
     """Whole and short ones."""
     assert {MONTHS["september"], MONTHS["sep"], MONTHS["sept"]} == {9} and set(MONTHS.values()) == set(range(1, 13))
@@ -111,6 +118,7 @@ def test_what_is_said_is_remembered_with_its_date(tokenizer: Any) -> None:
     model.memorize(as_it_is, "We met yesterday.", time=noon)
     assert whole(model, told) == "We met on 9 May 2023 (yesterday)."
     assert whole(model, as_it_is) == "We met yesterday."
+    model.memorize(model.new_memory(), "We met yesterday.", time=1e30, dates=True)  # there is no such day
     session = Session(model, model.new_memory())
     list(session.say("We meet tomorrow."))
     tomorrow = written(date.today() + timedelta(1))

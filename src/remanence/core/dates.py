@@ -9,21 +9,20 @@ speaks of what will be.
 
 from __future__ import annotations
 
-import calendar
 import re
 from datetime import date, timedelta
 
+_NAMES = "January February March April May June July August September October November December".split()  # noqa: SIM905
 MONTHS = {
     name: number
-    for number, month in enumerate(calendar.month_name)
-    if month
+    for number, month in enumerate(_NAMES, 1)
     for name in (month.lower(), month[:3].lower(), *(["sept"] if number == 9 else []))
 }
 """The number of each month by its name and by its short form, in lower case."""
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 """In lower case; Monday is 0, as for `date.weekday`."""
 
-_FULL_MONTHS = [month.lower() for month in calendar.month_name if month]
+_FULL_MONTHS = [month.lower() for month in _NAMES]
 _DAYS = {
     "the day before yesterday": -2, "yesterday": -1, "last night": -1, "today": 0, "tonight": 0, "this morning": 0,
     "this afternoon": 0, "this evening": 0, "tomorrow": 1, "the day after tomorrow": 2,
@@ -48,6 +47,7 @@ _WORDS = re.compile(
 )
 _WILL_BE = re.compile(r"\b(?:will|going|am|is|are|I['’]m|\w+['’](?:ll|re))\b", re.IGNORECASE)
 _WAS = re.compile(r"\b(?:was|were|had|has|have|did|done|can|could|would|got|\w{2,}ed|not|\w+n['’]t)\b", re.IGNORECASE)
+_NEAR, _FAR = 60, 200  # letters that are looked at beside a word, and as its sentence
 _SAID_ALREADY = re.compile(r"\d \([^()]*\Z")
 _ENDS = re.compile(r"[.!?\n]")
 _BEGINS = re.compile(r"(?:\A|[.!?:\n])[\s\"'“‘(]*\Z")
@@ -58,7 +58,7 @@ _GOVERNED = re.compile(
 
 def written(day: date) -> str:
     """A date as it is shown: "8 May 2023"."""
-    return f"{day.day} {calendar.month_name[day.month]} {day.year}"
+    return f"{day.day} {_NAMES[day.month - 1]} {day.year}"
 
 
 def resolved(text: str, today: date) -> tuple[str, list[tuple[int, str]]]:
@@ -74,7 +74,8 @@ def resolved(text: str, today: date) -> tuple[str, list[tuple[int, str]]]:
     put_in = list[tuple[int, str]]()
     for match in _WORDS.finditer(text):
         start, end = match.span()
-        if _SAID_ALREADY.search(text[:start]) or (match["soon"] and not _speaks_of_future(text, start, end)):
+        ahead = text[max(0, start - _NEAR) : start]
+        if _SAID_ALREADY.search(ahead) or (match["soon"] and not _speaks_of_future(text, start, end)):
             continue
         try:
             meant = _meant(match, today)
@@ -83,7 +84,7 @@ def resolved(text: str, today: date) -> tuple[str, list[tuple[int, str]]]:
         if match[0].endswith(("'s", "’s")):  # "today's lunch"
             put_in.append((end, f" ({meant})"))
         else:
-            put_in += [(start, f"{_before(text[:start], meant)} ("), (end, ")")]
+            put_in += [(start, f"{_before(ahead, meant)} ("), (end, ")")]
     parts, at = list[str](), 0
     for place, meant in put_in:
         parts += [text[at:place], meant]
@@ -93,7 +94,7 @@ def resolved(text: str, today: date) -> tuple[str, list[tuple[int, str]]]:
 
 def _before(ahead: str, meant: str) -> str:
     """A date with the preposition that it takes behind a text."""
-    if not meant[0].isdigit() and meant.split()[0] not in calendar.month_name and not meant.startswith("the "):
+    if not meant[0].isdigit() and meant.split()[0] not in _NAMES and not meant.startswith("the "):
         return meant  # "a few days before 7 May 2023"
     takes = "on" if meant.startswith("the weekend") or (meant[0].isdigit() and " " in meant) else "in"
     if _GOVERNED.search(ahead):
@@ -103,8 +104,8 @@ def _before(ahead: str, meant: str) -> str:
 
 def _speaks_of_future(text: str, start: int, end: int) -> bool:
     """Whether the sentence around a place says what will be: "in two years" may also be how long something took."""
-    ahead = _ENDS.split(text[:start])[-1]
-    sentence = ahead + _ENDS.split(text[end:], maxsplit=1)[0]
+    ahead = _ENDS.split(text[max(0, start - _FAR) : start])[-1]
+    sentence = ahead + _ENDS.split(text[end : end + _FAR], maxsplit=1)[0]
     return bool(_WILL_BE.search(sentence)) and not _WAS.search(sentence)
 
 
@@ -135,7 +136,7 @@ def _beside(today: date, side: int, unit: str) -> str:
     if unit in _FULL_MONTHS:
         month = _FULL_MONTHS.index(unit) + 1
         year = today.year - (side < 0 and month >= today.month) + (side > 0 and month <= today.month)
-        return f"{calendar.month_name[month]} {year}"
+        return f"{_NAMES[month - 1]} {year}"
     if unit == "weekend":
         return f"the weekend of {written(_monday(today) + timedelta(5 + 7 * side))}"
     return _about(today, unit, side)
@@ -149,7 +150,7 @@ def _about(today: date, unit: str, number: int) -> str:
         return f"the week of {written(_monday(today) + timedelta(weeks=number))}"
     if unit == "month":
         months = today.year * 12 + today.month - 1 + number
-        return f"{calendar.month_name[months % 12 + 1]} {date(months // 12, 1, 1).year}"
+        return f"{_NAMES[months % 12]} {date(months // 12, 1, 1).year}"
     return str(date(today.year + number, 1, 1).year)
 
 

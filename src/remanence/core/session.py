@@ -40,7 +40,7 @@ class Session:
 
     A turn is first answered, from memory and from the text that waits in the window, and then remembered unless it
     ends with a question mark; so a turn never reads itself. Only the user's words are remembered, not the model's; and
-    behind words such as "yesterday" the date that they mean (`dates.py`).
+    before words such as "yesterday" the date that they mean (`dates.py`).
     What is remembered waits in the window word for word, and slides out of it into the memory as more is said.
     `say` does both; whoever saves in between, or locks, calls `reply` and `keep`. The turns of this session that the
     base answered by itself are also what it sees when it does so again (`MemoryConfig.base_answers`), so that a

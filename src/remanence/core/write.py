@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import date
 
@@ -94,7 +95,8 @@ class Writer(AttachedDecoder, Asked):
             self._check_forgets(memory)
         tags = Tags.of(metadata, None if keep_for is None else time + keep_for)
         if dates:
-            text, _ = resolved(text, date.fromtimestamp(time))
+            with suppress(OverflowError, OSError, ValueError):  # no calendar has that day
+                text, _ = resolved(text, date.fromtimestamp(time))
         quarantine = memory.quarantine
         if policy is not None:
             if last is not None:
