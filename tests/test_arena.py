@@ -900,6 +900,15 @@ def test_memory_inside_the_model_is_told_days(model: MemoryModel, tmp_path: Path
     assert forced.passages.told(0, 0, None) == f"[7 May 2023] {text}"
     [write] = forced._where(0, 4, 7)
     assert "cat" in forced.passages.text(write)
+    said = "It sat yesterday, the dog ran today."
+    forced.observe(said, "", day)
+    assert forced.passages.told(1, 0, None).endswith(
+        "It sat on 6 May 2023 (yesterday), the dog ran on 7 May 2023 (today)."
+    )
+    for word in ("sat", "dog", "ran"):
+        at = said.index(word)
+        whole = "".join(forced.passages.text(write) for write in forced._where(1, at, at + 3))
+        assert word in whole
 
 
 def test_a_pressed_prompt(model: MemoryModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ class Ours(System):
         self._dated = False
 
     def observe(self, text: str, label: str = "", time: float = 0.0) -> None:
-        """Memorize a text; if it has a day, that is before it, and dates are behind words such as "yesterday"."""
+        """Memorize a text; if it has a day, that is before it, and dates are before words such as "yesterday"."""
         day = words.day_told(label, time)
         said, put_in = resolved(text, date.fromisoformat(day)) if day else (text, [])
         told = words.dated(said, day)
