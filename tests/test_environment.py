@@ -20,7 +20,7 @@ def multiply(sizes):
     with open("/proc/self/statm") as state:
         return int(state.read().split()[1]) * 4096 // 1_000_000
 first = multiply(range(1, 20))
-print(multiply(range(20, 320)) - first)
+print(multiply(range(20, 620)) - first)
 """
 
 
@@ -44,7 +44,7 @@ def test_the_command_line_asks_for_it() -> None:
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="tells a process's memory on Linux only")
 def test_new_sizes_of_products_do_not_fill_the_memory() -> None:
-    """300 of them, in bfloat16: a part of what they take where oneDNN keeps code for all."""
+    """600 of them, in bfloat16: a part of what they take where oneDNN keeps code for all."""
     env = {name: value for name, value in os.environ.items() if name not in NAMES}
     grown = []
     for asked in ("", "from remanence.environment import keep_little; keep_little()\n"):
@@ -52,4 +52,4 @@ def test_new_sizes_of_products_do_not_fill_the_memory() -> None:
         grown.append(int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout))
     if grown[0] < 30:
         pytest.skip(f"this machine's products keep little: {grown[0]} MB")
-    assert grown[1] < grown[0] * 2 / 3  # 121 of 230 MB on an Intel CPU with AMX, less on others
+    assert grown[1] < grown[0] / 2

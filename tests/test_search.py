@@ -390,7 +390,7 @@ def _lost(dtype: str, vectors: Tensor, centre: Tensor | None) -> float:
     """The share of what differs between vectors that a memory's rows lose, by its square."""
     config = MemoryConfig(K=4, N=8, K0=4, chunk_tokens=4, tap="input", store_dtype=dtype)
     memory = Memory(config, layers=len(vectors), width=128, centre=None if centre is None else centre.expand(2, -1))
-    back = memory.of_rows(memory.rows_of(vectors), None if memory.centre_LD is None else memory.centre_LD[:, None])
+    back = memory.of_rows(memory.rows_of(vectors))
     return float((back - vectors).square().sum() / (vectors - vectors.mean(1, keepdim=True)).square().sum())
 
 

@@ -36,8 +36,8 @@ PUBLISHED = (
 )  # fmt: skip
 # Settings that came later. While they have their defaults, fingerprints do not depend on them either.
 LATER = ("kept", "search_layers", "search_hidden")
-# Formats that came later count as this one, so that a model reads and goes on with what it wrote in either.
-AS_BEFORE = {"q4": "int4", "q2": "int4"}
+# Formats that came later, and the one that they count as (`MemoryConfig.as_before`).
+_LATER_FORMATS = {"q4": "int4", "q2": "int4"}
 # Settings of reading alone. No fingerprint depends on them: whoever changes them keeps the memories.
 READING = (
     "score_layers",
@@ -261,7 +261,7 @@ class MemoryConfig:
             raise ConfigError(
                 'store_dtype = "tokens" needs score_layers = "one", kept = "keys_values", K = chunk_tokens.'
             )
-        if self.store_dtype in AS_BEFORE and self.tap != "input":
+        if self.store_dtype in _LATER_FORMATS and self.tap != "input":
             raise ConfigError(f'store_dtype = "{self.store_dtype}" needs tap = "input"; take "int4" or "int8".')
         if self.base_answers and not one:
             raise ConfigError('base_answers needs score_layers = "one"; use False.')
@@ -363,6 +363,10 @@ class MemoryConfig:
         """The fields as plain values, for JSON."""
         lists = {name: list(getattr(self, name)) for name in ("search_layers", "judge_layers")}
         return dataclasses.asdict(self) | lists
+
+    def as_before(self) -> dict[str, Any]:
+        """The settings by which memories are told apart: a model goes on with what it wrote in an older format."""
+        return self.to_dict() | {"store_dtype": _LATER_FORMATS.get(self.store_dtype, self.store_dtype)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MemoryConfig:

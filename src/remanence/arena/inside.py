@@ -196,7 +196,7 @@ class Forced(Ours):
         self.reset()
         values, _ = read_state(folder / "told")
         for told, put_in in zip(values["told"], values["put_in"], strict=True):
-            self._note(told, [(place, more) for place, more in put_in])
+            self._note(told, put_in)
         super().load(folder / "memory")
 
 

@@ -22,7 +22,6 @@ MONTHS = {
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 """In lower case; Monday is 0, as for `date.weekday`."""
 
-_FULL_MONTHS = [month.lower() for month in _NAMES]
 _DAYS = {
     "the day before yesterday": -2, "yesterday": -1, "last night": -1, "today": 0, "tonight": 0, "this morning": 0,
     "this afternoon": 0, "this evening": 0, "tomorrow": 1, "the day after tomorrow": 2,
@@ -38,7 +37,7 @@ _WORDS = re.compile(
     rf"(?P<day>{'|'.join(sorted(_DAYS, key=len, reverse=True))})(?: (?:morning|afternoon|evening|night)|['’]s)?"
     # "the last week" lasts, "the last week of May" is another, and "the next Monday" counts from something else.
     r"|(?:(?<!\bthe )(?<!\bmy )(?<!\bour )(?<!\bvery )(?P<side>last|this|next)"
-    rf" (?P<unit>week(?:end)?|month|year|{'|'.join([*WEEKDAYS, *_FULL_MONTHS])})"
+    rf" (?P<unit>week(?:end)?|month|year|{'|'.join([*WEEKDAYS, *_NAMES])})"
     r"|the (?P<far>week|month|year) (?P<which>before last|after next))(?:['’]s)?(?! of\b)"
     rf"|(?P<count>{_COUNT}) (?P<back>day|night|week|month|year)s? ago"
     rf"|(?P<soon>in )?(?P<coming>{_COUNT}) (?P<on>day|week|month|year)s?(?(soon)(?:['’]? time)?| from (?:now|today)))"
@@ -78,13 +77,13 @@ def resolved(text: str, today: date) -> tuple[str, list[tuple[int, str]]]:
         if _SAID_ALREADY.search(ahead) or (match["soon"] and not _speaks_of_future(text, start, end)):
             continue
         try:
-            meant = _meant(match, today)
+            takes, meant = _meant(match, today)
         except (OverflowError, ValueError):  # also before the year 1, and after 9999
             continue
         if match[0].endswith(("'s", "’s")):  # "today's lunch"
             put_in.append((end, f" ({meant})"))
         else:
-            put_in += [(start, f"{_before(ahead, meant)} ("), (end, ")")]
+            put_in += [(start, f"{_taken(takes, ahead)}{meant} ("), (end, ")")]
     parts, at = list[str](), 0
     for place, meant in put_in:
         parts += [text[at:place], meant]
@@ -92,14 +91,11 @@ def resolved(text: str, today: date) -> tuple[str, list[tuple[int, str]]]:
     return "".join([*parts, text[at:]]), put_in
 
 
-def _before(ahead: str, meant: str) -> str:
-    """A date with the preposition that it takes behind a text."""
-    if not meant[0].isdigit() and meant.split()[0] not in _NAMES and not meant.startswith("the "):
-        return meant  # "a few days before 7 May 2023"
-    takes = "on" if meant.startswith("the weekend") or (meant[0].isdigit() and " " in meant) else "in"
-    if _GOVERNED.search(ahead):
-        return meant
-    return f"{takes.capitalize() if _BEGINS.search(ahead) else takes} {meant}"
+def _taken(takes: str, ahead: str) -> str:
+    """The preposition that a date takes behind a text; none where there is one already."""
+    if not takes or _GOVERNED.search(ahead):
+        return ""
+    return f"{takes.capitalize() if _BEGINS.search(ahead) else takes} "
 
 
 def _speaks_of_future(text: str, start: int, end: int) -> bool:
@@ -109,10 +105,14 @@ def _speaks_of_future(text: str, start: int, end: int) -> bool:
     return bool(_WILL_BE.search(sentence)) and not _WAS.search(sentence)
 
 
-def _meant(match: re.Match[str], today: date) -> str:
-    """What a word for a day means on a day. Raises `OverflowError` or `ValueError` where that is not sure."""
+def _meant(match: re.Match[str], today: date) -> tuple[str, str]:
+    """What a word for a day means on a day, behind the preposition that it takes, or "".
+
+    Raises:
+        OverflowError, ValueError: that is not sure.
+    """
     if match["day"]:
-        return written(today + timedelta(_DAYS[match["day"].lower()]))
+        return _about(today, "day", _DAYS[match["day"].lower()])
     if match["far"]:
         return _about(today, match["far"].lower(), -2 if match["which"].lower() == "before last" else 2)
     if match["side"]:
@@ -121,37 +121,36 @@ def _meant(match: re.Match[str], today: date) -> str:
     unit, number = unit.lower().replace("night", "day"), number.lower()
     count = int(number) if number.isdigit() else _COUNTS.get(number)
     if count is None:
-        return f"{number} {unit}s {'before' if sign < 0 else 'after'} {written(today)}"
+        return "", f"{number} {unit}s {'before' if sign < 0 else 'after'} {written(today)}"
     return _about(today, unit, sign * count)
 
 
-def _beside(today: date, side: int, unit: str) -> str:
-    """What "last", "this" or "next" with a unit means."""
+def _beside(today: date, side: int, unit: str) -> tuple[str, str]:
+    """What "last", "this" or "next" with a unit means, as `_meant`."""
     if unit in WEEKDAYS:
         step = WEEKDAYS.index(unit) - today.weekday()
         # "next Friday", said on a Wednesday, is two days off for some and nine for others; so is "this Monday".
         if (side > 0 and step > 0) or (side == 0 and step < 0):
             raise ValueError("not sure")
-        return written(today + timedelta(step + 7 * side if side >= 0 or step >= 0 else step))
-    if unit in _FULL_MONTHS:
-        month = _FULL_MONTHS.index(unit) + 1
+        return _about(today, "day", step + 7 * side if side >= 0 or step >= 0 else step)
+    if month := MONTHS.get(unit):
         year = today.year - (side < 0 and month >= today.month) + (side > 0 and month <= today.month)
-        return f"{_NAMES[month - 1]} {year}"
+        return "in", f"{_NAMES[month - 1]} {year}"
     if unit == "weekend":
-        return f"the weekend of {written(_monday(today) + timedelta(5 + 7 * side))}"
+        return "on", f"the weekend of {written(_monday(today) + timedelta(5 + 7 * side))}"
     return _about(today, unit, side)
 
 
-def _about(today: date, unit: str, number: int) -> str:
-    """So many units from a day on, as exactly as the unit says."""
+def _about(today: date, unit: str, number: int) -> tuple[str, str]:
+    """So many units from a day on, as exactly as the unit says, as `_meant`."""
     if unit == "day":
-        return written(today + timedelta(number))
+        return "on", written(today + timedelta(number))
     if unit == "week":
-        return f"the week of {written(_monday(today) + timedelta(weeks=number))}"
+        return "in", f"the week of {written(_monday(today) + timedelta(weeks=number))}"
     if unit == "month":
         months = today.year * 12 + today.month - 1 + number
-        return f"{_NAMES[months % 12]} {date(months // 12, 1, 1).year}"
-    return str(date(today.year + number, 1, 1).year)
+        return "in", f"{_NAMES[months % 12]} {date(months // 12, 1, 1).year}"
+    return "in", str(date(today.year + number, 1, 1).year)
 
 
 def _monday(today: date) -> date:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config import AS_BEFORE, LATER, PUBLISHED, READING, MemoryConfig
+from ..config import LATER, PUBLISHED, READING, MemoryConfig
 from ..errors import ConfigError, IncompatibleMemory
 from .adapters import ROLES, Adapters
 from .attachment import Attachment
@@ -233,10 +233,9 @@ class AttachedDecoder(nn.Module):
         they are.
         """
         if not self._fingerprint:
-            settings, default = self.config.to_dict(), MemoryConfig().to_dict()
+            settings, default = self.config.as_before(), MemoryConfig().to_dict()
             apart = {*READING, *(k for k in (*PUBLISHED, *LATER) if settings[k] == default[k])}
             settings = {k: v for k, v in settings.items() if k not in apart}
-            settings["store_dtype"] = AS_BEFORE.get(self.config.store_dtype, self.config.store_dtype)
             digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
             for key, value in self.state_dict().items():
                 if key.startswith("judge.") or (self.adapters == ("read",) and "lora_" in key and ".read." in key):

@@ -79,9 +79,9 @@ class Memory:
         self.config, self.layers, self.width, self.model = config, layers, width, model
         self.pool_LnD = torch.zeros(layers, 0, width, dtype=dtype, device=device)
         self.pool_rows_Ln = torch.zeros(layers, 0, dtype=torch.long)
-        self.centre_LD = (
-            (torch.zeros(layers, width) if centre is None else centre) if centred(config.store_dtype) else None
-        )
+        self.centre_LD: Tensor | None = None
+        if centred(config.store_dtype):
+            self.centre_LD = torch.zeros(layers, width) if centre is None else centre
         self.writes = Writes()
         self.pending: list[Pending] = []
         self.first_write = 0  # older writes have left the long-term store
@@ -416,7 +416,7 @@ class Memory:
     def long_term(self, layer: int, rows: Tensor) -> Tensor:
         """Vectors of the store by row [len(rows), D]."""
         found = self.records["vectors"].vectors(layer, rows - self._base * self.config.K)
-        return self.of_rows(found, None if self.centre_LD is None else self.centre_LD[layer])
+        return self.of_rows(found, layer)
 
     def rows_of(self, vectors_LKD: Tensor) -> Tensor:
         """Vectors of all layers as the store has them [L, K, X]."""
@@ -425,16 +425,13 @@ class Memory:
             vectors_LKD = vectors_LKD.float() - self.centre_LD[:, None].to(vectors_LKD.device)
         return encode(vectors_LKD, dtype) if quantised(dtype) else vectors_LKD
 
-    def of_rows(self, rows: Tensor, centre: Tensor | None) -> Tensor:
-        """The vectors that the store has as these rows [..., D], but for rounding.
-
-        Args:
-            rows: [..., X].
-            centre: of their layers, if this memory has one.
-        """
+    def of_rows(self, rows: Tensor, layer: int | None = None) -> Tensor:
+        """The inverse of `rows_of`, but for rounding; of all layers [L, K, X], or of one [..., X]."""
         dtype = self.config.store_dtype
         vectors = decode(rows, self.width, dtype) if quantised(dtype) else rows
-        return vectors if centre is None else vectors + centre
+        if self.centre_LD is None:
+            return vectors
+        return vectors + (self.centre_LD[:, None] if layer is None else self.centre_LD[layer])
 
     @property
     def readable_count(self) -> int:

@@ -95,8 +95,7 @@ def _as_in(new: Memory, memory: Memory, name: str) -> Tensor:
     )
     if name != "vectors" or alike:
         return kept
-    centre = None if memory.centre_LD is None else memory.centre_LD[:, None]
-    made = [new.rows_of(memory.of_rows(rows, centre)) for rows in kept]
+    made = [new.rows_of(memory.of_rows(rows)) for rows in kept]
     return torch.stack(made) if made else new.records[name].span()
 
 

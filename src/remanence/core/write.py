@@ -75,7 +75,7 @@ class Writer(AttachedDecoder, Asked):
             metadata: kept with every piece of the text, for answers to name and to choose by (`Only`, `Wanted`).
             keep_for: seconds from `time` on after which it is not read any more; `sweep` then forgets it.
             dates: the text is what somebody said at `time`: words such as "yesterday" are remembered with the date that
-                they mean behind them, by the local calendar (`dates.py`).
+                they mean before them, by the local calendar (`dates.py`).
             between: called before each passage that a policy judges, which may take long; the model is free at this
                 moment. If it raises, nothing was written.
 

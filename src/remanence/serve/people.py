@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..config import AS_BEFORE, READING
+from ..config import READING
 from ..errors import IncompatibleMemory, InputError, MemoryBusy, RemanenceError
 from ..store import MemoryStore
 from ..store.portable import unpack
@@ -174,7 +174,7 @@ class People:
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the one used last at the end
         self._changed = threading.Condition()
         self._copying = threading.Lock()  # one memory at a time is copied, or in RAM to be exported or imported
-        model.new_memory()  # what all new ones share is computed once, before anybody else computes
+        model.new_memory(empty=True)  # what all new ones share is computed once, before anybody else computes
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
@@ -501,9 +501,7 @@ class People:
     def _check(self, memory: Memory) -> None:
         """Raise `IncompatibleMemory` unless this model wrote it, with these settings."""
         self.model.check(memory)
-        ours, its = self.model.config.to_dict(), memory.config.to_dict()
-        for settings in (ours, its):
-            settings["store_dtype"] = AS_BEFORE.get(settings["store_dtype"], settings["store_dtype"])
+        ours, its = self.model.config.as_before(), memory.config.as_before()
         if apart := [key for key in its if key not in READING and its[key] != ours[key]]:
             raise IncompatibleMemory(f"its settings {', '.join(apart)} are not those of this model.")
 
